@@ -1,0 +1,1 @@
+"""One click grammar for the terminal and the magics."""

@@ -1,0 +1,1 @@
+"""The Dockerfile language: text in, data out. Pure; touches no file system."""

@@ -1,0 +1,262 @@
+"""Every exception labkernel raises on purpose, drawn as one tree.
+
+    LabkernelError
+    ├── UsageError                  a command line or argument that cannot be meant
+    ├── NotFoundError               NoSuchContainer NoSuchImage NoSuchNetwork NoSuchVolume NoSuchVM
+    ├── ConflictError               a name in use, a container in the wrong state
+    ├── DriverError                 this machine does not allow what was asked for
+    ├── RuntimeFailure              the supervisor could not do it
+    │   ├── StartError              the command could not be started (125, 126 or 127)
+    │   └── TaskError               a file system task failed in the worker
+    ├── DockerfileError             carries the lines of the Dockerfile
+    │   └── BuildError              a step failed; carries the exit status of its RUN
+    ├── StoreError                  CorruptBlob DiskFull
+    ├── ImageError                  InvalidReference LayerError ManifestError
+    ├── RegistryError               a registry said no, or nothing
+    ├── VMError                     no kernel, no QEMU, no answer from the guest
+    └── ContainerExit               a command ended with a status other than 0 (only where asked to raise)
+
+Each error has four parts, after craft-cli: *brief* (one line), *details*, *resolution* (what to do) and *link*; and
+*exit_code*, which is what the terminal command ends with (Docker's: 125 the engine failed, 126 not executable, 127 not
+found). Errors cross process borders as plain dictionaries (`to_dict`, `from_dict`), so a failure in the supervisor
+reaches the notebook as the class it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any, ClassVar
+
+
+class LabkernelError(Exception):
+    """Base of all errors a user can meet. In a notebook it shows as brief and hint, without a traceback."""
+
+    exit_code: int = 1
+    resolution: str | None = None
+    link: str | None = None
+
+    _registry: ClassVar[dict[str, type[LabkernelError]]] = {}
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        details: str | None = None,
+        resolution: str | None = None,
+        link: str | None = None,
+        exit_code: int | None = None,
+    ) -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.details = details
+        if resolution is not None:
+            self.resolution = resolution
+        if link is not None:
+            self.link = link
+        if exit_code is not None:
+            self.exit_code = exit_code
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        LabkernelError._registry[cls.__name__] = cls
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; attributes a subclass added (line numbers, names) travel under `facts`."""
+        facts = {
+            name: value
+            for name, value in vars(self).items()
+            if name not in {"brief", "details", "resolution", "link", "exit_code"} and not name.startswith("_")
+        }
+        return {
+            "error": type(self).__name__,
+            "brief": self.brief,
+            "details": self.details,
+            "resolution": self.resolution,
+            "link": self.link,
+            "exit_code": self.exit_code,
+            "facts": facts,
+        }
+
+    @staticmethod
+    def from_dict(data: dict[str, Any]) -> LabkernelError:
+        """The error another process described with `to_dict`; an unknown class becomes the base class."""
+        cls = LabkernelError._registry.get(str(data.get("error")), LabkernelError)
+        err = cls.__new__(cls)
+        LabkernelError.__init__(
+            err,
+            str(data.get("brief", "")),
+            details=data.get("details"),
+            resolution=data.get("resolution"),
+            link=data.get("link"),
+            exit_code=data.get("exit_code"),
+        )
+        vars(err).update(data.get("facts") or {})
+        return err
+
+    def render(self) -> list[str]:
+        """The lines a person reads: brief, details, hint, link."""
+        lines = [self.brief]
+        if self.details:
+            lines += self.details.rstrip().splitlines()
+        if self.resolution:
+            lines.append(f"hint: {self.resolution}")
+        if self.link:
+            lines.append(f"see: {self.link}")
+        return lines
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks any exception for this before it formats a traceback (interactiveshell.showtraceback).
+        first, *rest = self.render()
+        return [f"\x1b[31m{type(self).__name__}\x1b[0m: {first}", *rest]
+
+
+class UsageError(LabkernelError):
+    """The words of a command or the arguments of a call do not fit."""
+
+    exit_code = 125
+
+
+class NotFoundError(LabkernelError):
+    """Something was named that is not there."""
+
+    kind: ClassVar[str] = "object"
+    listing: ClassVar[str] = ""
+
+    def __init__(self, name: str, *, resolution: str | None = None) -> None:
+        hint = resolution or (f"`{self.listing}` lists what there is" if self.listing else None)
+        super().__init__(f"No such {self.kind}: {name}", resolution=hint)
+        self.name = name
+
+
+class NoSuchContainer(NotFoundError):
+    kind = "container"
+    listing = "container ps -a"
+
+
+class NoSuchImage(NotFoundError):
+    kind = "image"
+    listing = "container images"
+    exit_code = 125
+
+
+class NoSuchNetwork(NotFoundError):
+    kind = "network"
+    listing = "network ls"
+
+
+class NoSuchVolume(NotFoundError):
+    kind = "volume"
+    listing = "volume ls"
+
+
+class NoSuchVM(NotFoundError):
+    kind = "VM"
+    listing = "vm ps -a"
+
+
+class ConflictError(LabkernelError):
+    """A name is taken, or an object is in a state that does not allow the verb."""
+
+
+class DriverError(LabkernelError):
+    """This machine does not allow what was asked for; the resolution says what would."""
+
+    exit_code = 125
+
+
+class RuntimeFailure(LabkernelError):
+    """Keeper, supervisor or worker could not do what was asked."""
+
+    exit_code = 125
+
+
+class StartError(RuntimeFailure):
+    """The container's command could not be started: exit_code 125 (set-up), 126 (not executable), 127 (not found)."""
+
+
+class TaskError(RuntimeFailure):
+    """A file system task failed in the worker."""
+
+    @classmethod
+    def from_oserror(cls, act: str, err: OSError) -> LabkernelError:
+        """`act` failed with `err`; a full disk becomes `DiskFull`."""
+        if err.errno in (errno.ENOSPC, errno.EDQUOT):
+            return DiskFull(f"{act}: no space left on device", resolution=DISK_FULL_HINT)
+        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        return cls(f"{act}{where}: {err.strerror or err}")
+
+
+class DockerfileError(LabkernelError):
+    """The Dockerfile is wrong; `line` and `end_line` are 1-based and inclusive."""
+
+    def __init__(self, brief: str, *, line: int | None = None, end_line: int | None = None, **parts: Any) -> None:
+        super().__init__(brief, **parts)
+        self.line = line
+        self.end_line = end_line or line
+
+
+class BuildError(DockerfileError):
+    """A build step failed. `status` is the exit status of its RUN command, where it has one."""
+
+    def __init__(self, brief: str, *, status: int | None = None, **parts: Any) -> None:
+        super().__init__(brief, **parts)
+        self.status = status
+
+
+DISK_FULL_HINT = (
+    "free some space (`labkernel system df`, `labkernel image prune`) or set LABKERNEL_ROOT to another disk"
+)
+
+
+class StoreError(LabkernelError):
+    """The store under LABKERNEL_ROOT is not usable or not as it should be."""
+
+    exit_code = 125
+
+
+class CorruptBlob(StoreError):
+    """A blob's bytes are not those of its digest."""
+
+
+class DiskFull(StoreError):
+    """The disk under the store is full (ENOSPC, EDQUOT)."""
+
+
+class ImageError(LabkernelError):
+    """An image is not what it claims to be."""
+
+    exit_code = 125
+
+
+class InvalidReference(ImageError):
+    """Not an image reference (distribution-spec, *name* and *reference*)."""
+
+
+class LayerError(ImageError):
+    """A layer holds what no layer may hold."""
+
+
+class ManifestError(ImageError):
+    """A manifest, index or config that cannot be used."""
+
+
+class RegistryError(LabkernelError):
+    """A registry refused, or did not answer."""
+
+    exit_code = 125
+
+
+class VMError(LabkernelError):
+    """The virtual machine could not do what was asked."""
+
+    exit_code = 125
+
+
+class ContainerExit(LabkernelError):
+    """A command ended with a status other than 0, and the caller asked for that to raise."""
+
+    def __init__(self, brief: str, *, status: int, **parts: Any) -> None:
+        super().__init__(brief, **parts)
+        self.status = status
+        self.exit_code = status

@@ -1,0 +1,1 @@
+"""Checks over the state of an engine, for graded cells."""

@@ -1,0 +1,1 @@
+"""OCI images: references, manifests, configs, layers and (later) registries. Knows nothing of containers."""

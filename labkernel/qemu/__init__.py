@@ -1,0 +1,1 @@
+"""The virtual machine baseline: argv, process, guest. Knows nothing of Docker's verbs."""

@@ -1,0 +1,1 @@
+"""Where things lie on disk: layout, content-addressed blobs, the metadata database, locks."""
