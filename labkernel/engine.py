@@ -1,0 +1,137 @@
+"""The engine: opens the store, picks the driver, hands the services what they need; nothing else.
+
+Services are made when they are first used, so that `labkernel ps` pays only for containers.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from .runtime.client import Runtime
+from .runtime.driver import Driver, choose_driver
+from .store.blobs import Blobs
+from .store.database import Database
+from .store.layout import Layout
+
+if TYPE_CHECKING:
+    from .builds import Builds
+    from .comparisons import Comparisons
+    from .containers import Containers
+    from .images import Images
+    from .metrics import Metrics
+    from .runtime.probe import Capability
+    from .vms import VMs
+    from .volumes import Volumes
+
+
+class Engine:
+    """One open store with its driver and services. Cheap to open; any number of processes may open the same store."""
+
+    def __init__(self, layout: Layout, driver: Driver) -> None:
+        self.layout = layout
+        self.driver = driver
+
+    @classmethod
+    def open(
+        cls,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        driver: str | None = None,
+        runtime_dir: str | os.PathLike[str] | None = None,
+    ) -> Engine:
+        """Open (and on first use create) the store at `root`.
+
+        `root` defaults to LABKERNEL_ROOT, then the user's data directory; `runtime_dir` to LABKERNEL_RUNTIME_DIR, then a
+        directory of this user that a reboot clears; `driver` to LABKERNEL_DRIVER, then the first this machine allows.
+        Raises DriverError when no driver works here, StoreError when the store cannot be used.
+        """
+        layout = Layout.find(root=root, runtime_dir=runtime_dir)
+        return cls(layout, choose_driver(layout, driver))
+
+    @cached_property
+    def db(self) -> Database:
+        return Database(self.layout.database)
+
+    @cached_property
+    def blobs(self) -> Blobs:
+        return Blobs(self.layout)
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        return Runtime(
+            socket=self.layout.socket,
+            root=self.layout.root,
+            runtime_dir=self.layout.runtime_dir,
+            driver=self.driver.name,
+        )
+
+    @cached_property
+    def images(self) -> Images:
+        from .images import Images
+
+        return Images(self.layout, self.blobs, self.db, self.runtime, self.driver)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        from .volumes import Volumes
+
+        return Volumes(self.layout, self.db, self.runtime)
+
+    @cached_property
+    def containers(self) -> Containers:
+        from .containers import Containers
+
+        return Containers(self.layout, self.db, self.runtime, self.driver, self.images, self.volumes)
+
+    @cached_property
+    def builds(self) -> Builds:
+        from .builds import Builds
+
+        return Builds(self.layout, self.blobs, self.db, self.runtime, self.driver, self.images, self.containers)
+
+    @cached_property
+    def vms(self) -> VMs:
+        from .vms import VMs
+
+        return VMs(self.layout, self.runtime, self.images)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        from .metrics import Metrics
+
+        return Metrics()
+
+    @cached_property
+    def comparisons(self) -> Comparisons:
+        from .comparisons import Comparisons
+
+        return Comparisons(self.containers, self.vms, self.images)
+
+    def doctor(self, *, fresh: bool = False) -> list[Capability]:
+        """Every capability tried, with cause and remedy: the sandbox's and the virtual machine's."""
+        from .runtime.probe import probe
+
+        return [*probe(self.layout, fresh=fresh), *self.vms.probe(fresh=fresh)]
+
+    def monitor(self, *things: Any, **options: Any) -> Any:
+        """A live widget of the CPU, memory, throttling and pids of containers and VMs. Needs a notebook."""
+        # The one place where the engine knows a face: `lab.monitor(c)` is how a notebook asks for it.
+        import importlib
+
+        return importlib.import_module("labkernel.widgets.monitor").monitor(*things, **options)
+
+    def close(self) -> None:
+        """Close the database. Containers go on: they belong to the supervisor."""
+        if "db" in vars(self):
+            self.db.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<labkernel Engine: driver {self.driver.name}, store {self.layout.root}>"

@@ -1,0 +1,162 @@
+"""Shared fixtures: engines on throw-away stores, plain system users, and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labkernel.engine import Engine
+
+REPO = Path(__file__).resolve().parent.parent
+PLAIN_UID = 23456
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    return REPO / "tests" / "data"
+
+
+def _short_dir(prefix: str) -> Path:
+    # Unix socket paths end at about 107 bytes, so stores of tests lie in a short place instead of tmp_path.
+    return Path(tempfile.mkdtemp(prefix=prefix, dir="/tmp"))
+
+
+def _remove(engine: Engine, base: Path) -> None:
+    engine.runtime.shutdown(force=True)
+    engine.close()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared_engine() -> Iterator[Engine]:
+    """One engine for tests that only read or that clean up after themselves; its base image is there."""
+    base = _short_dir("lk-s-")
+    engine = Engine.open(base / "root", runtime_dir=base / "run")
+    yield engine
+    _remove(engine, base)
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Iterator[Engine]:
+    """The shared engine; containers a test leaves are removed after it."""
+    yield shared_engine
+    for container in shared_engine.containers.list(all=True):
+        container.remove(force=True)
+
+
+@pytest.fixture
+def fresh_engine() -> Iterator[Engine]:
+    """An engine of its own, for tests that break things."""
+    base = _short_dir("lk-f-")
+    fresh = Engine.open(base / "root", runtime_dir=base / "run")
+    yield fresh
+    _remove(fresh, base)
+
+
+@pytest.fixture
+def needs(shared_engine: Engine) -> Callable[..., None]:
+    """`needs("overlay", "cgroup memory")` skips the test with the probe's own reason."""
+
+    def check(*names: str) -> None:
+        found = {capability.name: capability for capability in shared_engine.doctor()}
+        for name in names:
+            capability = found.get(name)
+            assert capability is not None, f"no such capability: {name}; the probe knows {sorted(found)}"
+            if not capability.ok:
+                pytest.skip(f"{name}: {capability.cause}")
+
+    return check
+
+
+class PlainUser:
+    """Runs commands as a system user without root, with a home and a store of its own."""
+
+    def __init__(self, home: Path, repo: Path) -> None:
+        self.home = home
+        self.repo = repo
+        self.env = {
+            "HOME": str(home),
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(repo),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LABKERNEL_ROOT": str(home / "root"),
+            "LABKERNEL_RUNTIME_DIR": str(home / "run"),
+        }
+
+    def argv(self, *command: str) -> list[str]:
+        if os.geteuid() != 0:
+            return list(command)
+        return ["setpriv", f"--reuid={PLAIN_UID}", f"--regid={PLAIN_UID}", "--clear-groups", "--", *command]
+
+    def run(self, *command: str, timeout_s: float = 120, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+            self.argv(*command),
+            env=self.env,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            **kwargs,
+        )
+
+    def labkernel(self, *words: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return self.python("-m", "labkernel.cli", *words, **kwargs)
+
+    def python(self, *words: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, *words, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def plain_user() -> Iterator[PlainUser]:
+    """A user without root: as root another uid, otherwise the one the tests run as. Skips where it cannot read the code."""
+    home = _short_dir("lk-u-")
+    if os.geteuid() == 0:
+        os.chown(home, PLAIN_UID, PLAIN_UID)
+    user = PlainUser(home, REPO)
+    seen = user.python("-c", "import labkernel")
+    if seen.returncode != 0:
+        shutil.rmtree(home)
+        pytest.skip(f"a plain user cannot read this checkout or its interpreter: {seen.stderr.strip()[-200:]}")
+    yield user
+    user.python("-c", "import labkernel; labkernel.connect().runtime.shutdown(force=True)")
+    # Files of subordinate ids are removed by the engine; what is left belongs to the user.
+    shutil.rmtree(home, ignore_errors=True)
+
+
+# -- nothing is left behind ------------------------------------------------------------------------------------------
+
+
+def _traces() -> set[str]:
+    """What the engine could leave on a machine: mounts, cgroups, and processes of its own."""
+    found = {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    for path in Path("/sys/fs/cgroup").glob("**/labkernel/**/"):
+        found.add(f"cgroup {path}")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z" and any(b"labkernel.runtime" in word or b"qemu-system" in word for word in words):
+            found.add(f"process {process.name} {b' '.join(words)[:120].decode(errors='replace')}")
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left() -> Iterator[None]:
+    before = _traces()
+    yield
+    deadline = time.monotonic() + 15
+    # Teardown after the answer is the engine's design, so it is waited for, with an end.
+    while (left := _traces() - before) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left, f"the tests left behind: {sorted(left)}"

@@ -1,0 +1,106 @@
+"""Who may import whom, as data (docs/architecture.md draws the same), read from the code with `ast`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "labkernel"
+
+LEAVES = {"errors", "display"}
+MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
+SERVICES = {
+    *("images", "bases", "builds", "containers", "networks", "volumes", "registries"),
+    *("vms", "metrics", "comparisons", "buildsteps"),
+}
+FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
+
+# Forked for every container or kept for every store: only the standard library, `linux` and `errors`.
+LIGHT = ("linux/", "runtime/keeper", "runtime/supervisor", "runtime/init", "runtime/pool", "runtime/protocol")
+# Compiling a seccomp filter is a service's work; only the bytes reach the supervisor.
+LIGHT_EXCEPTIONS = {"linux/seccomp.py": {"pyseccomp"}}
+
+
+def rooms_allowed(room: str) -> set[str]:
+    if room in LEAVES:
+        return {"errors"}
+    if room == "linux":
+        return {"linux", *LEAVES}
+    if room in MECHANISMS:
+        return {room, "linux", *LEAVES}
+    if room in SERVICES:
+        return {*SERVICES, *MECHANISMS, "linux", *LEAVES}
+    if room == "engine":
+        return {*SERVICES, *MECHANISMS, "linux", *LEAVES}
+    assert room in FACES, (
+        f"labkernel/{room} has no place in the house yet: give it one here and in the architecture page"
+    )
+    faces = {"engine", "metrics", "comparisons", *LEAVES, room, *SERVICES}
+    return faces | {"magics": {"commands", "widgets"}, "cli": {"commands"}, "kernel": {"magics"}}.get(
+        room,
+        {"widgets", "dockerfile", "linux"} if room == "commands" else {"dockerfile"} if room == "magics" else set(),
+    )
+
+
+def imports_of(path: Path) -> set[str]:
+    """Absolute names of the modules a file imports, wherever in the file, except for type checking."""
+    package = ["labkernel", *path.relative_to(PACKAGE).parent.parts]
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(child for statement in node.body for child in ast.walk(statement))
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            found.update({f"{name}.{alias.name}" for alias in node.names} if name == "labkernel" else {name})
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_what_its_room_may(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    room = relative.parts[0].removesuffix(".py")
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("labkernel.")} - {"__version__", "linux"}
+    assert ours <= rooms_allowed(room) | {"linux"} or not (ours - rooms_allowed(room)), (
+        f"{relative} imports {sorted(ours - rooms_allowed(room))}"
+    )
+    if "linux" in {name.split(".")[1] for name in imports_of(path) if name.startswith("labkernel.")}:
+        assert "linux" in rooms_allowed(room), f"{relative} imports linux"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if str(p.relative_to(PACKAGE)).startswith(LIGHT)], ids=str)
+def test_light_modules_need_only_the_standard_library(path: Path) -> None:
+    relative = str(path.relative_to(PACKAGE))
+    foreign = {
+        name.split(".")[0]
+        for name in imports_of(path)
+        if not name.startswith("labkernel") and name.split(".")[0] not in sys.stdlib_module_names
+    }
+    assert foreign <= LIGHT_EXCEPTIONS.get(relative, set()), f"{relative} imports {sorted(foreign)}"
+    ours = {name for name in imports_of(path) if name.startswith("labkernel.")}
+    assert all(name.split(".")[1] in {"linux", "errors", "runtime"} for name in ours), (
+        f"{relative} imports {sorted(ours)}"
+    )
+
+
+HEAVY = ("matplotlib", "pandas", "numpy", "httpx2", "tornado", "ipywidgets", "anywidget", "IPython", "jupyter_client")
+
+
+def test_import_labkernel_loads_nothing_heavy() -> None:
+    code = "import sys, labkernel, labkernel.engine; print(*[m for m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in loaded if name in HEAVY]
