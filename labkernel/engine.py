@@ -43,8 +43,8 @@ class Engine:
     ) -> Engine:
         """Open (and on first use create) the store at `root`.
 
-        `root` defaults to LABKERNEL_ROOT, then the user's data directory; `runtime_dir` to LABKERNEL_RUNTIME_DIR, then a
-        directory of this user that a reboot clears; `driver` to LABKERNEL_DRIVER, then the first this machine allows.
+        `root` defaults to LABKERNEL_ROOT, then the user's data directory; `runtime_dir` to LABKERNEL_RUNTIME_DIR, then
+        a directory of this user that a reboot clears; `driver` to LABKERNEL_DRIVER, then the first this machine allows.
         Raises DriverError when no driver works here, StoreError when the store cannot be used.
         """
         layout = Layout.find(root=root, runtime_dir=runtime_dir)
@@ -118,9 +118,9 @@ class Engine:
     def monitor(self, *things: Any, **options: Any) -> Any:
         """A live widget of the CPU, memory, throttling and pids of containers and VMs. Needs a notebook."""
         # The one place where the engine knows a face: `lab.monitor(c)` is how a notebook asks for it.
-        import importlib
+        from .widgets.monitor import monitor
 
-        return importlib.import_module("labkernel.widgets.monitor").monitor(*things, **options)
+        return monitor(*things, **options)
 
     def close(self) -> None:
         """Close the database. Containers go on: they belong to the supervisor."""

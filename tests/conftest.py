@@ -117,7 +117,7 @@ class PlainUser:
 
 @pytest.fixture
 def plain_user() -> Iterator[PlainUser]:
-    """A user without root: as root another uid, otherwise the one the tests run as. Skips where it cannot read the code."""
+    """A user without root: as root another uid, otherwise the tests' own. Skips where it cannot read the code."""
     home = _short_dir("lk-u-")
     if os.geteuid() == 0:
         os.chown(home, PLAIN_UID, PLAIN_UID)
