@@ -1,0 +1,475 @@
+"""One record, `Sample`, for what a container or a virtual machine uses, and the readers that fill it.
+
+A *reader* opens the kernel's files of one target once and reads them with `pread`: cgroup v1 or v2 for a container, its
+process tree where there is no cgroup, the process of QEMU for a virtual machine. Reading a target that is gone gives
+None, never an error: a gap in the curve.
+
+Following targets over time is in `metrics.py`. Sources: cgroups(7), proc(5), the kernel's documents cgroup-v2 and
+cgroup-v1/{memory,cpuacct,blkio-controller}.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+_TICK_USEC = 1_000_000 // os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_UNLIMITED = 1 << 60  # cgroup v1 has no word for "none": it shows the largest page-aligned number
+
+
+class Sample(NamedTuple):
+    """One reading. Counters grow from the target's start; None means that this machine does not tell."""
+
+    time_s: float
+    """Seconds of CLOCK_MONOTONIC, so that a clock that jumps bends no curve."""
+    cpu_usec: int
+    memory_bytes: int
+    """The working set as docker counts it: usage less the page cache that could go at once (`inactive_file`)."""
+    io_bytes: int | None = None
+    net_bytes: int | None = None
+    pids: int | None = None
+    throttled_usec: int | None = None
+    io_read_bytes: int | None = None
+    net_rx_bytes: int | None = None
+    memory_usage_bytes: int | None = None
+    memory_peak_bytes: int | None = None
+    """The kernel's own high-water mark, page cache included; it sees what falls between two samples."""
+    oom_kills: int | None = None
+
+
+class Limits(NamedTuple):
+    """What a target may use; None where nothing limits it. `cpus` is in whole cores (0.5 is half of one)."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+
+
+class Reader(Protocol):
+    """What reads one target. `source` says how: `cgroup v1`, `cgroup v2`, `process tree` or `process`."""
+
+    source: str
+
+    def read(self) -> Sample | None: ...
+
+    def limits(self) -> Limits: ...
+
+    def close(self) -> None: ...
+
+
+# -- small parsers: bytes in, numbers out; no regular expressions, this runs 20 times a second for each target
+
+
+def field(text: bytes, name: bytes) -> int | None:
+    """The number after `name` in a file of `name number` lines (memory.stat, cpu.stat), or None."""
+    at = 0 if text.startswith(name + b" ") else text.find(b"\n" + name + b" ") + 1
+    if at == 0 and not text.startswith(name + b" "):
+        return None
+    start = at + len(name) + 1
+    end = text.find(b"\n", start)
+    try:
+        return int(text[start : end if end >= 0 else None])
+    except ValueError:
+        return None
+
+
+def number(text: bytes) -> int | None:
+    """A file that holds one number; `max` and v1's largest number are None."""
+    try:
+        value = int(text)
+    except ValueError:
+        return None
+    return value if value < _UNLIMITED else None
+
+
+def _sum_words(text: bytes, key: bytes) -> int:
+    # io.stat: "8:0 rbytes=1 wbytes=2 …"; blkio: "8:0 Read 1". `key` ends with the character before the number.
+    total, at = 0, text.find(key)
+    while at >= 0:
+        start = end = at + len(key)
+        while end < len(text) and 48 <= text[end] <= 57:
+            end += 1
+        total += int(text[start:end] or 0)
+        at = text.find(key, end)
+    return total
+
+
+class _Files:
+    """Descriptors kept open by name. A missing file reads as b"", a vanished cgroup or process raises OSError."""
+
+    def __init__(self) -> None:
+        self.fds: dict[str, int] = {}
+
+    def open(self, name: str, path: str, *, dir_fd: int | None = None) -> None:
+        try:
+            self.fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+        except OSError:
+            pass
+
+    def read(self, name: str, size: int = 4096) -> bytes:
+        fd = self.fds.get(name)
+        return b"" if fd is None else os.pread(fd, size, 0)
+
+    def close(self) -> None:
+        fds, self.fds = self.fds, {}
+        for fd in fds.values():
+            os.close(fd)
+
+
+class _NetCounters:
+    """Bytes received and sent in the network namespace of a process, loopback left out (/proc/PID/net/dev)."""
+
+    def __init__(self, pid: int) -> None:
+        self._files = _Files()
+        self._files.open("dev", f"/proc/{pid}/net/dev")
+
+    def read(self) -> tuple[int, int] | None:
+        text = self._files.read("dev", 65536)
+        if not text:
+            return None
+        received = sent = 0
+        for line in text.splitlines()[2:]:
+            name, _, rest = line.partition(b":")
+            if name.strip() != b"lo":
+                words = rest.split()
+                received, sent = received + int(words[0]), sent + int(words[8])
+        return received, sent
+
+    def close(self) -> None:
+        self._files.close()
+
+
+# -- readers
+
+
+class CgroupReader:
+    """Figures of one cgroup.
+
+    `version` is 1 or 2; `paths` maps controller names to directories (v2: any key, one directory). The directories are
+    an argument, so a test gives it a folder of plain files. With `net_pid`, bytes of that process's network namespace
+    are read as well, which keeps the namespace alive until `close()`. No privileges needed.
+    """
+
+    def __init__(self, version: int, paths: Mapping[str, str], *, net_pid: int | None = None) -> None:
+        self.source = f"cgroup v{version}"
+        self._v1 = version == 1
+        self._directories = list(dict.fromkeys(paths.values()))
+        self._files = _Files()
+        for name in _V1_FILES if self._v1 else _V2_FILES:
+            self._open(name)
+        self._net = _NetCounters(net_pid) if net_pid else None
+
+    def _open(self, name: str) -> None:
+        # One directory per hierarchy and no guess about co-mounted ones ("cpu,cpuacct"): the file name decides.
+        for directory in self._directories:
+            self._files.open(name, f"{directory}/{name}")
+            if name in self._files.fds:
+                return
+
+    def read(self) -> Sample | None:
+        try:
+            sample = self._read_v1() if self._v1 else self._read_v2()
+            if sample is None or self._net is None or (net := self._net.read()) is None:
+                return sample
+            return sample._replace(net_bytes=net[0] + net[1], net_rx_bytes=net[0])
+        except (OSError, ValueError):
+            return None
+
+    def _read_v1(self) -> Sample | None:
+        read = self._files.read
+        cpu = read("cpuacct.usage", 32)
+        if not cpu:
+            return None
+        usage = int(read("memory.usage_in_bytes", 32) or 0)
+        inactive = field(read("memory.stat"), b"total_inactive_file") or 0
+        io = read("blkio.throttle.io_service_bytes_recursive") or read("blkio.throttle.io_service_bytes")
+        throttled = field(read("cpu.stat", 512), b"throttled_time")
+        return Sample(
+            time.monotonic(),
+            int(cpu) // 1000,
+            usage - inactive if inactive < usage else usage,
+            _sum_words(io, b" Read ") + _sum_words(io, b" Write ") if io else None,
+            None,
+            number(read("pids.current", 32)),
+            None if throttled is None else throttled // 1000,
+            _sum_words(io, b" Read ") if io else None,
+            None,
+            usage,
+            number(read("memory.max_usage_in_bytes", 32)),
+            field(read("memory.oom_control", 128), b"oom_kill"),
+        )
+
+    def _read_v2(self) -> Sample | None:
+        read = self._files.read
+        cpu = read("cpu.stat", 1024)
+        used = field(cpu, b"usage_usec")
+        if used is None:
+            return None
+        usage = int(read("memory.current", 32) or 0)
+        inactive = field(read("memory.stat"), b"inactive_file") or 0
+        # io.stat is there and empty until the first byte: that is zero, not "unknown".
+        io = read("io.stat") if "io.stat" in self._files.fds else None
+        written, fetched = (None, None) if io is None else (_sum_words(io, b"wbytes="), _sum_words(io, b"rbytes="))
+        return Sample(
+            time.monotonic(),
+            used,
+            usage - inactive if inactive < usage else usage,
+            None if written is None or fetched is None else written + fetched,
+            None,
+            number(read("pids.current", 32)),
+            field(cpu, b"throttled_usec"),
+            fetched,
+            None,
+            usage,
+            number(read("memory.peak", 32)),
+            field(read("memory.events", 512), b"oom_kill"),
+        )
+
+    def limits(self) -> Limits:
+        """The limits as the kernel has them now (v1: memory.limit_in_bytes, cpu.cfs_*; v2: memory.max, cpu.max)."""
+        if self._v1:
+            quota, period = number(self.raw("cpu.cfs_quota_us")), number(self.raw("cpu.cfs_period_us"))
+            memory = number(self.raw("memory.limit_in_bytes"))
+        else:
+            words = [number(word) for word in self.raw("cpu.max").split()]
+            quota, period = words if len(words) == 2 else (None, None)
+            memory = number(self.raw("memory.max"))
+        cpus = quota / period if quota and period and quota > 0 else None
+        return Limits(memory, cpus, number(self.raw("pids.max")))
+
+    def raw(self, name: str) -> bytes:
+        """Any other file of the cgroup, b"" when there is none."""
+        for directory in self._directories:
+            try:
+                with open(f"{directory}/{name}", "rb") as stream:
+                    return stream.read()
+            except OSError:
+                continue
+        return b""
+
+    def close(self) -> None:
+        self._files.close()
+        if self._net:
+            self._net.close()
+
+
+_V1_FILES = (
+    "cpuacct.usage",
+    "cpu.stat",
+    "memory.usage_in_bytes",
+    "memory.max_usage_in_bytes",
+    "memory.stat",
+    "memory.oom_control",
+    "blkio.throttle.io_service_bytes_recursive",
+    "blkio.throttle.io_service_bytes",
+    "pids.current",
+)
+_V2_FILES = (
+    "cpu.stat",
+    "memory.current",
+    "memory.peak",
+    "memory.stat",
+    "memory.events",
+    "io.stat",
+    "pids.current",
+)
+
+
+def _stat_numbers(text: bytes) -> list[int]:
+    # The command's name stands in parentheses and may hold anything: count from the last one (proc(5), field 3 is [0]).
+    return [int(word) for word in text[text.rindex(b")") + 4 :].split()]
+
+
+class ProcessReader:
+    """Figures of one process, all its threads: what a virtual machine costs outside (the pid of QEMU).
+
+    The descriptors name the process and not its number, so a pid that is used again is never mistaken for it.
+    CPU time has the grain of the clock tick (10 ms). Memory is the resident set.
+    """
+
+    source = "process"
+
+    def __init__(self, pid: int) -> None:
+        self._files = _Files()
+        for name in ("stat", "statm", "io", "status"):
+            self._files.open(name, f"/proc/{pid}/{name}")
+
+    def read(self) -> Sample | None:
+        try:
+            stat = self._files.read("stat")
+            if not stat or stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] in b"ZX":
+                return None
+            numbers = _stat_numbers(stat)
+            resident = int(self._files.read("statm", 128).split()[1]) * _PAGE
+            read = written = None
+            try:
+                io = self._files.read("io", 512)
+                read, written = field(io, b"read_bytes:"), field(io, b"write_bytes:")
+            except OSError:
+                pass  # another user's process tells no figures of input and output
+            peak = field(self._files.read("status").replace(b"\t", b"").replace(b"kB", b""), b"VmHWM:")
+        except (OSError, ValueError, IndexError):
+            return None
+        return Sample(
+            time.monotonic(),
+            (numbers[10] + numbers[11]) * _TICK_USEC,
+            resident,
+            None if read is None or written is None else read + written,
+            None,
+            numbers[16],
+            None,
+            read,
+            None,
+            resident,
+            None if peak is None else peak * 1024,
+        )
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def close(self) -> None:
+        self._files.close()
+
+
+class ProcessTreeReader:
+    """Figures of a container without a cgroup, summed over its processes.
+
+    Holds a descriptor on the container's own /proc, which lists exactly its processes (0.1 ms for ten of them); where
+    that can't be had (another pid namespace's /proc needs ptrace access, `PTRACE_MODE_READ`), psutil walks the children
+    of `pid`. CPU time counts ended children that were waited for; memory is what is private plus the largest shared
+    part, since adding up shared pages would count a library once per process.
+    """
+
+    source = "process tree"
+
+    def __init__(self, pid: int, *, net: bool = False) -> None:
+        self._pid = pid
+        self._self = _Files()
+        self._self.open("stat", f"/proc/{pid}/stat")
+        self._net = _NetCounters(pid) if net else None
+        self._proc: int | None = None
+        if _namespace(pid) != _namespace(os.getpid()):
+            try:
+                self._proc = os.open(f"/proc/{pid}/root/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                os.stat("1/stat", dir_fd=self._proc)
+            except OSError:
+                self._drop_proc()
+
+    def _drop_proc(self) -> None:
+        if self._proc is not None:
+            os.close(self._proc)
+        self._proc = None
+
+    def read(self) -> Sample | None:
+        try:
+            if not self._self.read("stat"):
+                return None
+            net = self._net.read() if self._net else None
+            if self._proc is None:
+                return _sum_processes(self._walk(), "/proc", None, net)
+            pids = [int(name) for name in os.listdir(self._proc) if name.isdigit()]
+            return _sum_processes(pids, "", self._proc, net)
+        except (OSError, ValueError):
+            return None
+
+    def _walk(self) -> list[int]:
+        import psutil
+
+        try:
+            return [self._pid, *(child.pid for child in psutil.Process(self._pid).children(recursive=True))]
+        except psutil.Error:
+            return []
+
+    def limits(self) -> Limits:
+        return Limits()
+
+    def close(self) -> None:
+        self._self.close()
+        self._drop_proc()
+        if self._net:
+            self._net.close()
+
+
+def _namespace(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
+
+
+def _slurp(path: str, dir_fd: int | None) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)
+
+
+def _sum_processes(pids: list[int], where: str, dir_fd: int | None, net: tuple[int, int] | None) -> Sample | None:
+    ticks = private = shared = threads = read = written = seen = 0
+    prefix = f"{where}/" if where else ""
+    for pid in pids:
+        try:
+            stat = _stat_numbers(_slurp(f"{prefix}{pid}/stat", dir_fd))
+            pages = _slurp(f"{prefix}{pid}/statm", dir_fd).split()
+        except (OSError, ValueError):
+            continue  # ended between the listing and the look
+        seen += 1
+        # utime, stime and those of children that were waited for: each ended process is counted in exactly one parent.
+        ticks += sum(stat[10:14])
+        threads += stat[16]
+        private += (int(pages[1]) - int(pages[2])) * _PAGE
+        shared = max(shared, int(pages[2]) * _PAGE)
+        try:
+            io = _slurp(f"{prefix}{pid}/io", dir_fd)
+            read, written = read + (field(io, b"read_bytes:") or 0), written + (field(io, b"write_bytes:") or 0)
+        except OSError:
+            pass
+    if not seen:
+        return None
+    used = private + shared
+    received, all_bytes = (None, None) if net is None else (net[0], net[0] + net[1])
+    return Sample(
+        time.monotonic(),
+        ticks * _TICK_USEC,
+        used,
+        read + written,
+        all_bytes,
+        threads,
+        None,
+        read,
+        received,
+        used,
+    )
+
+
+def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
+    """The reader of a container, a virtual machine, a state (the contents of state.json) or a pid.
+
+    None when it does not run. A container's state is asked from `runtime_state()`; a VM is what has a `pid` only.
+    """
+    if isinstance(thing, int):
+        return ProcessReader(thing) if os.path.exists(f"/proc/{thing}/stat") else None
+    state = state_of(thing)
+    if state is None:
+        pid = getattr(thing, "pid", None)
+        return reader_for(pid) if pid else None
+    if state.get("status") not in ("running", "paused") or not state.get("pid"):
+        return None
+    pid, cgroup = int(state["pid"]), state.get("cgroup") or {}
+    if cgroup.get("version") and cgroup.get("paths"):
+        return CgroupReader(int(cgroup["version"]), cgroup["paths"], net_pid=pid if net else None)
+    return ProcessTreeReader(pid, net=net)
+
+
+def state_of(thing: Any) -> Mapping[str, Any] | None:
+    """The runtime state (contract: containers/ID/state.json) of a container or a mapping, None for anything else."""
+    if isinstance(thing, Mapping):
+        return thing
+    ask = getattr(thing, "runtime_state", None)
+    if not callable(ask):
+        return None
+    return dict(ask() or {"status": "created"})
