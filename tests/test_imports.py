@@ -15,7 +15,7 @@ LEAVES = {"errors", "display"}
 MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     *("images", "bases", "builds", "containers", "networks", "volumes", "registries"),
-    *("vms", "metrics", "comparisons", "buildsteps"),
+    *("vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 
