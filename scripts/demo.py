@@ -25,7 +25,9 @@ def execute(name: str, out: Path, *, timeout_s: float) -> nbformat.NotebookNode:
     """Run one notebook from top to bottom in `notebooks/`; the executed copy goes to `out` even when a cell fails."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     started = time.monotonic()
-    client = NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(out)}})
+    # A folder of its own: the notebook writes files, and its folder is the context of its builds.
+    (work := out / "work").mkdir(exist_ok=True)
+    client = NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(work)}})
     try:
         client.execute()
     finally:
