@@ -1,0 +1,139 @@
+"""Real peers for the benchmarks: crun, runc and dockerd from Debian, each as it runs on this machine.
+
+crun and runc start in a private mount namespace that hides what they cannot use on a hybrid cgroup machine (both expect
+v1 or v2, not v1 plus an empty v2); dockerd runs with its own data root and socket and is ended by its process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from labkernel.engine import Engine
+
+HIDE_EMPTY_V2 = (
+    "if [ -d /sys/fs/cgroup/unified ]; then"
+    "  mkdir -p /sys/fs/cgroup/hugetlb 2>/dev/null && mount -t cgroup -o hugetlb h /sys/fs/cgroup/hugetlb 2>/dev/null;"
+    "  umount /sys/fs/cgroup/unified; fi; "
+)
+TIMER = """
+import json, subprocess, sys, time
+for line in sys.stdin:
+    argv = json.loads(line)
+    started = time.perf_counter()
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    took = time.perf_counter() - started
+    print(json.dumps([took, done.returncode, done.stderr.decode()[-400:]]), flush=True)
+"""
+
+
+class LowLevel:
+    """`crun run` or `runc run` of a plain root file system with Docker's default isolation."""
+
+    def __init__(self, binary: str, rootfs: Path) -> None:
+        self.name = binary
+        self.bundle = Path(tempfile.mkdtemp(prefix=f"bench-{binary}-"))
+        self._write_config(rootfs)
+        self.count = 0
+        shell = HIDE_EMPTY_V2 + 'exec "$0" -c "$1"'
+        self.timer = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", shell, sys.executable, TIMER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def _write_config(self, rootfs: Path) -> None:
+        subprocess.run([self.name, "spec"], cwd=self.bundle, check=True)
+        path = self.bundle / "config.json"
+        config = json.loads(path.read_text())
+        config["root"] = {"path": str(rootfs), "readonly": False}
+        config["process"].update(args=["true"], terminal=False)
+        # This machine's root may lack CAP_SYS_RESOURCE, without which no limit can be raised.
+        config["process"].pop("rlimits", None)
+        path.write_text(json.dumps(config))
+
+    def run(self) -> float:
+        """Seconds of one whole `run` of `true`, process start included."""
+        self.count += 1
+        argv = [self.name, "run", "--bundle", str(self.bundle), f"bench-{os.getpid()}-{self.count}"]
+        assert self.timer.stdin is not None
+        assert self.timer.stdout is not None
+        self.timer.stdin.write(json.dumps(argv) + "\n")
+        self.timer.stdin.flush()
+        took, status, stderr = json.loads(self.timer.stdout.readline())
+        if status != 0:
+            raise RuntimeError(f"{self.name} failed ({status}): {stderr}")
+        return float(took)
+
+    def close(self) -> None:
+        assert self.timer.stdin is not None
+        self.timer.stdin.close()
+        self.timer.wait(timeout=10)
+        shutil.rmtree(self.bundle)
+
+
+class Docker:
+    """A dockerd of our own, and the docker command line against it."""
+
+    name = "docker"
+
+    def __init__(self, rootfs_tar: Path) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="bench-docker-"))
+        self.host = f"unix://{self.base}/docker.sock"
+        self.log = (self.base / "log").open("w")
+        self.daemon = subprocess.Popen(
+            [
+                "dockerd",
+                *("--data-root", str(self.base / "data"), "--exec-root", str(self.base / "exec")),
+                *("--pidfile", str(self.base / "pid"), "-H", self.host),
+                *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
+            ],
+            stdout=self.log,
+            stderr=self.log,
+        )
+        deadline = time.monotonic() + 60
+        while self._docker("version").returncode != 0:
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"dockerd did not start: {(self.base / 'log').read_text()[-800:]}")
+            time.sleep(0.2)
+        done = self._docker("import", str(rootfs_tar), "bench")
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+
+    def _docker(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", "-H", self.host, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+
+    def run(self) -> float:
+        started = time.perf_counter()
+        done = self._docker("run", "--rm", "--network", "none", "bench", "true")
+        took = time.perf_counter() - started
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+        return took
+
+    def close(self) -> None:
+        self.daemon.send_signal(signal.SIGTERM)
+        self.daemon.wait(timeout=30)
+        self.log.close()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+def unpacked_busybox(engine: Engine, target: Path) -> tuple[Path, Path]:
+    """The flattened busybox image as (directory, tar), for peers that know nothing of our store."""
+    tar = target / "rootfs.tar"
+    with tar.open("wb") as out:
+        engine.images.export_rootfs("lab/busybox", out)
+    rootfs = target / "rootfs"
+    rootfs.mkdir()
+    subprocess.run(["tar", "-xf", str(tar), "-C", str(rootfs)], check=True)
+    return rootfs, tar

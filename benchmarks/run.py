@@ -1,0 +1,191 @@
+"""`make bench`: side-by-side figures against real peers, medians and ratios from one run.
+
+    start     one whole `run --rm busybox true`: labkernel on a started engine, crun, runc, docker, interleaved
+    exec      `true` in a running container: labkernel
+    import    CPU of `import labkernel` and of `%load_ext labkernel`
+    sample    one reading of a container's figures with kept descriptors
+    memory    the supervisor alone, and what each idle container adds to it
+
+Nothing here is a test: read ratios, and quote the machine with them. Run as root; a peer that is missing is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from peers import Docker, LowLevel, unpacked_busybox
+
+from labkernel.engine import Engine
+
+
+def timed(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def row(name: str, seconds: list[float], *, base: float | None = None) -> str:
+    middle = statistics.median(seconds)
+    ratio = f"   {middle / base:7.2f} x" if base else ""
+    return f"  {name:<34}{middle * 1000:9.2f} ms   ({min(seconds) * 1000:.2f} … {max(seconds) * 1000:.2f}){ratio}"
+
+
+def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
+    rootfs, tar = unpacked_busybox(engine, work)
+    ours: dict[str, Callable[[], float]] = {
+        "labkernel": lambda: timed(lambda: engine.containers.run("lab/busybox", "true", remove=True)),
+    }
+    peers: list[Any] = []
+    for make in (lambda: LowLevel("crun", rootfs), lambda: LowLevel("runc", rootfs), lambda: Docker(tar)):
+        try:
+            peers.append(make())
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as err:
+            print(f"  (left out: {err})")
+    everyone = {**ours, **{peer.name: peer.run for peer in peers}}
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    try:
+        for turn in range(runs + 1):
+            for name, run in everyone.items():
+                took = run()
+                if turn:  # the first turn warms caches
+                    times[name].append(took)
+    finally:
+        for peer in peers:
+            peer.close()
+    base = statistics.median(times["labkernel"])
+    print(f"start: run --rm busybox true, {runs} runs each, interleaved")
+    for name, seconds in times.items():
+        print(row(name, seconds, base=base))
+    return times
+
+
+def bench_exec(engine: Engine, runs: int) -> dict[str, Any]:
+    container = engine.containers.run("lab/busybox", ["sleep", "600"], detach=True)
+    try:
+        seconds = [timed(lambda: container.exec_run(["true"])) for _ in range(runs)]
+    finally:
+        container.remove(force=True)
+    print("exec: true in a running container")
+    print(row("labkernel", seconds))
+    return {"exec": seconds}
+
+
+CPU_OF = """
+import time
+started = time.process_time()
+{code}
+print(time.process_time() - started)
+"""
+LOAD_EXT = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+started = time.process_time()
+shell.run_line_magic("load_ext", "labkernel")
+"""
+
+
+def bench_import(runs: int) -> dict[str, Any]:
+    def cpu(code: str) -> list[float]:
+        command = [sys.executable, "-c", CPU_OF.format(code=code)]
+        return [
+            float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+            for _ in range(runs)
+        ]
+
+    figures = {
+        "import labkernel": cpu("import labkernel"),
+        "import labkernel; connect()": cpu("import labkernel; labkernel.connect()"),
+        "%load_ext labkernel": cpu(LOAD_EXT),
+    }
+    print("import: CPU time in a fresh interpreter")
+    for name, seconds in figures.items():
+        print(row(name, seconds))
+    return figures
+
+
+def bench_sample(engine: Engine, runs: int) -> dict[str, Any]:
+    container = engine.containers.run("lab/busybox", ["sleep", "600"], detach=True)
+    try:
+        reader = engine.metrics.reader(container)
+        reader.read()
+        seconds = [timed(reader.read) for _ in range(runs * 50)]
+    finally:
+        container.remove(force=True)
+    print("sample: one reading of one container")
+    print(row("labkernel", seconds))
+    return {"sample": seconds}
+
+
+def pss_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise RuntimeError("no Pss")
+
+
+def bench_memory(engine: Engine, count: int) -> dict[str, Any]:
+    info = engine.runtime.ensure()
+    both = (info.pid, info.keeper_pid)
+    empty = [pss_kib(pid) for pid in both]
+    containers = [engine.containers.run("lab/busybox", ["sleep", "600"], detach=True) for _ in range(count)]
+    try:
+        full = [pss_kib(pid) for pid in both]
+    finally:
+        for container in containers:
+            container.remove(force=True)
+    each = (sum(full) - sum(empty)) / count
+    print("memory: proportional set size")
+    print(
+        f"  supervisor {empty[0]} KiB, keeper {empty[1]} KiB; {count} idle containers add {each:.1f} KiB each to both"
+    )
+    return {"supervisor_kib": empty[0], "keeper_kib": empty[1], "each_kib": each}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="labkernel beside its peers")
+    parser.add_argument("-n", "--runs", type=int, default=20)
+    parser.add_argument("--only", nargs="*", choices=("start", "exec", "import", "sample", "memory"))
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    options = parser.parse_args()
+    wanted = set(options.only or ("start", "exec", "import", "sample", "memory"))
+    print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}")
+    base = Path(tempfile.mkdtemp(prefix="lk-b-", dir="/tmp"))
+    figures: dict[str, Any] = {}
+    try:
+        with Engine.open(base / "root", runtime_dir=base / "run") as engine:
+            print(f"driver: {engine.driver.name}")
+            engine.containers.run("lab/busybox", "true", remove=True)
+            if "start" in wanted:
+                figures["start"] = bench_start(engine, options.runs, base)
+            if "exec" in wanted:
+                figures["exec"] = bench_exec(engine, options.runs)
+            if "import" in wanted:
+                figures["import"] = bench_import(max(5, options.runs // 2))
+            if "sample" in wanted:
+                figures["sample"] = bench_sample(engine, options.runs)
+            if "memory" in wanted:
+                figures["memory"] = bench_memory(engine, 50)
+            engine.runtime.shutdown(force=True)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
