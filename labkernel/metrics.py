@@ -111,8 +111,8 @@ class Series:
 class _Target:
     """A thing being followed: its reader is opened again when it starts again."""
 
-    def __init__(self, thing: Any, series: Series, *, net: bool) -> None:
-        self.thing, self.series, self.net = thing, series, net
+    def __init__(self, thing: Any, series: Series, *, net: bool, retry_s: float) -> None:
+        self.thing, self.series, self.net, self.retry_s = thing, series, net, retry_s
         self.reader: Reader | None = None
         self.retry_at = 0.0
         self.ooms = 0
@@ -133,7 +133,7 @@ class _Target:
             self.series.events.append(Event(sample.time_s, "oom"))
 
     def _look(self, now: float) -> None:
-        self.retry_at = now + 0.5
+        self.retry_at = now + self.retry_s
         try:
             self.reader = reader_for(self.thing, net=self.net)
             state = state_of(self.thing) or {}
@@ -168,15 +168,18 @@ class Sampler:
         sampler.series(container).cpu_percent()
 
     A target may start later, end, and start again; one that fails is a gap. The thread is a daemon: it ends with
-    `stop()`, and never keeps an interpreter alive.
+    `stop()`, and never keeps an interpreter alive. `retry_s` is how often a target that is not there is looked for.
     """
 
-    def __init__(self, *things: Any, hz: float = 5.0, window_s: float = 600.0, net: bool = False) -> None:
+    def __init__(
+        self, *things: Any, hz: float = 5.0, window_s: float = 600.0, net: bool = False, retry_s: float = 0.5
+    ) -> None:
         if not 0.1 <= hz <= 200:
             raise UsageError(f"hz={hz:g} is not between 0.1 and 200", resolution="1 to 20 samples a second is usual")
         self.interval_s = 1.0 / hz
         self._capacity = max(2, int(window_s * hz))
         self._net = net
+        self._retry_s = retry_s
         self._targets: list[_Target] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -190,7 +193,7 @@ class Sampler:
         label = name or str(getattr(thing, "name", "") or getattr(thing, "short_id", "") or thing)
         series = Series(label, self._capacity, kind=kind)
         with self._lock:
-            self._targets = [*self._targets, _Target(thing, series, net=self._net)]
+            self._targets = [*self._targets, _Target(thing, series, net=self._net, retry_s=self._retry_s)]
         return series
 
     def series(self, thing: Any) -> Series:
