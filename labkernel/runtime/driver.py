@@ -1,0 +1,142 @@
+"""The driver: how containers are made on this machine. Chosen by the probe, or named and then checked by it.
+
+`root` does what Docker does; `rootless` does the same inside a user namespace; `proot` comes with a later release.
+A `Driver` is a value: what it is called, what it can enforce, what it protects from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ..errors import DriverError, UsageError
+from .probe import Capability, Store, probe
+
+NAMES = ("root", "rootless", "proot")
+
+_DESCRIBES = {
+    "root": (
+        "Containers are made by root, as Docker does it: own namespaces, 14 capabilities, Docker's system call filter, "
+        "masked /proc and /sys, cgroup limits. Protects from mistakes, from runaway memory, CPU and processes, and "
+        "from programs that do not attack the kernel. Does not protect from an attack on the kernel, which is shared "
+        "and sees the container's root as root; and who may use this store is root on this machine."
+    ),
+    "rootless": (
+        "Containers are made inside a user namespace: root in a container is an ordinary user of the machine. A "
+        "program that breaks out has this user's rights and files, not root's. Limits hold only where a cgroup is "
+        "delegated; elsewhere a container can use up this user's memory and processes. The kernel is shared and can "
+        "be attacked."
+    ),
+    "proot": "Not available in this release.",
+}
+
+
+@dataclass(frozen=True)
+class Driver:
+    """What containers are made with.
+
+    `id_mapping`: `full` (the machine's ids), `subuid` (a range of them) or `single` (one id). `overlay`: `overlay`,
+    `overlay-userxattr` or `copy`. `cgroups`: controller -> `kernel` or `none`. `warnings`: what works less well here.
+    """
+
+    name: str
+    id_mapping: str
+    cgroup_version: int
+    cgroups: dict[str, str]
+    overlay: str
+    seccomp: bool
+    warnings: tuple[str, ...] = ()
+    capabilities: tuple[Capability, ...] = field(default=(), repr=False, compare=False)
+
+    @cached_property
+    def describes(self) -> str:
+        """What this driver protects from and what not, for people."""
+        return _DESCRIBES[self.name]
+
+    @cached_property
+    def probe(self) -> tuple[Capability, ...]:
+        """The capabilities the choice was made on."""
+        return self.capabilities
+
+    @property
+    def enforced(self) -> bool:
+        """Whether the kernel enforces memory, CPU and process limits here."""
+        return all(self.cgroups.get(name) == "kernel" for name in ("memory", "cpu", "pids"))
+
+    @property
+    def userxattr(self) -> bool:
+        return self.overlay == "overlay-userxattr"
+
+
+def choose_driver(store: Store, name: str | None = None) -> Driver:
+    """The driver `name`, else the one LABKERNEL_DRIVER names, else the first this machine allows.
+
+    Raises UsageError for an unknown name, DriverError with reason and remedy when the machine does not allow it."""
+    asked = name or os.environ.get("LABKERNEL_DRIVER") or None
+    if asked is not None and asked not in NAMES:
+        raise UsageError(f"unknown driver: {asked}", resolution=f"the drivers are {', '.join(NAMES)}")
+    if asked == "proot":
+        raise DriverError(
+            "the driver proot is not available in this release",
+            resolution="use root or rootless; `labkernel doctor` says what each needs",
+        )
+    found = probe(store)
+    by_name = {capability.name: capability for capability in found}
+    refusals: list[str] = []
+    for candidate in (asked,) if asked else ("root", "rootless"):
+        missing = _missing(candidate, by_name)
+        if missing is None:
+            return _driver(candidate, by_name, tuple(found))
+        refusals.append(f"{candidate}: {missing.name}: {missing.cause}")
+        last = missing
+    raise DriverError(
+        f"the driver {asked} does not work here" if asked else "no driver works on this machine",
+        details="\n".join(refusals),
+        resolution=last.remedy or "`labkernel doctor` lists what was tried",
+    )
+
+
+def cgroup_parent(store: Store) -> str:
+    """The group below which the store's containers have theirs: `/labkernel/<8 hex>`."""
+    return f"/labkernel/{hashlib.sha256(os.fsencode(store.root)).hexdigest()[:8]}"
+
+
+def _missing(name: str, by_name: dict[str, Capability]) -> Capability | None:
+    """The first thing the driver needs and does not have."""
+    if name == "root":
+        needed = ["root privileges", "mount", "proc mount", "pid namespace", "network namespace", "ipc namespace"]
+    else:
+        needed = ["user namespace"]
+        # As root the other answers speak of root's own try; inside the user namespace only overlay's is known apart.
+        if not by_name["root privileges"].ok:
+            needed += ["mount", "proc mount", "pid namespace", "network namespace", "ipc namespace"]
+    return next((by_name[key] for key in needed if not by_name[key].ok), None)
+
+
+def _driver(name: str, by_name: dict[str, Capability], found: tuple[Capability, ...]) -> Driver:
+    cgroups = {
+        key.removeprefix("cgroup "): "kernel" if capability.ok else "none"
+        for key, capability in by_name.items()
+        if key.startswith("cgroup ") and key != "cgroup namespace"
+    }
+    version = (2 if os.path.exists("/sys/fs/cgroup/cgroup.controllers") else 1) if "kernel" in cgroups.values() else 0
+    overlay = by_name.get("overlay rootless", by_name["overlay"]) if name == "rootless" else by_name["overlay"]
+    kind = "copy" if not overlay.ok else "overlay" if name == "root" else "overlay-userxattr"
+    if not by_name["local store"].ok:
+        kind = "copy"
+    mapping = "full" if name == "root" else "subuid" if by_name["id ranges"].ok else "single"
+    filters = by_name["seccomp"].ok and by_name["libseccomp"].ok
+    warnings = [f"limits are not enforced: cgroup {key}: {by_name[f'cgroup {key}'].cause}"
+                for key in ("memory", "cpu", "pids") if cgroups.get(key) != "kernel"]  # fmt: skip
+    if len(warnings) == 3:
+        warnings = [f"no limit is enforced here: {by_name['cgroup memory'].cause}"]
+    if kind == "copy":
+        warnings.append(
+            f"no overlay: each container gets a copy of its image ({overlay.cause or 'shared file system'})"
+        )
+    if not filters:
+        missing = by_name["seccomp"] if not by_name["seccomp"].ok else by_name["libseccomp"]
+        warnings.append(f"containers run without a system call filter: {missing.cause}")
+    return Driver(name, mapping, version, cgroups, kind, filters, tuple(warnings), found)
