@@ -1,0 +1,256 @@
+"""Layers on disk: apply a blob, turn an overlay upper directory into a blob, flatten several into one tar.
+
+These functions are tasks: the worker runs them inside the driver's namespaces (as root there), with JSON arguments and
+results. An unpacked layer is an overlay lower directory: whiteouts are character devices 0:0, opaque directories carry
+an xattr. Unpacked layers are a cache of the blobs, so they are not fsynced unless asked; blobs are made durable by
+whoever puts them into the store. Left out: mounting, the store's tables.
+
+Sources: OCI image-spec layer.md; kernel Documentation filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..errors import LayerError
+from .extract import Extractor
+from .pack import Packer, raise_file_limit
+from .rootfd import Root, remove_tree
+from .tarstream import BlobStream, FdSink, LayerWriter, TarWriter, members
+
+MAX_LAYER_BYTES = 1 << 38
+MAX_LAYER_MEMBERS = 5_000_000
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def apply_layer(
+    *,
+    blob: str,
+    target: str,
+    diff_id: str,
+    media_type: str = "",
+    userxattr: bool = False,
+    single_id: bool = False,
+    lowers: Sequence[str] = (),
+    staging: str | None = None,
+    max_bytes: int = MAX_LAYER_BYTES,
+    max_members: int = MAX_LAYER_MEMBERS,
+    sync: bool = False,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Unpack the layer blob at path `blob` to the new directory `target`; all or nothing.
+
+    It is unpacked beside the target (or in the directory `staging` of the same file system), its diff ID compared with
+    `diff_id`, and renamed. When `target` is already there nothing is done, also when it appears meanwhile. gzip, zstd
+    and plain tars are told apart by their bytes. `lowers` (directories, top first) give the attributes of parent
+    directories that the tar does not hold. `report` gets {"bytes": uncompressed so far} about every 8 MB.
+
+    Returns {"diff_id", "size_bytes" (of regular files), "members", "warnings"}.
+    Raises LayerError (broken, hostile or too large; nothing is left) and OSError.
+    """
+    os.umask(0o022)
+    if os.path.isdir(target):
+        return {"diff_id": diff_id, "size_bytes": tree_size(target), "members": 0, "warnings": []}
+    new = _new_directory(staging or os.path.dirname(target), os.path.basename(target))
+    try:
+        blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            result = _unpack(blob_fd, new, userxattr, lowers, max_bytes, max_members, report)
+        finally:
+            os.close(blob_fd)
+        if result["diff_id"] != diff_id:
+            raise LayerError(
+                f"layer unpacks to {result['diff_id']}, its config says {diff_id}",
+                resolution="the image is damaged: fetch or build it again",
+            )
+        if sync:
+            _sync(new)
+        _move_in(new, target)
+    except BaseException:
+        discard(paths=[new])
+        raise
+    return result
+
+
+def _unpack(
+    blob_fd: int,
+    directory: str,
+    userxattr: bool,  # noqa: FBT001
+    lowers: Sequence[str],
+    max_bytes: int,
+    max_members: int,
+    report: Report | None,
+) -> dict[str, Any]:
+    stream = BlobStream(blob_fd, max_bytes=max_bytes)
+    opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
+    with Root.open(directory) as root:
+        out = Extractor(root, whiteouts=True, opaque_xattr=opaque, lowers=lowers)
+        count, told = 0, 0
+        for member in members(stream, max_members=max_members):
+            out.add(member, stream)
+            count += 1
+            if report is not None and stream.tell() - told > 1 << 23:
+                told = stream.tell()
+                report({"bytes": told})
+        found, _ = stream.finish()
+        out.finish()
+    return {"diff_id": found, "size_bytes": out.size_bytes, "members": count, "warnings": out.warnings}
+
+
+def diff_layer(
+    *,
+    upper: str,
+    blob_tmp: str,
+    lower: str | None = None,
+    stubs: Sequence[str] = (),
+    layers: str | None = None,
+    compress: bool = True,
+    clamp_s: int | None = None,
+) -> dict[str, Any]:
+    """Write what the overlay upper directory `upper` holds as a layer blob to the path `blob_tmp`.
+
+    One pass: tar -> diff ID -> gzip -> digest. Byte order of names, so equal directories give equal layers. `lower` is
+    the topmost lower directory: when the root directory's owner or mode differ from there, the layer says so. `stubs`
+    are paths the runtime made as mount points; still empty, they are removed first. With `layers` (the store's
+    directory of unpacked layers) `upper` is renamed to layers/<diff ID>: the upper directory becomes the layer.
+
+    Returns {"diff_id", "digest", "media_type", "blob_bytes", "tar_bytes", "size_bytes", "members"}.
+    Raises LayerError, OSError; `blob_tmp` is then gone.
+    """
+    raise_file_limit()
+    _remove_stubs(upper, stubs)
+    fd = os.open(blob_tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        writer = LayerWriter(fd, compress=compress)
+        tar = TarWriter(writer)
+        packer = Packer(tar, whiteouts=True, clamp_s=clamp_s)
+        with Root.open(upper) as root:
+            if lower is not None and _differs(root.fd, lower):
+                packer.root(root.fd)
+            packer.tree([root.fd])
+        tar.close()
+        diff_id, digest = writer.finish()
+    except BaseException:
+        discard(paths=[blob_tmp])
+        raise
+    finally:
+        os.close(fd)
+    if layers is not None:
+        _move_in(upper, os.path.join(layers, diff_id.partition(":")[2]))
+    return {
+        "diff_id": diff_id,
+        "digest": digest,
+        "media_type": f"application/vnd.oci.image.layer.v1.tar{'+gzip' if compress else ''}",
+        "blob_bytes": writer.blob_size,
+        "tar_bytes": writer.size,
+        "size_bytes": packer.size_bytes,
+        "members": packer.members,
+    }
+
+
+def export_tree(*, lowers: Sequence[str], fds: Sequence[int], upper: str | None = None) -> dict[str, Any]:
+    """Write the merged file system of `lowers` (top first, `upper` above them) as one plain tar to fds[0].
+
+    Needs no overlay mount. Returns {"members", "size_bytes"}. Raises OSError (EPIPE when the reader leaves).
+    """
+    raise_file_limit()
+    sink = FdSink(fds[0])
+    tar = TarWriter(sink)
+    packer = Packer(tar, whiteouts=False)
+    opened: list[int] = []
+    try:
+        for path in ([upper] if upper else []) + list(lowers):
+            opened.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        if opened:
+            packer.tree(opened)
+        tar.close()
+        sink.flush()
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return {"members": packer.members, "size_bytes": packer.size_bytes}
+
+
+def discard(*, paths: Sequence[str]) -> None:
+    """Remove trees and files, whoever owns them inside the namespaces; missing ones are fine. Raises OSError."""
+    for path in paths:
+        try:
+            fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            remove_tree(fd, os.fsencode(os.path.basename(path)))
+        finally:
+            os.close(fd)
+
+
+def tree_size(path: str) -> int:
+    """Bytes of the regular files below a directory, hard links once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for _, _, names, fd in os.fwalk(path):
+        for name in names:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                if status.st_nlink > 1:
+                    seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    return total
+
+
+def _new_directory(parent: str, base: str) -> str:
+    path = os.path.join(parent, f"{base}.new-{secrets.token_hex(6)}")
+    os.mkdir(path, 0o755)
+    os.chmod(path, 0o755)
+    return path
+
+
+def _move_in(source: str, target: str) -> None:
+    """Rename to a directory that must hold the same content if it exists; then `source` is discarded."""
+    try:
+        os.rename(source, target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+        if os.path.isdir(source):
+            discard(paths=[source])
+
+
+def _sync(path: str) -> None:
+    import ctypes
+
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), path)
+    finally:
+        os.close(fd)
+
+
+def _differs(fd: int, lower: str) -> bool:
+    ours, theirs = os.fstat(fd), os.stat(lower)
+    return (ours.st_mode, ours.st_uid, ours.st_gid) != (theirs.st_mode, theirs.st_uid, theirs.st_gid)
+
+
+def _remove_stubs(upper: str, stubs: Sequence[str]) -> None:
+    """Mount points go again, deepest first, when nobody put anything there."""
+    with Root.open(upper) as root:
+        for stub in sorted(stubs, reverse=True):
+            path = os.fsencode(stub).strip(b"/")
+            status = root.lstat(path) if path else None
+            if status is None:
+                continue
+            parent, name = root.parent(path, create=False)
+            try:
+                if stat.S_ISDIR(status.st_mode):
+                    os.rmdir(name, dir_fd=parent)
+                elif stat.S_ISREG(status.st_mode) and status.st_size == 0:
+                    os.unlink(name, dir_fd=parent)
+            except OSError:  # not empty: somebody put something there
+                continue

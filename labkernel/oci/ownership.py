@@ -1,0 +1,66 @@
+"""What a namespace cannot keep on disk is written beside it: owners and devices, in the xattr `user.labkernel.owner`.
+
+With one mapped id, chown to another id fails, and device nodes cannot be made in any user namespace. The intended owner
+is then recorded on the file ("uid:gid", or "uid:gid:type:major:minor" on the empty file that stands for a device), is
+carried along when overlay copies the file up, and is given back when the tree becomes a tar again. Symlinks, fifos and
+sockets cannot carry user xattrs (man 7 xattr): their owner is lost there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+OWNER_XATTR = "user.labkernel.owner"
+
+# EINVAL: the id is not mapped here; EPERM: no CAP_CHOWN over it
+_UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
+
+
+def set_owner(fd: int, uid: int, gid: int) -> bool:
+    """Own the open file or directory, or record the owner. True when it was recorded. Raises OSError otherwise."""
+    try:
+        os.chown(fd, uid, gid)
+    except OSError as err:
+        if err.errno not in _UNMAPPED:
+            raise
+        os.setxattr(fd, OWNER_XATTR, b"%d:%d" % (uid, gid))
+        return True
+    return False
+
+
+def set_owner_at(dir_fd: int, name: bytes, uid: int, gid: int) -> bool:
+    """The same for a name that is not opened (symlink, fifo, device). True when the owner was lost."""
+    try:
+        os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in _UNMAPPED:
+            raise
+        return True
+    return False
+
+
+def record_device(fd: int, mode: int, device: int, uid: int, gid: int) -> None:
+    """Let the empty file `fd` stand for a device node."""
+    letter = b"c" if stat.S_ISCHR(mode) else b"b"
+    os.setxattr(fd, OWNER_XATTR, b"%d:%d:%c:%d:%d" % (uid, gid, letter[0], os.major(device), os.minor(device)))
+
+
+class Recorded:
+    """A parsed record: `uid`, `gid`, and `kind` ("c", "b" or "") with `device`."""
+
+    __slots__ = ("device", "gid", "kind", "uid")
+
+    def __init__(self, value: bytes) -> None:
+        """Raises ValueError for anything that is not a record."""
+        parts = value.split(b":")
+        if len(parts) not in (2, 5):
+            raise ValueError(value)
+        self.uid, self.gid = int(parts[0]), int(parts[1])
+        self.kind, self.device = "", 0
+        if len(parts) == 5:
+            self.kind = parts[2].decode("ascii")
+            self.device = os.makedev(int(parts[3]), int(parts[4]))
+            if self.kind not in ("c", "b"):
+                raise ValueError(value)

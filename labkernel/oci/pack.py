@@ -1,0 +1,267 @@
+"""Directory trees become tar members, in byte order of names: one overlay directory as a layer, or several flattened.
+
+`Packer` walks descriptors, top directory first, and merges as overlay does. With whiteouts it speaks the layer format
+(`.wh.NAME`, `.wh..wh..opq`); without, hidden files are simply absent. Hard links, xattrs, holes, devices, recorded
+owners (ownership.py) and nanosecond times are kept; sockets are left out, as in every engine.
+
+Sources: OCI image-spec layer.md, "Representing Changes"; kernel Documentation filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+from ..errors import LayerError
+from . import ownership
+from .extract import OPAQUE, WHITEOUT
+from .tarstream import CHUNK, TarWriter
+
+OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
+_PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", ownership.OWNER_XATTR, "security.selinux")
+_MOVED_XATTRS = ("redirect", "metacopy")  # the data or the name lies elsewhere: such a directory is no layer
+_KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5"}
+_FIFO = b"6"
+_MIN_HOLE = 1 << 20  # below that, a sparse map costs more than it saves
+
+
+def raise_file_limit() -> None:
+    """A walk holds one descriptor per level and directory; the soft limit may be 1024."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Overlay's mark of a hidden name: character device 0:0."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+
+
+def is_opaque(fd: int) -> bool:
+    """Whether the open directory hides what lower layers have there."""
+    for name in OPAQUE_XATTRS:
+        try:
+            if os.getxattr(fd, name) == b"y":
+                return True
+        except OSError as err:
+            if err.errno not in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
+                raise
+    return False
+
+
+class Packer:
+    """Writes trees to a tar; `members` and `size_bytes` (of regular files) count what was written."""
+
+    def __init__(self, tar: TarWriter, *, whiteouts: bool, clamp_s: int | None = None) -> None:
+        """`clamp_s`: no file is younger than this moment (SOURCE_DATE_EPOCH)."""
+        self._tar = tar
+        self._whiteouts = whiteouts
+        self._clamp_ns = None if clamp_s is None else clamp_s * 1_000_000_000
+        self._links: dict[tuple[int, int], bytes] = {}
+        self.members = 0
+        self.size_bytes = 0
+        self.skip: Callable[[bytes], bool] = lambda path: False
+
+    def tree(self, fds: Sequence[int], path: bytes = b"", *, opaque: bool = False) -> None:
+        """Everything below the directories `fds` (top first), named below `path`; without the directory itself."""
+        if self._whiteouts and opaque:
+            self._mark(path + b"/" + OPAQUE if path else OPAQUE)
+        for name, (index, status) in sorted(_merge(fds).items()):
+            below = path + b"/" + name if path else name
+            if is_whiteout(status):
+                if self._whiteouts:
+                    self._mark((path + b"/" if path else b"") + WHITEOUT + name)
+            elif self.skip(below):
+                continue
+            elif stat.S_ISDIR(status.st_mode):
+                self._directory(fds, index, name, below, status)
+            else:
+                self.entry(fds[index], name, below, status)
+
+    def _directory(self, fds: Sequence[int], index: int, name: bytes, path: bytes, status: os.stat_result) -> None:
+        opened = []
+        opaque = False
+        try:
+            for fd in fds[index:]:
+                below = _open_directory(fd, name)
+                if below is None:
+                    break  # something else, or a whiteout, ends the merge
+                if below < 0:
+                    continue
+                opened.append(below)
+                opaque = is_opaque(below)
+                if opaque:
+                    break
+            self._header(opened[0], path + b"/", status)
+            self.tree(opened, path, opaque=opaque)
+        finally:
+            for fd in opened:
+                os.close(fd)
+
+    def root(self, fd: int) -> None:
+        """The tree's own directory as member `./`."""
+        self._header(fd, b"./", os.fstat(fd))
+
+    def entry(self, dir_fd: int, name: bytes, path: bytes, status: os.stat_result) -> None:
+        """One file that is no directory."""
+        mode = status.st_mode
+        if stat.S_ISSOCK(mode):
+            return
+        if status.st_nlink > 1:
+            first = self._links.setdefault((status.st_dev, status.st_ino), path)
+            if first is not path:
+                self._write(path, b"1", status, linkname=first)
+                return
+        if stat.S_ISREG(mode):
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+            try:
+                self._header(fd, path, os.fstat(fd))
+            finally:
+                os.close(fd)
+        elif stat.S_ISLNK(mode):
+            self._write(path, b"2", status, linkname=os.readlink(name, dir_fd=dir_fd))
+        else:
+            self._write(path, _KINDS.get(stat.S_IFMT(mode), _FIFO), status, device=status.st_rdev)
+
+    def _mark(self, path: bytes) -> None:
+        self._tar.header(path, b"0", mode=0o600)
+        self.members += 1
+
+    def _header(self, fd: int, path: bytes, status: os.stat_result) -> None:
+        records: dict[bytes, bytes] = {}
+        owner: ownership.Recorded | None = None
+        for name in os.listxattr(fd):
+            if name == ownership.OWNER_XATTR:
+                owner = _recorded(fd)
+            elif name.startswith(_PRIVATE_XATTRS):
+                if name.rpartition(".")[2] in _MOVED_XATTRS:
+                    raise LayerError(f"{os.fsdecode(path)}: overlay keeps its content elsewhere ({name})")
+            else:
+                records[b"SCHILY.xattr." + os.fsencode(name)] = os.getxattr(fd, name)
+        if stat.S_ISDIR(status.st_mode):
+            self._write(path, b"5", status, records=records, owner=owner)
+        elif owner is not None and owner.kind:
+            kind = b"3" if owner.kind == "c" else b"4"
+            self._write(path, kind, status, records=records, owner=owner, device=owner.device)
+        else:
+            self._regular(fd, path, status, records, owner)
+
+    def _regular(
+        self,
+        fd: int,
+        path: bytes,
+        status: os.stat_result,
+        records: dict[bytes, bytes],
+        owner: ownership.Recorded | None,
+    ) -> None:
+        size = status.st_size
+        self.size_bytes += size
+        if size - status.st_blocks * 512 >= _MIN_HOLE:
+            segments = _segments(fd, size)
+            numbers = [len(segments), *(number for segment in segments for number in segment)]
+            text = b"".join(b"%d\n" % number for number in numbers)
+            text += bytes(-len(text) % 512)
+            records |= {
+                b"GNU.sparse.major": b"1",
+                b"GNU.sparse.minor": b"0",
+                b"GNU.sparse.name": path,
+                b"GNU.sparse.realsize": b"%d" % size,
+            }
+            stored = len(text) + sum(length for _, length in segments)
+            self._write(path, b"0", status, records=records, owner=owner, size=stored)
+            self._tar.sink.write(text)
+        else:
+            segments = [(0, size)]
+            stored = size
+            self._write(path, b"0", status, records=records, owner=owner, size=size)
+        for offset, length in segments:
+            self._copy(fd, offset, length, path)
+        self._tar.pad(stored)
+
+    def _copy(self, fd: int, offset: int, length: int, path: bytes) -> None:
+        end = offset + length
+        while offset < end:
+            data = os.pread(fd, min(CHUNK, end - offset), offset)
+            if not data:
+                raise LayerError(f"{os.fsdecode(path)} shrank while it was read", resolution="try again")
+            self._tar.sink.write(data)
+            offset += len(data)
+
+    def _write(
+        self,
+        path: bytes,
+        kind: bytes,
+        status: os.stat_result,
+        *,
+        size: int = 0,
+        linkname: bytes = b"",
+        device: int = 0,
+        records: dict[bytes, bytes] | None = None,
+        owner: ownership.Recorded | None = None,
+    ) -> None:
+        mtime = status.st_mtime_ns
+        self._tar.header(
+            path,
+            kind,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=owner.uid if owner else status.st_uid,
+            gid=owner.gid if owner else status.st_gid,
+            size=size,
+            mtime_ns=mtime if self._clamp_ns is None else min(mtime, self._clamp_ns),
+            linkname=linkname,
+            device=device,
+            records=records,
+        )
+        self.members += 1
+
+
+def _merge(fds: Sequence[int]) -> dict[bytes, tuple[int, os.stat_result]]:
+    """name -> (index of the topmost directory that has it, its status)."""
+    found: dict[bytes, tuple[int, os.stat_result]] = {}
+    for index, fd in enumerate(fds):
+        for text in os.listdir(fd):
+            name = os.fsencode(text)
+            if name not in found:
+                found[name] = index, os.stat(name, dir_fd=fd, follow_symlinks=False)
+    return found
+
+
+def _open_directory(fd: int, name: bytes) -> int | None:
+    """A descriptor; -1 when the name is not there; None when it is something else."""
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+    except FileNotFoundError:
+        return -1
+    except OSError as err:
+        if err.errno in (errno.ENOTDIR, errno.ELOOP):
+            return None
+        raise
+
+
+def _recorded(fd: int) -> ownership.Recorded | None:
+    try:
+        return ownership.Recorded(os.getxattr(fd, ownership.OWNER_XATTR))
+    except ValueError:
+        return None  # somebody in the container wrote nonsense there
+
+
+def _segments(fd: int, size: int) -> list[tuple[int, int]]:
+    """Where the data of a sparse file lies: (offset, length), ending with an empty one at the end (GNU's form)."""
+    found: list[tuple[int, int]] = []
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno != errno.ENXIO:
+                raise
+            break
+        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        found.append((start, at - start))
+    if not found or sum(found[-1]) < size:
+        found.append((size, 0))
+    return found

@@ -1,0 +1,423 @@
+"""Layers as streams: reading a compressed tar forward with its diff ID, writing one with diff ID and digest in a pass.
+
+Reading uses the standard library's `tarfile` for headers (through `Member`, which turns its leniency into errors) on a
+forward-only stream. Headers are written here: PAX, byte-exact names, nanosecond times, 10 µs a member where `tarfile`
+needs 60. Left out: what members do to a file system (extract.py) and where they come from (pack.py).
+
+Sources: OCI image-spec layer.md; POSIX pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from ..errors import LayerError
+
+BLOCK = 512
+CHUNK = 1 << 20
+MAX_HEADER_BYTES = 1 << 20  # one PAX or GNU long-name header; xattr values are at most 64 KiB each
+
+_REG, _LINK, _SYM, _CHR, _BLK, _DIR, _FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+_HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+
+
+class _Decompressor(Protocol):
+    eof: bool
+
+    def feed(self, data: bytes, limit: int) -> bytes: ...
+
+    @property
+    def pending(self) -> bool: ...
+
+    @property
+    def unused(self) -> bytes: ...
+
+
+class _Gunzip:
+    def __init__(self) -> None:
+        from isal import isal_zlib
+
+        self._inner: Any = isal_zlib.decompressobj(wbits=31)
+
+    def feed(self, data: bytes, limit: int) -> bytes:
+        return bytes(self._inner.decompress(self._inner.unconsumed_tail + data, limit))
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._inner.unconsumed_tail)
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.eof)
+
+    @property
+    def unused(self) -> bytes:
+        return bytes(self._inner.unused_data)
+
+
+class _Unzstd:
+    def __init__(self) -> None:
+        try:
+            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            from backports import zstd
+        self._inner: Any = zstd.ZstdDecompressor()
+
+    def feed(self, data: bytes, limit: int) -> bytes:
+        return bytes(self._inner.decompress(data, limit))
+
+    @property
+    def pending(self) -> bool:
+        return not self._inner.eof and not self._inner.needs_input
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.eof)
+
+    @property
+    def unused(self) -> bytes:
+        return bytes(self._inner.unused_data)
+
+
+def _decompressor(head: bytes) -> Callable[[], Any] | None:
+    # By the bytes, as every engine does: media types in the wild are wrong often enough.
+    if head.startswith(b"\x1f\x8b"):
+        return _Gunzip
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
+        return _Unzstd
+    return None
+
+
+class BlobStream:
+    """The uncompressed bytes of a gzip, zstd or plain blob, forward only, hashed as they pass.
+
+    Offers what `tarfile` asks of a file: read, tell, and seek to a later place. Raises LayerError for broken
+    compression and beyond `max_bytes` of output, so a compression bomb ends there.
+    """
+
+    def __init__(self, fd: int, *, max_bytes: int) -> None:
+        """Reads from the descriptor `fd`, which stays the caller's."""
+        self._fd = fd
+        self._max = max_bytes
+        self._sha = hashlib.sha256()
+        self._buffer = b""
+        self._at = 0  # in _buffer
+        self._produced = 0
+        head = os.read(fd, CHUNK)
+        self._make = _decompressor(head)
+        self._inner = self._make() if self._make else None
+        self._input = head
+        self._ended = not head
+
+    def _more(self) -> bool:
+        """Refill the buffer; False at the end of the stream."""
+        while not self._ended:
+            data = self._next_plain() if self._inner is None else self._next_inflated()
+            if data:
+                self._produced += len(data)
+                if self._produced > self._max:
+                    raise LayerError(f"layer unpacks to more than {self._max} bytes")
+                self._sha.update(data)
+                self._buffer, self._at = data, 0
+                return True
+        return False
+
+    def _next_plain(self) -> bytes:
+        data, self._input = self._input or os.read(self._fd, CHUNK), b""
+        self._ended = not data
+        return data
+
+    def _next_inflated(self) -> bytes:
+        inner = self._inner
+        assert inner is not None
+        if inner.eof:
+            return self._next_frame(inner)
+        if not self._input and not inner.pending:
+            self._input = os.read(self._fd, CHUNK)
+            if not self._input:
+                raise LayerError("compressed layer ends too early", resolution="fetch the image again")
+        data, self._input = self._input, b""
+        try:
+            out: bytes = inner.feed(data, CHUNK)
+        except Exception as err:  # each library has its own class
+            raise LayerError(f"layer does not decompress: {err}", resolution="fetch the image again") from err
+        return out
+
+    def _next_frame(self, inner: Any) -> bytes:
+        # gzip members and zstd frames may follow each other; zero padding may follow them, anything else may not.
+        rest = inner.unused + self._input
+        rest = rest or os.read(self._fd, CHUNK)
+        while 0 < len(rest) < 4 and (more := os.read(self._fd, CHUNK)):  # a frame is known by its first four bytes
+            rest += more
+        self._input = b""
+        if _decompressor(rest + bytes(4)) is self._make:
+            assert self._make is not None
+            self._inner, self._input = self._make(), rest
+            return b""
+        while rest:
+            if rest.strip(b"\0"):
+                raise LayerError("something follows the end of the compressed layer")
+            rest = os.read(self._fd, CHUNK)
+        self._ended = True
+        return b""
+
+    def tell(self) -> int:
+        return self._produced - len(self._buffer) + self._at
+
+    def seek(self, position: int) -> int:
+        missing = position - self.tell()
+        if missing < 0:
+            raise LayerError("layer tar cannot be read forward")
+        for _ in self.chunks(missing, allow_end=True):
+            pass
+        return self.tell()
+
+    def read(self, size: int) -> bytes:
+        """`size` bytes, fewer only at the end."""
+        end = self._at + size
+        if end <= len(self._buffer):
+            data = self._buffer[self._at : end]
+            self._at = end
+            return data
+        return b"".join(bytes(part) for part in self.chunks(size, allow_end=True))
+
+    def chunks(self, size: int, *, allow_end: bool = False) -> Iterable[memoryview]:
+        """The next `size` bytes in pieces, uncopied; each piece is valid until the next is asked for."""
+        while size > 0:
+            if self._at >= len(self._buffer) and not self._more():
+                if allow_end:
+                    return
+                raise LayerError("layer tar ends inside a file", resolution="fetch the image again")
+            piece = memoryview(self._buffer)[self._at : self._at + size]
+            self._at += len(piece)
+            size -= len(piece)
+            yield piece
+
+    def finish(self) -> tuple[str, int]:
+        """Read to the very end (the hash is of all bytes, padding included): (diff ID, uncompressed size)."""
+        self._at = len(self._buffer)
+        while self._more():
+            self._at = len(self._buffer)
+        return f"sha256:{self._sha.hexdigest()}", self._produced
+
+
+class Member(tarfile.TarInfo):
+    """A tar member whose broken headers are errors (tarfile ends quietly there) and whose extra headers are bounded."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> Member:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+            raise
+        except (tarfile.HeaderError, ValueError, ArithmeticError) as err:
+            raise LayerError(f"layer tar is broken: {err}") from err
+
+    def _proc_member(self, tar: tarfile.TarFile) -> Any:
+        # tarfile names this method as the one to override; extended headers are read into memory whole.
+        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
+        if self.size < 0 or (extended and self.size > MAX_HEADER_BYTES):
+            raise LayerError(f"layer tar has a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
+
+
+def members(stream: BlobStream, *, max_members: int) -> Iterable[Member]:
+    """The members of a tar in order; their data is next on `stream` while each is handled. Raises LayerError."""
+    try:
+        tar = tarfile.TarFile(
+            fileobj=stream,  # type: ignore[arg-type]
+            tarinfo=Member,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+    except tarfile.ReadError as err:
+        if "empty file" in str(err):
+            return
+        raise LayerError(f"not a tar archive: {err}") from err
+    count = 0
+    try:
+        while (member := tar.next()) is not None:
+            count += 1
+            if count > max_members:
+                raise LayerError(f"layer has more than {max_members} members")
+            tar.members = []  # type: ignore[attr-defined]  # it keeps every member otherwise
+            yield member  # type: ignore[misc]
+    except tarfile.TarError as err:
+        raise LayerError(f"layer tar is broken: {err}") from err
+
+
+class Sink(Protocol):
+    """Where a TarWriter's bytes go."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
+
+class TarWriter:
+    """Writes members; the caller gives the data after each `header` and calls `pad(size)`."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.sink = sink
+
+    def header(
+        self,
+        name: bytes,
+        kind: bytes,
+        *,
+        mode: int = 0o644,
+        uid: int = 0,
+        gid: int = 0,
+        size: int = 0,
+        mtime_ns: int = 0,
+        linkname: bytes = b"",
+        device: int = 0,
+        records: Mapping[bytes, bytes] | None = None,
+    ) -> None:
+        """One header, preceded by a PAX header for what ustar cannot say. `records` are PAX records to add."""
+        pax: dict[bytes, bytes] = {}
+        if len(name) > 100:
+            pax[b"path"] = name
+        if len(linkname) > 100:
+            pax[b"linkpath"] = linkname
+        seconds, rest = divmod(mtime_ns, 1_000_000_000)
+        if rest or not 0 <= seconds < 1 << 33:
+            pax[b"mtime"] = decimal_seconds(mtime_ns)
+        for key, value, most in ((b"uid", uid, 0o7777777), (b"gid", gid, 0o7777777), (b"size", size, (1 << 33) - 1)):
+            if value > most:
+                pax[key] = b"%d" % value
+        if records:
+            pax.update(records)
+        if pax:
+            body = pax_body(pax)
+            self.sink.write(_ustar(b"PaxHeaders/" + name.rstrip(b"/")[:80], b"x", 0o644, 0, 0, len(body), 0, b"", 0))
+            self.sink.write(body)
+            self.pad(len(body))
+        self.sink.write(_ustar(name, kind, mode, uid, gid, size, seconds, linkname, device))
+
+    def pad(self, size: int) -> None:
+        """Fill up to a whole block after `size` bytes of data."""
+        if size % BLOCK:
+            self.sink.write(bytes(BLOCK - size % BLOCK))
+
+    def close(self) -> None:
+        """The two empty blocks that end a tar."""
+        self.sink.write(bytes(2 * BLOCK))
+
+
+def decimal_seconds(time_ns: int) -> bytes:
+    """A PAX time: seconds with as many decimals as needed."""
+    sign = b"-" if time_ns < 0 else b""
+    seconds, rest = divmod(abs(time_ns), 1_000_000_000)
+    return sign + (b"%d.%09d" % (seconds, rest)).rstrip(b"0").rstrip(b".")
+
+
+def pax_body(records: Mapping[bytes, bytes]) -> bytes:
+    """PAX records (`length key=value\\n`, the length counting itself), sorted by key."""
+    out = []
+    for key in sorted(records):
+        rest = b" " + key + b"=" + records[key] + b"\n"
+        length = len(rest) + len(str(len(rest)))
+        if len(rest) + len(str(length)) != length:
+            length += 1
+        out.append(b"%d" % length + rest)
+    return b"".join(out)
+
+
+def _ustar(
+    name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, linkname: bytes, device: int
+) -> bytes:
+    fields = (
+        name[:100],
+        b"%07o" % (mode & 0o7777),
+        b"%07o" % min(uid, 0o7777777),
+        b"%07o" % min(gid, 0o7777777),
+        b"%011o" % min(size, (1 << 33) - 1),
+        b"%011o" % min(max(mtime, 0), (1 << 33) - 1),
+        b"        ",
+        kind,
+        linkname[:100],
+        b"ustar\x0000",
+        b"",
+        b"",
+        b"%07o" % os.major(device),
+        b"%07o" % os.minor(device),
+        b"",
+    )
+    block = _HEADER.pack(*fields)
+    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+
+
+class LayerWriter:
+    """A sink that makes a layer blob: sha256 of the tar (diff ID) -> gzip -> sha256 of the blob (digest) -> `fd`.
+
+    The gzip header carries no name and no time, so equal trees give equal blobs.
+    """
+
+    def __init__(self, fd: int, *, compress: bool = True) -> None:
+        from isal import isal_zlib
+
+        self._fd = fd
+        self._plain = hashlib.sha256()
+        self._packed = hashlib.sha256()
+        self._gzip: Any = isal_zlib.compressobj(2, wbits=31) if compress else None
+        self._pending: list[bytes] = []
+        self._waiting = 0
+        self.size = 0
+        self.blob_size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        # Headers are 512 bytes: gather them, so that hash, compressor and kernel see large pieces.
+        self._pending.append(bytes(data))
+        self._waiting += len(data)
+        if self._waiting >= CHUNK // 4:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = b"".join(self._pending)
+        self._pending, self._waiting = [], 0
+        self.size += len(data)
+        self._plain.update(data)
+        self._emit(self._gzip.compress(data) if self._gzip else data)
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            self._packed.update(data)
+            self.blob_size += len(data)
+            write_all(self._fd, data)
+
+    def finish(self) -> tuple[str, str]:
+        """Flush everything: (diff ID, digest of the blob)."""
+        self._flush()
+        if self._gzip:
+            self._emit(self._gzip.flush())
+        return f"sha256:{self._plain.hexdigest()}", f"sha256:{self._packed.hexdigest()}"
+
+
+class FdSink:
+    """A sink that writes to a descriptor, gathering small writes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._pending: list[bytes] = []
+        self._waiting = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._pending.append(bytes(data))
+        self._waiting += len(data)
+        if self._waiting >= CHUNK // 4:
+            self.flush()
+
+    def flush(self) -> None:
+        data, self._pending, self._waiting = b"".join(self._pending), [], 0
+        write_all(self._fd, data)
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """write(2) until everything is written. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
