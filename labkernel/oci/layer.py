@@ -37,26 +37,27 @@ def apply_layer(
     userxattr: bool = False,
     single_id: bool = False,
     lowers: Sequence[str] = (),
-    staging: str | None = None,
     max_bytes: int = MAX_LAYER_BYTES,
     max_members: int = MAX_LAYER_MEMBERS,
     sync: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Unpack the layer blob at path `blob` to the new directory `target`; all or nothing.
+    """Unpack the layer blob at path `blob` to the directory `target`; all or nothing.
 
-    It is unpacked beside the target (or in the directory `staging` of the same file system), its diff ID compared with
-    `diff_id`, and renamed. When `target` is already there nothing is done, also when it appears meanwhile. gzip, zstd
-    and plain tars are told apart by their bytes. `lowers` (directories, top first) give the attributes of parent
-    directories that the tar does not hold. `report` gets {"bytes": uncompressed so far} about every 8 MB.
+    An empty directory is filled in place, and emptied again on failure. When there is none, the layer is unpacked
+    beside it and renamed. The diff ID of what was read must be `diff_id`. gzip, zstd and plain tars are told apart by
+    their bytes; `single_id` is not needed, since an owner the kernel refuses is recorded. `lowers` (directories, top
+    first) give the attributes of parent directories that the tar does not hold. `report` gets {"bytes": uncompressed so
+    far} about every 8 MB.
 
     Returns {"diff_id", "size_bytes" (of regular files), "members", "warnings"}.
     Raises LayerError (broken, hostile or too large; nothing is left) and OSError.
     """
     os.umask(0o022)
-    if os.path.isdir(target):
-        return {"diff_id": diff_id, "size_bytes": tree_size(target), "members": 0, "warnings": []}
-    new = _new_directory(staging or os.path.dirname(target), os.path.basename(target))
+    in_place = os.path.isdir(target)
+    if in_place and os.listdir(target):
+        raise LayerError(f"cannot unpack a layer into {target}: it is not empty")
+    new = target if in_place else _new_directory(os.path.dirname(target), os.path.basename(target))
     try:
         blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -70,9 +71,10 @@ def apply_layer(
             )
         if sync:
             _sync(new)
-        _move_in(new, target)
+        if not in_place:
+            _move_in(new, target)
     except BaseException:
-        discard(paths=[new])
+        discard(paths=[f"{new}/{name}" for name in os.listdir(new)] if in_place else [new])
         raise
     return result
 
@@ -153,7 +155,14 @@ def diff_layer(
     }
 
 
-def export_tree(*, lowers: Sequence[str], fds: Sequence[int], upper: str | None = None) -> dict[str, Any]:
+def export_tree(
+    *,
+    lowers: Sequence[str],
+    fds: Sequence[int],
+    upper: str | None = None,
+    userxattr: bool = False,
+    single_id: bool = False,
+) -> dict[str, Any]:
     """Write the merged file system of `lowers` (top first, `upper` above them) as one plain tar to fds[0].
 
     Needs no overlay mount. Returns {"members", "size_bytes"}. Raises OSError (EPIPE when the reader leaves).
