@@ -27,8 +27,6 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP = f"{DOCKER_LAYER}.gzip"
-HOST_LAYER = "application/vnd.labkernel.layer.host"
-"""Our own: no blob at all, the layer is a directory of this machine (`lab/host`). Never leaves the machine."""
 
 MANIFESTS = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEXES = frozenset({OCI_INDEX, DOCKER_LIST})
@@ -110,10 +108,10 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dic
 class _Probe(msgspec.Struct, rename="camel"):
     schema_version: int | None = None
     media_type: str | None = None
-    config: msgspec.Raw | None = None
-    layers: msgspec.Raw | None = None
-    manifests: msgspec.Raw | None = None
-    fs_layers: msgspec.Raw | None = None
+    config: msgspec.Raw = msgspec.Raw()
+    layers: msgspec.Raw = msgspec.Raw()
+    manifests: msgspec.Raw = msgspec.Raw()
+    fs_layers: msgspec.Raw = msgspec.Raw()
 
 
 _T = TypeVar("_T")
@@ -138,7 +136,7 @@ def parse(raw: bytes, media_type: str | None = None) -> Manifest | Index:
     if len(raw) > MANIFEST_MAX:
         raise ManifestError(f"manifest of {len(raw)} bytes: more than {MANIFEST_MAX} are refused")
     probe = decode(raw, _Probe, "manifest")
-    if probe.schema_version == 1 or probe.fs_layers is not None:
+    if probe.schema_version == 1 or _given(probe.fs_layers):
         raise ManifestError(
             "Docker image manifest version 2, schema 1 is not supported",
             resolution="push the image again with a tool of this decade; registries stopped taking this format",
@@ -146,10 +144,10 @@ def parse(raw: bytes, media_type: str | None = None) -> Manifest | Index:
     kind = probe.media_type or media_type
     if probe.media_type and media_type and probe.media_type != media_type and media_type in MANIFESTS | INDEXES:
         raise ManifestError(f"manifest says it is {probe.media_type} and was sent as {media_type}")
-    is_index = kind in INDEXES or (kind not in MANIFESTS and probe.manifests is not None)
-    if is_index and (probe.layers is not None or probe.config is not None):
+    is_index = kind in INDEXES or (kind not in MANIFESTS and _given(probe.manifests))
+    if is_index and (_given(probe.layers) or _given(probe.config)):
         raise ManifestError("ambiguous manifest: an index with layers or a config")
-    if not is_index and probe.manifests is not None:
+    if not is_index and _given(probe.manifests):
         raise ManifestError("ambiguous manifest: a manifest that lists manifests")
     return _parse_index(raw) if is_index else _parse_manifest(raw)
 
@@ -207,6 +205,10 @@ def keep_raw(struct: _T, raw: bytes) -> _T:
     """`struct`, remembering the bytes it stands for."""
     vars(struct)["_raw"] = raw
     return struct
+
+
+def _given(raw: msgspec.Raw) -> bool:
+    return bytes(raw) not in (b"", b"null")
 
 
 def _parse_manifest(raw: bytes) -> Manifest:

@@ -32,7 +32,6 @@ MIGRATIONS: tuple[str, ...] = (
         manifest TEXT NOT NULL,             -- digest of the manifest blob
         created_at REAL NOT NULL,           -- seconds since the epoch, from the config
         stored_at REAL NOT NULL,
-        size_bytes INTEGER NOT NULL,        -- all layers, unpacked
         provenance TEXT NOT NULL,           -- JSON: where the image comes from
         deleted_at REAL                     -- removed by force while a container still needs its layers
     ) STRICT;

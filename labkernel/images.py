@@ -1,0 +1,534 @@
+"""Images: look up, import, tag, list, remove, prune, and the unpacked layers that containers stand on.
+
+An image is immutable; its id is the digest of its config. Names (tags) point at ids and are set last, so a failure
+leaves at most content that nothing names, which `prune` and `remove` collect. Content comes here from `builds`,
+`containers.commit`, `import`, `load` and the built-in bases (`bases.py`); the pull client joins through `resolve`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from .errors import (
+    DriverError,
+    ImageError,
+    InvalidReference,
+    NoSuchImage,
+    RegistryError,
+    StoreError,
+    UsageError,
+)
+from .image import Image, ImageList
+from .oci import reference
+from .oci.config import add_history, apply_changes, encode, new_document, parse_timestamp
+from .store.blobs import Blobs, temporary_directory
+from .store.catalog import HOST_LAYER, Catalog, ImageRow, LayerInfo
+from .store.database import Database
+from .store.layout import Layout
+from .store.locks import Locks
+
+if TYPE_CHECKING:
+    from .store.blobs import Readable
+
+LayerRecord = LayerInfo
+
+REGISTRY_TIMEOUT_S = 0.8
+REGISTRY_VERDICT_AGE_S = 300.0
+_REGISTRY_HOSTS = {"docker.io": "registry-1.docker.io"}
+_NO_IMAGE_HINT = (
+    "without a registry there are lab/busybox, lab/debian and lab/host; "
+    "`labkernel import FILE.tar NAME` makes an image of any root file system"
+)
+
+Notify = Callable[[str], None]
+Records = list[dict[str, str]]
+Steps = list[dict[str, Any]]
+Paths = list[Path]
+
+
+class Tasks(Protocol):
+    """The part of `Runtime` that images need."""
+
+    def task(self, call: str, /, *, fds: Sequence[int] = ..., report: Any = ..., **args: Any) -> Any: ...
+
+
+class DriverLike(Protocol):
+    """The part of `Driver` that images need."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def id_mapping(self) -> str: ...
+
+
+class Images:
+    """The images of one store. Safe to use from several threads and processes at once."""
+
+    def __init__(self, layout: Layout, blobs: Blobs, db: Database, runtime: Tasks, driver: DriverLike) -> None:
+        self.layout = layout
+        self.blobs = blobs
+        self.db = db
+        self.runtime = runtime
+        self.driver = driver
+        self.catalog = Catalog(db)
+        self.locks = Locks(layout.locks)
+        self._known: dict[str, Image] = {}
+
+    # -- looking up ----------------------------------------------------------------------------------------------
+
+    def get(self, ref: str) -> Image:
+        """The stored image of a name, digest, id or unique id prefix. Raises NoSuchImage; never asks a registry."""
+        image = self._find(ref)
+        if image is None:
+            raise NoSuchImage(ref, resolution=f"`labkernel images` lists what there is; {_NO_IMAGE_HINT}")
+        return image
+
+    def resolve(self, ref: str, *, notify: Notify = lambda line: None) -> Image:
+        """The image to run or build on: the stored one, else from its registry, else a built-in base.
+
+        `notify` gets lines for the user: progress, and that a built-in image stands in for a name of Docker Hub since
+        no registry answers. Raises NoSuchImage (nothing of that name within reach) and RegistryError.
+        """
+        image = self._find(ref)
+        if image is not None:
+            return image
+        try:
+            wanted = reference.parse(ref).with_default_tag()
+        except InvalidReference as err:
+            if "64-byte" in err.brief:
+                raise NoSuchImage(ref, resolution=_NO_IMAGE_HINT) from None
+            raise
+        from . import bases
+
+        if bases.is_builtin(wanted):
+            return bases.ensure(self, wanted, notify)
+        registry = _pull_client()
+        if registry is not None and self.registry_answers(wanted.domain):
+            pulled: Image = registry.pull(self, wanted, notify=notify)
+            return pulled
+        stand_in = bases.find_stand_in(wanted)
+        if stand_in is not None:
+            reason = "no registry answers" if registry is not None else "this release does not pull from registries yet"
+            notify(f"{wanted.familiar}: {reason}; the built-in {stand_in.familiar_name} stands in")
+            return bases.ensure_stand_in(self, wanted, stand_in, notify)
+        raise self._not_found(wanted)
+
+    def list(
+        self, name: str | None = None, *, all: bool = False, filters: Mapping[str, Any] | None = None
+    ) -> ImageList:
+        """Images, newest first. `name`: a repository or a pattern. `all` is taken for the SDK's sake.
+
+        `filters`: `reference` (patterns), `dangling` (bool), `label` (`key` or `key=value`, one or a list), `before`
+        and `since` (names of images). Others raise UsageError.
+        """
+        filters = dict(filters or {})
+        patterns = _words(filters.pop("reference", ())) + ([name] if name else [])
+        keep = _filter(self, filters)
+        tags = self.catalog.all_tags()
+        found = ImageList()
+        for row in self.catalog.all():
+            image = self._image(row)
+            familiar = [reference.parse(tag) for tag in tags.get(row.id, ())]
+            if patterns and not any(_matches(tag, pattern) for tag in familiar for pattern in patterns):
+                continue
+            if keep(image, familiar):
+                found.append(image)
+        return found
+
+    def history(self, ref: str) -> Steps:
+        """Steps of the image, newest first: Id, Created (s), CreatedBy, Tags, Size (bytes), Comment."""
+        image = self.get(ref)
+        sizes = iter(self.catalog.layer_sizes(image.id))
+        steps = []
+        entries = image.raw_config.get("history") or [{} for _ in image.layers]
+        for entry in entries:
+            steps.append(
+                {
+                    "Id": "<missing>",
+                    "Created": int(parse_timestamp(entry.get("created"))),
+                    "CreatedBy": entry.get("created_by") or "",
+                    "Tags": None,
+                    "Size": 0 if entry.get("empty_layer") else next(sizes, 0),
+                    "Comment": entry.get("comment") or "",
+                }
+            )
+        if steps:
+            steps[-1].update({"Id": image.id, "Tags": image.tags or None})
+        return steps[::-1]
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    def tag(self, ref: str, name: str) -> None:
+        """Give a stored image the name `name` (`:latest` filled in), taking it from the image that had it."""
+        target = str(reference.parse_tag(name))
+        self.catalog.tag(target, self.get(ref).id)
+        self.db.add_event("image", "tag", self.get(ref).id, {"name": reference.parse(target).familiar})
+
+    def remove(self, ref: str, *, force: bool = False) -> Records:
+        """Remove a name, and with its last name the image: records `{"Untagged": …}` and `{"Deleted": …}`.
+
+        Docker's rules (Docker Engine API, ImageDelete): by name only the name goes while others remain; a container
+        that uses the image raises ConflictError, which `force` overrides unless it runs; by id an image with names in
+        several places needs `force`. Layers that a stopped container stands on stay until it goes.
+        """
+        from .removal import remove_image
+
+        return remove_image(self, ref, force=force)
+
+    def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Remove images without a name (`{"dangling": False}`: all that no container uses) and unnamed content.
+
+        Returns `{"ImagesDeleted": [records], "SpaceReclaimed": bytes}`.
+        """
+        from .removal import prune_images
+
+        return prune_images(self, filters or {})
+
+    def sweep(self) -> int:
+        """Remove blobs and unpacked layers that nothing needs, and rubbish in `tmp/`; return the bytes freed.
+
+        Waits for those who are adding content. Called by `prune`; `remove` collects its own image's content.
+        """
+        from .removal import sweep
+
+        return sweep(self)
+
+    # -- content -------------------------------------------------------------------------------------------------
+
+    def adding(self) -> AbstractContextManager[None]:
+        """Hold this (`with images.adding():`) from the first `blobs.put` until `commit_layers` has returned.
+
+        It keeps `prune` from taking content that nothing names yet.
+        """
+        return self.locks.shared("content")
+
+    def commit_layers(
+        self,
+        config: Mapping[str, Any],
+        layers: Sequence[LayerInfo],
+        tags: Iterable[str] = (),
+        *,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Image:
+        """Make an image of stored layers (bottom first) and a config document; set `tags` last.
+
+        `config` is the whole document of image-spec config.md; its `rootfs` is filled from `layers`.
+        Raises StoreError when a layer's blob is not in the store, InvalidReference for a bad tag.
+        """
+        document = {**config, "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]}}
+        return self.register(encode(document), None, layers, tags, provenance=provenance)
+
+    def register(
+        self,
+        config: bytes,
+        manifest: bytes | None,
+        layers: Sequence[LayerInfo],
+        tags: Iterable[str] = (),
+        *,
+        repo_digests: Iterable[str] = (),
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Image:
+        """As `commit_layers` for a config (and manifest) whose bytes must be kept: what `pull` and `load` use."""
+        from .oci import manifest as oci
+
+        names = [str(reference.parse_tag(name)) for name in tags]
+        for layer in layers:
+            if layer.media_type != HOST_LAYER and not self.blobs.has(layer.digest):
+                raise StoreError(f"layer {layer.digest} is not in the store")
+        with self.adding():
+            stored = self.blobs.put(config)
+            if manifest is None:
+                descriptors = [
+                    oci.Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size_bytes)
+                    for layer in layers
+                ]
+                head = oci.Descriptor(media_type=oci.OCI_CONFIG, digest=stored.digest, size=stored.size_bytes)
+                manifest = oci.make_manifest(head, descriptors).raw
+            manifest_digest = self.blobs.put(manifest).digest
+            created = parse_timestamp(json.loads(config).get("created"))
+            row = ImageRow(stored.digest, manifest_digest, created, time.time(), dict(provenance or {}))
+            self.catalog.add(row, layers, tags=names, repo_digests=repo_digests)
+        self._known.pop(stored.digest, None)
+        return self.get(stored.digest)
+
+    def layer_path(self, layer: LayerInfo) -> Path:
+        """Where a layer is, or will be, unpacked; `/` for the layer of `lab/host`."""
+        return Path("/") if layer.media_type == HOST_LAYER else self.layout.layer_dir(layer.diff_id)
+
+    def layer_dirs(self, image: Image) -> Paths:
+        """Directories of the image's layers, top first (overlay's order); unpacks what is missing.
+
+        Raises LayerError, CorruptBlob, DiskFull, and DriverError for `lab/host` where the driver cannot.
+        """
+        if image.uses_host and self.driver.name != "root":
+            raise DriverError(
+                f"lab/host needs the root driver; this is `{self.driver.name}`, whose overlay over / does not work",
+                resolution="use lab/busybox or lab/debian here",
+            )
+        paths = [self.layer_path(layer) for layer in reversed(image.layers)]
+        missing = [layer for layer, path in zip(reversed(image.layers), paths, strict=True) if not os.path.isdir(path)]
+        if len(missing) == 1:
+            self.unpack(missing[0])
+        elif missing:
+            from concurrent.futures import ThreadPoolExecutor
+
+            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                for done in [pool.submit(self.unpack, layer) for layer in missing]:
+                    done.result()
+        return paths
+
+    def unpack(self, layer: LayerInfo) -> Path:
+        """Unpack one layer unless it is; two processes that ask at once do it once. Returns its directory."""
+        target = self.layer_path(layer)
+        with self.locks.exclusive(f"layer-{target.name}"):
+            if target.is_dir():
+                return target
+            if not self.blobs.has(layer.digest):
+                raise StoreError(
+                    f"the blob of layer {layer.digest} is missing",
+                    resolution="`labkernel system check` lists what is damaged; get or build the image again",
+                )
+            with temporary_directory(self.layout, "layer") as work:
+                # Inside, since the task sets the mode of the layer's root directory, and `work` has to stay private.
+                directory = work / "root"
+                directory.mkdir(mode=0o755)
+                done = self.runtime.task(
+                    "labkernel.oci.layer:apply_layer",
+                    blob=str(self.blobs.path(layer.digest)),
+                    target=str(directory),
+                    media_type=layer.media_type,
+                    diff_id=layer.diff_id,
+                    **self.layer_options,
+                )
+                self.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
+                os.rename(directory, target)
+        return target
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """How this driver's layers are written: the options of `oci.layer` tasks."""
+        return {"userxattr": self.driver.name != "root", "single_id": self.driver.id_mapping == "single"}
+
+    def import_tar(
+        self,
+        source: str | os.PathLike[str] | Readable,
+        repository: str | None = None,
+        tag: str | None = None,
+        changes: Sequence[str] = (),
+        *,
+        message: str = "",
+    ) -> Image:
+        """Make an image of one layer from a tar of a root file system (plain, gzip or zstd; a path or a stream).
+
+        `changes` are Dockerfile instructions such as `CMD ["sh"]` (see `oci.config.CHANGES`). The layer is unpacked
+        before the image exists, so a bad archive raises LayerError (ImageError for no archive) and leaves nothing.
+        """
+        name = (f"{repository}:{tag}" if tag else repository) if repository else None
+        if name:
+            reference.parse_tag(name)
+        where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "-"
+        document = apply_changes(new_document(), changes)
+        add_history(document, "", comment=message or f"Imported from {where}")
+        from .oci.archive import store_layer
+
+        with self.adding():
+            if isinstance(source, (str, os.PathLike)):
+                try:
+                    stream: BinaryIO = open(source, "rb")  # noqa: SIM115
+                except OSError as err:
+                    raise UsageError(f"cannot read {where}: {err.strerror}") from err
+                with stream:
+                    layer = LayerInfo(*store_layer(self.blobs, stream))
+            else:
+                layer = LayerInfo(*store_layer(self.blobs, source))
+            try:
+                self.unpack(layer)
+            except Exception:
+                self._drop_unnamed(layer)
+                raise
+            image = self.commit_layers(document, [layer], [name] if name else [])
+        self.db.add_event("image", "import", image.id, {"name": name or image.id})
+        return image
+
+    def export_rootfs(self, ref: str, out: BinaryIO) -> None:
+        """Write the flattened root file system as an uncompressed tar to `out`, which needs a file descriptor."""
+        image = self.get(ref)
+        if image.uses_host:
+            raise ImageError(
+                "lab/host is this machine's own root directory and cannot be exported",
+                resolution="export a container or an image built on lab/busybox or lab/debian",
+            )
+        out.flush()
+        lowers = [str(path) for path in self.layer_dirs(image)]
+        self.runtime.task("labkernel.oci.layer:export_tree", fds=[out.fileno()], lowers=lowers, **self.layer_options)
+
+    def load(self, source: str | os.PathLike[str] | Readable, *, notify: Notify = lambda line: None) -> ImageList:
+        """Load the images of a `docker save` archive or an OCI image layout tar (plain, gzip or zstd)."""
+        from .oci.archive import load_archive
+
+        with self.adding():
+            loaded = ImageList()
+            for item in load_archive(self.blobs, source):
+                image = self.register(item.config, item.manifest, item.layers, item.tags)
+                names = [reference.parse(name).familiar for name in item.tags]
+                notify(f"Loaded image: {', '.join(names)}" if names else f"Loaded image ID: {image.id}")
+                loaded.append(image)
+        return loaded
+
+    def save(self, refs: Sequence[str], out: BinaryIO) -> None:
+        """Write images as one tar that is a `docker save` archive and an OCI image layout at once."""
+        from .oci.archive import SavedImage, save_archive
+        from .removal import find_name
+
+        saved = []
+        for ref in refs:
+            image = self.get(ref)
+            if image.uses_host:
+                raise ImageError("an image on lab/host cannot leave this machine: its lowest layer is the machine")
+            name = find_name(self, image, ref)
+            tags = [name] if name and "@" not in name else []
+            saved.append(SavedImage(image.id, self.catalog_row(image).manifest, image.layers, tags))
+        save_archive(self.blobs, saved, out)
+
+    def catalog_row(self, image: Image) -> ImageRow:
+        """The stored row of an image. Raises NoSuchImage when it has been removed meanwhile."""
+        row = self.catalog.find(image.id)
+        if row is None:
+            raise NoSuchImage(image.id)
+        return row
+
+    def registry_answers(self, domain: str, *, fresh: bool = False) -> bool:
+        """Whether the registry of `domain` takes connections; the verdict is remembered for some minutes."""
+        key = f"registry-answers:{domain}"
+        if not fresh:
+            known = self.db.setting(key, max_age_s=REGISTRY_VERDICT_AGE_S)
+            if known is not None:
+                return bool(known)
+        verdict = _connects(domain, REGISTRY_TIMEOUT_S)
+        self.db.remember(key, verdict)
+        return verdict
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _find(self, ref: str) -> Image | None:
+        text = ref.removeprefix("sha256:")
+        if len(text) == 64 or text is not ref:
+            return self._find_id(text)
+        try:
+            wanted = reference.parse(ref).with_default_tag()
+        except InvalidReference:
+            return self._find_id(text)
+        if wanted.digest:
+            found = self.catalog.find_by_repo_digest(f"{wanted.name}@{wanted.digest}")
+            return self._by_id(found or self.catalog.find_by_manifest(wanted.digest))
+        return self._by_id(self.catalog.find_by_tag(str(wanted))) or self._find_id(text)
+
+    def _find_id(self, text: str) -> Image | None:
+        if not text or len(text) > 64 or set(text) - set("0123456789abcdef"):
+            return None
+        if len(text) == 64:
+            return self._by_id(f"sha256:{text}") or self._by_id(self.catalog.find_by_manifest(f"sha256:{text}"))
+        found = self.catalog.find_by_prefix(text)
+        return self._by_id(found[0]) if len(found) == 1 else None
+
+    def _by_id(self, id: str | None) -> Image | None:
+        row = self.catalog.find(id) if id else None
+        return self._image(row) if row else None
+
+    def _image(self, row: ImageRow) -> Image:
+        known = self._known.get(row.id)
+        if known is None or known._row != row:
+            known = self._known[row.id] = Image(self, row)
+        return known
+
+    def _drop_unnamed(self, layer: LayerInfo) -> None:
+        if layer.digest not in self.catalog.needed_blobs():
+            self.blobs.remove(layer.digest)
+
+    def _not_found(self, wanted: reference.Reference) -> Exception:
+        if self.registry_answers(wanted.domain):
+            return RegistryError(
+                f"Unable to find image '{wanted.familiar}' locally, and this release does not pull from registries yet",
+                resolution=_NO_IMAGE_HINT,
+            )
+        return NoSuchImage(
+            wanted.familiar, resolution=f"it is not in the store and {wanted.domain} does not answer; {_NO_IMAGE_HINT}"
+        )
+
+
+def _pull_client() -> Any:
+    """The module that pulls, once it is there."""
+    try:
+        from importlib import import_module
+
+        return import_module("labkernel.oci.registry")
+    except ModuleNotFoundError:
+        return None
+
+
+def _connects(domain: str, timeout_s: float) -> bool:
+    """Whether a TCP connection to the registry succeeds. Name look-ups cannot be timed out, so a thread makes them."""
+    host, _, port = _REGISTRY_HOSTS.get(domain, domain).rpartition(":")
+    if not port.isdigit():
+        host, port = f"{host}:{port}".lstrip(":"), ""
+    answers: list[bool] = []
+
+    def attempt() -> None:
+        ports = [int(port)] if port else [443, 80]
+        for number in ports:
+            try:
+                socket.create_connection((host.strip("[]"), number), timeout=timeout_s).close()
+            except OSError:
+                continue
+            answers.append(True)
+            return
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(answers)
+
+
+def _words(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(word) for word in value]
+
+
+def _matches(tag: reference.Reference, pattern: str) -> bool:
+    """docker's `reference=` filter: a pattern on the name, or on name and tag."""
+    names = (tag.familiar_name, tag.familiar, tag.name, str(tag))
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+def _filter(images: Images, filters: dict[str, Any]) -> Callable[[Image, Sequence[reference.Reference]], bool]:
+    unknown = set(filters) - {"dangling", "label", "before", "since"}
+    if unknown:
+        raise UsageError(f"invalid filter '{sorted(unknown)[0]}'")
+    dangling = filters.get("dangling")
+    if dangling is not None:
+        word = str(_words(dangling)[0] if isinstance(dangling, (list, tuple)) else dangling).lower()
+        if word not in {"true", "false", "1", "0"}:
+            raise UsageError(f"invalid filter 'dangling={word}'")
+        dangling = word in {"true", "1"}
+    labels = [word.partition("=") for word in _words(filters.get("label", ()))]
+    before = images.get(_words(filters["before"])[0]).created if "before" in filters else None
+    since = images.get(_words(filters["since"])[0]).created if "since" in filters else None
+
+    def keep(image: Image, tags: Sequence[reference.Reference]) -> bool:
+        if dangling is not None and dangling is bool(tags):
+            return False
+        if (before is not None and image.created >= before) or (since is not None and image.created <= since):
+            return False
+        has = image.labels if labels else {}
+        return all(key in has and (not equals or has[key] == value) for key, equals, value in labels)
+
+    return keep
