@@ -13,35 +13,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DockerfileError
+from .durations import MIN_DURATION_NS, parse_duration_ns
 from .flags import Flags, did_you_mean, read_flags
 from .mounts import Mount, check_mount, parse_mount
 from .parser import INSTRUCTIONS, Dockerfile, Heredoc, Node, located, parse, parse_heredoc
 from .variables import SPACES
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*")
-_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
-_UNIT_NS = {
-    "ns": 1,
-    "us": 1_000,
-    "µs": 1_000,
-    "μs": 1_000,
-    "ms": 1_000_000,
-    "s": 1_000_000_000,
-    "m": 60_000_000_000,
-    "h": 3_600_000_000_000,
-}
-_MIN_DURATION_NS = 1_000_000
 NETWORK_MODES = ("default", "none", "host")
 SECURITY_MODES = ("sandbox", "insecure")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instruction:
-    """Where an instruction stands: 1-based lines, and its text with continuations joined and heredocs kept."""
+    """Where an instruction stands: 1-based lines; its text with continuations joined and heredocs kept.
+
+    `keyword` is the instruction as written (`run`), `name` its upper-case name.
+    """
 
     line: int
     end_line: int
     text: str
+    keyword: str = ""
 
     @property
     def name(self) -> str:
@@ -323,27 +316,8 @@ def instruction(node: Node) -> Instruction:
         raise located(err, node.line, node.end_line) from None
 
 
-def parse_duration_ns(text: str) -> int:
-    """Go's time.ParseDuration, in nanoseconds. Raises DockerfileError."""
-    body = text[1:] if text[:1] in "+-" and text else text
-    if body == "0":
-        return 0
-    total, pos = 0.0, 0
-    exact = 0
-    while pos < len(body) and (found := _DURATION.match(body, pos)):
-        number, unit = found.groups()
-        whole, _, fraction = number.partition(".")
-        exact += int(whole[:20] or 0) * _UNIT_NS[unit]
-        total += float(f"0.{fraction[:20]}") * _UNIT_NS[unit] if fraction else 0
-        pos = found.end()
-    value = exact + int(total)
-    if not body or pos != len(body) or value >= 2**63:
-        raise DockerfileError(f'time: invalid duration "{text[:80]}"', resolution="for example 30s, 1m30s or 500ms")
-    return -value if text[0] == "-" else value
-
-
 def _where(node: Node) -> dict[str, Any]:
-    return {"line": node.line, "end_line": node.end_line, "text": node.text}
+    return {"line": node.line, "end_line": node.end_line, "text": node.text, "keyword": node.keyword}
 
 
 def _no_flags(node: Node) -> None:
@@ -429,7 +403,7 @@ def _transfer(node: Node) -> tuple[Flags, dict[str, Any]]:
     if len(node.args) < 2:
         raise DockerfileError(
             f"{node.instruction} requires at least two arguments, but only one was provided. "
-            "Destination could not be determined."
+            "Destination could not be determined"
         )
     flags = read_flags(node.instruction, node.flags)
     *words, dest = node.args
@@ -505,7 +479,6 @@ def _arg(node: Node) -> Arg:
         if not name:
             raise DockerfileError("ARG names can not be blank")
         pairs.append((name, value if equals else None))
-    _no_flags(node)
     return Arg(pairs=tuple(pairs), **_where(node))
 
 
@@ -545,7 +518,7 @@ def _healthcheck(node: Node) -> Healthcheck:
 def _interval(flags: Flags, name: str) -> int:
     text = flags.text(name)
     value = parse_duration_ns(text) if text else 0
-    if value != 0 and value < _MIN_DURATION_NS:
+    if value != 0 and value < MIN_DURATION_NS:
         raise DockerfileError(f'Interval "{name}" cannot be less than 1ms')
     return value
 

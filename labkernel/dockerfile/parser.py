@@ -366,7 +366,10 @@ def _node(line: str, escape: str, depth: int = 0) -> Node:
     if name == "ONBUILD":
         if depth >= _DEEPEST_ONBUILD:
             raise DockerfileError("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
-        return replace(made, args=(_node(rest, escape, depth + 1),)) if rest else made
+        if not rest:
+            return made
+        inner = _node(rest, escape, depth + 1)
+        return replace(made, args=(inner,))
     if name in ("ENV", "LABEL"):
         pairs, legacy = _pairs(name, rest, escape)
         return replace(made, args=pairs, legacy_pair=legacy)
@@ -495,12 +498,12 @@ def _as_json_or_words(rest: str, escape: str) -> _Split:
 
 
 def _as_health(rest: str, escape: str) -> _Split:
-    bare = rest.lstrip(SPACES)
-    end = next((i for i, ch in enumerate(bare) if ch in SPACES), len(bare))
-    if not end:
+    # BuildKit looks at bytes here: only ASCII white space separates the type from its command.
+    found = re.match(r"([^\t\n\v\f\r ]*)[\t\n\v\f\r ]*", rest)
+    if not found or not found.group(1):
         return (), False
-    command, is_json = _as_json_or_string(bare[end:].lstrip(SPACES), escape)
-    return (bare[:end], *command), is_json
+    command, is_json = _as_json_or_string(rest[found.end() :], escape)
+    return (found.group(1), *command), is_json
 
 
 _SPLITTERS: dict[str, Callable[[str, str], _Split]] = {

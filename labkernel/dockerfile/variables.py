@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any
 
 from ..errors import DockerfileError
 
@@ -122,6 +122,17 @@ def references(word: str, *, escape: str = "\\") -> set[str]:
     return set(met.unmatched)
 
 
+class _AnyName(dict[str, str]):
+    def get(self, _name: str, default: Any = None) -> str:
+        return "x"
+
+
+def check_word(word: str, *, escape: str = "\\") -> None:
+    """Refuse `word` if its quotes or substitutions are malformed, whatever the names are worth."""
+    if "$" in word or "'" in word or '"' in word:
+        Lexer(escape).process(word, _AnyName())
+
+
 class _Words:
     """Collects words; white space ends one only where it was not quoted."""
 
@@ -158,7 +169,7 @@ class _Run:
 
     def __init__(self, rules: Lexer, text: str, env: Mapping[str, str]) -> None:
         self.rules = rules
-        self.text = text
+        self.text = text.removeprefix("\ufeff")  # Go's scanner skips a byte order mark at the start
         self.env = env
         self.pos = 0
         self.depth = 0
@@ -335,16 +346,13 @@ class _Run:
 
     def name(self) -> str:
         """A name, a number or one special character; empty when none is here."""
-        start = self.pos
         first = self.peek()
         if first.isdecimal():
             return self._span(str.isdecimal)
         if first and first in _SPECIAL_NAMES:
             self.pos += 1
             return first
-        name = self._span(lambda ch: ch.isalpha() or ch.isdecimal() or ch == "_")
-        assert self.pos == start + len(name)
-        return name
+        return self._span(lambda ch: ch.isalpha() or ch.isdecimal() or ch == "_")
 
     def _span(self, accept: Callable[[str], bool]) -> str:
         start = self.pos
@@ -492,8 +500,3 @@ def _hint_for(problem: str) -> str | None:
     if "missing '}'" in problem or "bad substitution" in problem:
         return "write ${NAME}; a literal dollar is \\$"
     return None
-
-
-def refuse(brief: str) -> NoReturn:
-    """Raise a DockerfileError without a line; the parser adds the line on the way up."""
-    raise DockerfileError(brief)
