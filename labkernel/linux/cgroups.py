@@ -22,6 +22,19 @@ MOUNT_ROOT = "/sys/fs/cgroup"
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio", "devices", "cpuset")
 LIMITING = ("memory", "cpu", "pids")  # a missing one is worth a warning even when it was not asked for
 
+# What a container may do with devices, as runc and crun have it: make any node, use only these. (runtime-spec
+# config-linux.md, "Allowed Device list")
+DEVICE_RULES: list[dict[str, object]] = [
+    {"allow": False, "access": "rwm"},
+    {"allow": True, "type": "c", "access": "m"},
+    {"allow": True, "type": "b", "access": "m"},
+    *(
+        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
+        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
+    ),
+    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
+]
+
 _V2_NAMES = {"blkio": "io"}
 _LEAF = "labkernel.leaf"  # where processes go that stand in the way of the no-internal-process rule
 _UNLIMITED_V1 = "-1"
@@ -158,8 +171,10 @@ class Cgroup:
         if directory is None:
             self.unenforced.append(("devices", "no devices cgroup"))
             return
-        for rule in rules:
-            _write(f"{directory}/devices.{'allow' if rule.get('allow') else 'deny'}", device_rule(rule))
+        # A child starts with its parent's rules, which are the usual ones: one read instead of a dozen writes.
+        wanted = {device_rule(rule) for rule in rules if rule.get("allow")}
+        if set(_lines(f"{directory}/devices.list")) != wanted or any(not rule.get("allow") for rule in rules[1:]):
+            _write_device_rules(directory, rules)
 
     def remove(self, *, timeout_s: float = 1.0) -> bool:
         """Remove the directories; EBUSY (a zombie not yet reaped) is tried again until the time is up.
@@ -250,6 +265,8 @@ class Hierarchy:
             path = f"{path}/{part}"
             try:
                 os.mkdir(path, 0o755)
+                if self.version == 1 and base == self.bases.get("devices"):
+                    _write_device_rules(path, DEVICE_RULES)
             except FileExistsError:
                 pass
             if self.version == 2:
@@ -483,6 +500,11 @@ def _inherit_cpuset(path: str, base: str) -> None:
         for name in ("cpuset.cpus", "cpuset.mems"):
             if not (_read(f"{current}/{name}") or "").strip():
                 _try_write(f"{current}/{name}", (_read(f"{parent}/{name}") or "").strip())
+
+
+def _write_device_rules(directory: str, rules: list[dict[str, object]]) -> None:
+    for rule in rules:
+        _write(f"{directory}/devices.{'allow' if rule.get('allow') else 'deny'}", device_rule(rule))
 
 
 def _nothing(root: str, reason: str) -> Hierarchy:

@@ -67,7 +67,13 @@ class Driver:
 
     @property
     def userxattr(self) -> bool:
-        return self.overlay == "overlay-userxattr"
+        """Whether overlay keeps its marks in `user.` attributes: always so under rootless, with a copy, too."""
+        return self.name != "root"
+
+    @property
+    def single_id(self) -> bool:
+        """Whether only one user id exists in a container."""
+        return self.id_mapping == "single"
 
 
 def choose_driver(store: Store, name: str | None = None) -> Driver:
