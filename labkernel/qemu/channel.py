@@ -1,0 +1,115 @@
+"""The frames spoken with the guest's init over virtio-serial. Pure: bytes in, frames out; the other end is guest/init.c.
+
+A frame is kind (1 byte), 0, process number (2 bytes), payload length (4 bytes), payload; numbers are big endian. The
+kinds 0, 1 and 2 are the standard streams, as in Docker's attach protocol. Process 0 is the command of the VM, higher
+numbers are what `exec` added.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+PROTOCOL = 1
+PORT_NAME = "labkernel.0"
+MAX_PAYLOAD = (1 << 20) - 8
+STDIN_WINDOW = 256 << 10  # bytes of stdin that may wait unconsumed in the guest (init.c has a buffer of this size)
+
+_HEADER = struct.Struct(">BxHI")
+
+
+class Kind(IntEnum):
+    """What a frame is. 0–31 are streams and requests, from 32 on the guest answers."""
+
+    STDIN = 0
+    STDOUT = 1
+    STDERR = 2
+    SETUP = 16
+    START = 17
+    SIGNAL = 18
+    STATS = 19
+    POWEROFF = 20
+    HELLO = 32
+    READY = 33
+    STARTED = 34
+    EXITED = 35
+    FIGURES = 36
+    FAILED = 37
+    CONSUMED = 38
+
+
+class Frame(NamedTuple):
+    """One message: its kind (a number this version may not know), the guest process it is about, its bytes."""
+
+    kind: int
+    process: int
+    payload: bytes
+
+    def words(self) -> dict[str, str]:
+        """A payload of `name=value` words as a dictionary."""
+        pairs = (word.partition("=") for word in self.payload.decode("utf-8", "replace").split())
+        return {name: value for name, _, value in pairs}
+
+    def numbers(self) -> dict[str, int]:
+        """The words of the payload whose values are whole numbers."""
+        return {name: int(value) for name, value in self.words().items() if value.lstrip("-").isdigit()}
+
+
+def encode(kind: Kind, payload: bytes = b"", *, process: int = 0) -> bytes:
+    """The bytes of one frame. Raises ValueError for a payload the guest would refuse."""
+    if len(payload) > MAX_PAYLOAD:
+        raise ValueError(f"a frame holds at most {MAX_PAYLOAD} bytes, not {len(payload)}")
+    return _HEADER.pack(kind, process, len(payload)) + payload
+
+
+class Decoder:
+    """Cuts a byte stream into frames; keeps what is not complete yet."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """All frames that `data` completes."""
+        self._pending += data
+        while len(self._pending) >= _HEADER.size:
+            kind, process, length = _HEADER.unpack_from(self._pending)
+            end = _HEADER.size + length
+            if len(self._pending) < end:
+                return
+            payload = bytes(self._pending[_HEADER.size : end])
+            del self._pending[:end]
+            yield Frame(kind, process, payload)
+
+
+def _records(records: Iterable[tuple[str, str]]) -> bytes:
+    out = bytearray()
+    for letter, text in records:
+        raw = text.encode("utf-8", "surrogateescape")
+        if b"\0" in raw:
+            raise ValueError(f"a NUL byte in {text!r}")
+        out += letter.encode() + raw + b"\0"
+    return bytes(out)
+
+
+def setup_payload(*, time_s: float, entropy: bytes, device: str, hostname: str | None, readonly: bool) -> bytes:
+    """SETUP: set the clock, mix in entropy, mount `device` as the root. Entropy beyond 64 bytes is ignored."""
+    whole, nanoseconds = divmod(round(time_s * 1e9), 10**9)
+    records = [("t", f"{whole}.{nanoseconds:09d}"), ("r", entropy.hex()), ("d", device)]
+    if hostname:
+        records.append(("h", hostname))
+    if readonly:
+        records.append(("o", ""))
+    return _records(records)
+
+
+def start_payload(
+    args: Sequence[str], *, env: Mapping[str, str] | Sequence[str], cwd: str, user: str, stdin: bool
+) -> bytes:
+    """START: run `args` (not empty) with exactly this environment (the guest adds HOME where it lacks one)."""
+    pairs = [f"{name}={value}" for name, value in env.items()] if isinstance(env, Mapping) else list(env)
+    records = [("a", arg) for arg in args] + [("e", pair) for pair in pairs] + [("c", cwd or "/"), ("u", user or "0")]
+    if stdin:
+        records.append(("i", ""))
+    return _records(records)
