@@ -1,0 +1,97 @@
+"""Users and groups as the image's own etc/passwd and etc/group name them; run from inside the container's root.
+
+Source: man 5 passwd, man 5 group; Docker's rules for `--user name|uid[:group|gid]`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+_MAX_BYTES = 4 << 20
+
+
+class User:
+    """Who a process runs as."""
+
+    __slots__ = ("gid", "groups", "home", "uid")
+
+    def __init__(self, uid: int, gid: int, groups: list[int], home: str) -> None:
+        self.uid = uid
+        self.gid = gid
+        self.groups = groups
+        self.home = home
+
+
+def _lines(path: str) -> list[list[str]]:
+    # The file belongs to the image: a FIFO there must not block, a huge one must not fill the memory.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return []
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return []
+        data = b""
+        while len(data) < _MAX_BYTES and (chunk := os.read(fd, 65536)):
+            data += chunk
+    finally:
+        os.close(fd)
+    return [line.split(":") for line in data.decode("utf-8", "replace").splitlines() if not line.startswith("#")]
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and int(text) < 1 << 31 else None
+
+
+def resolve(wanted: str | None, numbers: dict[str, Any]) -> User:
+    """The user for `wanted` ("name[:group]", parts may be numbers) or, when None, for a runtime-spec `process.user`.
+
+    Raises SetupError in docker's words for names the image does not have.
+    """
+    if wanted is None:
+        uid, gid = int(numbers.get("uid", 0)), int(numbers.get("gid", 0))
+        home = next((f[5] for f in _lines("/etc/passwd") if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
+        return User(uid, gid, [int(g) for g in numbers.get("additionalGids") or ()], home)
+    name, _, group = wanted.partition(":")
+    entry = _find_user(name or "0")
+    known = str(entry[0])
+    uid, gid = int(entry[2]), int(entry[3])
+    groups = _lines("/etc/group")
+    if group:
+        gid = _find_group(group, groups)
+        extra: list[int] = []
+    else:
+        extra = [int(g[2]) for g in groups if len(g) > 3 and known and known in g[3].split(",") and g[2].isdigit()]
+    return User(uid, gid, [*extra, *(int(g) for g in numbers.get("additionalGids") or ())], entry[5] or _home(uid))
+
+
+def _home(uid: int) -> str:
+    return "/root" if uid == 0 else "/"
+
+
+def _find_user(name: str) -> list[str]:
+    number = _number(name)
+    for fields in _lines("/etc/passwd"):
+        if len(fields) < 4 or _number(fields[2]) is None or _number(fields[3]) is None:
+            continue
+        if fields[0] == name or (number is not None and fields[2] == str(number)):
+            return [*fields, "", "", ""]
+    if number is None:
+        from .init import SetupError
+
+        raise SetupError(f"unable to find user {name}: no matching entries in passwd file")
+    return ["", "", str(number), "0", "", "", ""]
+
+
+def _find_group(name: str, groups: list[list[str]]) -> int:
+    number = _number(name)
+    for fields in groups:
+        if len(fields) > 2 and _number(fields[2]) is not None and fields[0] == name:
+            return int(fields[2])
+    if number is None:
+        from .init import SetupError
+
+        raise SetupError(f"unable to find group {name}: no matching entries in group file")
+    return number

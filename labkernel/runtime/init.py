@@ -1,0 +1,389 @@
+"""What runs in the child that becomes a container's first process, from the clone to the exec.
+
+The child is made before its container is known (see `pool`): it prepares what it can, then waits on its socket for
+one message. The socket is close-on-exec, so its end is the moment of the exec; before that the child sends a
+description of what failed, or the pty's master. Standard library only: it is forked from the supervisor.
+
+Safety. The child is not dumpable, so nobody in the container can open its /proc entries (CVE-2019-5736); every
+descriptor but 0 to 2 is closed and the working directory is checked to lie inside (CVE-2024-21626).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import socket
+from typing import Any
+
+from ..linux import capabilities, netlink, pty, seccomp, syscalls
+from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
+from . import accounts, protocol, rootfs
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_RLIMITS = {
+    name: getattr(resource, name)
+    for name in dir(resource)
+    if name.startswith("RLIMIT_") and isinstance(getattr(resource, name), int)
+}
+
+
+class SetupError(Exception):
+    """A start that failed, in words for the user; `exit_code` is docker's 125, 126 or 127."""
+
+    def __init__(self, brief: str, exit_code: int = 125) -> None:
+        super().__init__(brief)
+        self.brief = brief
+        self.exit_code = exit_code
+
+
+def isolate_descriptors(sock: socket.socket) -> socket.socket:
+    """Keep only 0 to 2 and `sock`, which becomes descriptor 3: warm children must not hold each other's sockets."""
+    fd = sock.detach()
+    if fd != 3:
+        os.dup2(fd, 3, inheritable=False)
+    syscalls.close_range(4)
+    return socket.socket(fileno=3)
+
+
+def reset_signals() -> None:
+    """Default actions and an empty mask; Python ignores SIGPIPE and SIGXFSZ, and ignored signals survive an exec."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def main(sock: socket.socket, settings: dict[str, Any]) -> None:
+    """Body of a pool child. `settings`: stage, cgroup (a Cgroup or None), profile, single_id. Never returns."""
+    try:
+        sock = isolate_descriptors(sock)
+        reset_signals()
+        prctl(PR_SET_DUMPABLE, 0)
+        os.setsid()
+        os.umask(0)
+        _prepare(settings)
+        data, fds = protocol.receive(sock)
+        if not data:
+            os._exit(0)  # the supervisor has gone, or does not need this child any more
+        request = protocol.json.loads(data)
+        if request.get("quit"):
+            os._exit(0)
+        _become_container(sock, request, fds, settings)
+    except SetupError as err:
+        report(sock, err.brief, err.exit_code)
+    except OSError as err:
+        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        report(sock, f"cannot set up the container{where}: {err.strerror or err}", 125)
+    except BaseException as err:
+        report(sock, f"cannot set up the container: {type(err).__name__}: {err}", 125)
+    finally:
+        os._exit(1)
+
+
+def report(sock: socket.socket, brief: str, exit_code: int) -> None:
+    """Tell the supervisor why there will be no exec."""
+    try:
+        sock.send(protocol.dumps({"error": brief[:8000], "exit_code": exit_code}))
+    except OSError:
+        pass
+
+
+def _prepare(settings: dict[str, Any]) -> None:
+    cgroup = settings["cgroup"]
+    profile = settings["profile"]
+    if cgroup is not None:
+        cgroup.join(0)
+        if "cgroup" in profile["namespaces"]:
+            # Only now: the namespace's root is the group the process is in at this moment (man 7 cgroup_namespaces).
+            syscalls.unshare(syscalls.CLONE_NEWCGROUP)
+    if "network" in profile["namespaces"]:
+        netlink.loopback_up()
+    paths = cgroup.paths if cgroup is not None else {}
+    rootfs.prepare(settings["stage"], cgroup_paths=paths, profile=profile, single_id=settings["single_id"])
+
+
+def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any]) -> None:
+    with open(request["config"], "rb") as file:
+        config = protocol.json.loads(file.read())
+    own = config.get("labkernel") or {}
+    process = config["process"]
+    program = read_program(own.get("seccomp_program"))
+    created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"])
+    notes: dict[str, Any] = {"created": created}
+    if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
+        socket.sethostname(config["hostname"])
+    _write_sysctls((config.get("linux") or {}).get("sysctl") or {})
+    set_oom_score(process.get("oomScoreAdj"))
+    rootfs.enter(settings["stage"], readonly=bool((config.get("root") or {}).get("readonly")))
+    master = _attach_stdio(process, fds)
+    notes["warnings"] = set_rlimits(process.get("rlimits") or [])
+    _send_notes(sock, notes, master)
+    execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)))
+
+
+def _send_notes(sock: socket.socket, notes: dict[str, Any], master: int | None) -> None:
+    if notes.get("created") or notes.get("warnings") or master is not None:
+        protocol.send_with_fds(sock, protocol.dumps({"notes": notes}), [] if master is None else [master])
+    if master is not None:
+        os.close(master)
+
+
+def read_program(path: str | None) -> bytes | None:
+    """The compiled system call filter; it lies outside the container, so it is read before the root changes."""
+    if not path:
+        return None
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _write_sysctls(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        path = "/proc/sys/" + name.replace(".", "/")
+        try:
+            with open(path, "w", encoding="ascii") as file:
+                file.write(str(value))
+        except OSError as err:
+            raise SetupError(f"sysctl {name}: {err.strerror}") from err
+
+
+def set_oom_score(value: int | None) -> None:
+    """/proc/self/oom_score_adj; lowering it needs CAP_SYS_RESOURCE and is left out without."""
+    if not value:
+        return
+    try:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(int(value)))
+    except PermissionError:
+        pass
+
+
+def _attach_stdio(process: dict[str, Any], fds: list[int]) -> int | None:
+    """Make 0 to 2 the pipes in `fds`, or a new pty of the container's own devpts, whose master is returned."""
+    if not process.get("terminal"):
+        for number, fd in enumerate(fds[:3]):
+            os.dup2(fd, number)
+        for fd in fds:
+            os.close(fd)
+        return None
+    master, slave = pty.open_pair("/dev/ptmx")
+    size = process.get("consoleSize") or {}
+    if size.get("height") and size.get("width"):
+        pty.resize(master, int(size["height"]), int(size["width"]))
+    bind_console(slave)
+    for number in range(3):
+        os.dup2(slave, number)
+    os.close(slave)
+    pty.make_controlling(0)
+    return master
+
+
+def bind_console(slave: int) -> None:
+    """Bind the pty to /dev/console (runtime-spec config.md, `terminal`)."""
+    try:
+        os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o620))
+        rootfs.mount(f"/dev/pts/{os.minor(os.fstat(slave).st_rdev)}", "/dev/console", None, rootfs.MS_BIND)
+    except OSError:
+        pass  # only a comfort: a program that wants it sees its absence
+
+
+def set_rlimits(limits: list[dict[str, Any]]) -> list[str]:
+    """setrlimit for each; returns warnings for those that would need CAP_SYS_RESOURCE and were lowered instead."""
+    warnings = []
+    for limit in limits:
+        number = _RLIMITS.get(limit["type"])
+        if number is None:
+            continue
+        soft, hard = (_limit_value(limit[name]) for name in ("soft", "hard"))
+        try:
+            resource.setrlimit(number, (soft, hard))
+        except (ValueError, PermissionError):
+            ceiling = resource.getrlimit(number)[1]
+            hard = ceiling if hard == -1 or (ceiling != -1 and hard > ceiling) else hard
+            soft = hard if soft == -1 or (hard != -1 and soft > hard) else soft
+            resource.setrlimit(number, (soft, hard))
+            name = limit["type"].removeprefix("RLIMIT_").lower()
+            warnings.append(f"ulimit {name}: only up to {hard} without CAP_SYS_RESOURCE")
+    return warnings
+
+
+def _limit_value(value: int) -> int:
+    return -1 if value < 0 or value >= 1 << 63 else int(value)
+
+
+def execute(
+    sock: socket.socket, process: dict[str, Any], own: dict[str, Any], program: bytes | None, *, cwd_create: bool
+) -> None:
+    """From inside the root: identity, working directory, privileges, exec. Reports failure on `sock`, never returns."""
+    env = list(process.get("env") or [])
+    user = accounts.resolve(own.get("user_unresolved"), process.get("user") or {})
+    if not any(word.startswith("HOME=") for word in env):
+        env.append(f"HOME={user.home}")
+    _give_stdio(user.uid)
+    _change_directory(process.get("cwd") or "/", create=cwd_create)
+    try:
+        syscalls.join_session_keyring()
+    except OSError:
+        pass  # no keys in this kernel, or forbidden by an outer filter
+    set_privileges(process, user, program)
+    # Identity changes make a process dumpable again (man 2 prctl).
+    prctl(PR_SET_DUMPABLE, 0)
+    os.umask(0o022)
+    if own.get("init"):
+        _run_as_init(sock)
+    replace_program(process["args"], env)
+
+
+def _give_stdio(uid: int) -> None:
+    # As docker does: /dev/stdout can then be opened by a user other than root. /dev/null is not handed over.
+    for number in range(3):
+        info = os.fstat(number)
+        if not (os.major(info.st_rdev) == 1 and os.minor(info.st_rdev) == 3) and info.st_uid != uid:
+            try:
+                os.fchown(number, uid, -1)
+            except OSError:
+                pass
+
+
+def _change_directory(path: str, *, create: bool) -> None:
+    try:
+        os.chdir(path)
+    except FileNotFoundError:
+        if not create:
+            raise SetupError(f'chdir to cwd ("{path}") set in config.json failed: no such file or directory') from None
+        try:
+            os.makedirs(path, 0o755, exist_ok=True)
+            os.chdir(path)
+        except OSError as err:
+            raise SetupError(f'cannot make the working directory "{path}": {err.strerror}') from err
+    except OSError as err:
+        text = os.strerror(err.errno or 0).lower()
+        raise SetupError(f'chdir to cwd ("{path}") set in config.json failed: {text}', 126) from err
+    if not os.getcwd().startswith("/"):
+        raise SetupError("the working directory lies outside of the container")
+
+
+def set_privileges(process: dict[str, Any], user: accounts.User, program: bytes | None) -> None:
+    """Bounding set, filter, ids, capabilities, in the order runc uses.
+
+    Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the ids change; with it, last.
+    """
+    sets = process.get("capabilities")
+    if sets is not None:
+        capabilities.drop_bounding(capabilities.mask(sets.get("bounding") or []))
+    locked = bool(process.get("noNewPrivileges"))
+    if locked:
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+    elif program:
+        seccomp.install(program)
+    prctl(PR_SET_KEEPCAPS, 1)
+    try:
+        os.setgroups(user.groups)
+    except PermissionError:
+        pass  # a user namespace with one id denies setgroups
+    try:
+        os.setresgid(user.gid, user.gid, user.gid)
+        os.setresuid(user.uid, user.uid, user.uid)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
+        raise SetupError(f"user {user.uid}:{user.gid} is not mapped in this user namespace") from None
+    prctl(PR_SET_KEEPCAPS, 0)
+    if sets is not None:
+        capabilities.apply(sets)
+    if locked and program:
+        seccomp.install(program)
+
+
+def replace_program(args: list[str], env: list[str]) -> None:
+    """execve with a PATH search; raises SetupError in docker's words."""
+    pairs = dict(word.split("=", 1) for word in env if "=" in word)
+    name = args[0] if args else ""
+    path = _locate(name, pairs.get("PATH", DEFAULT_PATH))
+    try:
+        os.execve(path, args, pairs)
+    except FileNotFoundError:
+        raise SetupError(f"exec {path}: no such file or directory", 127) from None
+    except PermissionError:
+        raise SetupError(f'exec: "{name}": permission denied', 126) from None
+    except OSError as err:
+        if err.errno == errno.ENOEXEC:
+            raise SetupError(f"exec {path}: exec format error", 126) from None
+        raise SetupError(f"exec {path}: {os.strerror(err.errno or 0).lower()}", 126) from None
+
+
+def _locate(name: str, search: str) -> str:
+    if "/" in name:
+        try:
+            mode = os.stat(name).st_mode
+        except FileNotFoundError:
+            raise SetupError(f'exec: "{name}": stat {name}: no such file or directory', 127) from None
+        except NotADirectoryError:
+            raise SetupError(f'exec: "{name}": stat {name}: not a directory', 126) from None
+        except OSError:
+            raise SetupError(f'exec: "{name}": permission denied', 126) from None
+        if rootfs.stat.S_ISDIR(mode):
+            raise SetupError(f'exec: "{name}": is a directory', 126)
+        if not os.access(name, os.X_OK):
+            raise SetupError(f'exec: "{name}": permission denied', 126)
+        return name
+    denied = False
+    for folder in search.split(":") if name else ():
+        candidate = f"{folder or '.'}/{name}"
+        try:
+            regular = rootfs.stat.S_ISREG(os.stat(candidate).st_mode)
+        except OSError:
+            continue
+        if regular and os.access(candidate, os.X_OK):
+            return candidate
+        denied = denied or regular
+    if denied:
+        raise SetupError(f'exec: "{name}": permission denied', 126)
+    raise SetupError(f'exec: "{name}": executable file not found in $PATH', 127)
+
+
+def _run_as_init(sock: socket.socket) -> None:
+    """`--init`: fork; the child goes on to the exec, this process reaps orphans and forwards signals as pid 1."""
+    child = os.fork()
+    if child == 0:
+        if os.isatty(0):
+            os.setsid()
+            try:
+                pty.resize(0, *pty.size(0))
+                rootfs.os.set_blocking(0, True)
+                _steal_terminal()
+            except OSError:
+                pass
+        return
+    sock.close()
+    forwarded = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)]
+    waited = [*forwarded, signal.SIGCHLD]
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
+    while True:
+        number = signal.sigwait(waited)
+        if number != signal.SIGCHLD:
+            try:
+                os.kill(child, number)
+            except OSError:
+                pass
+            continue
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                os._exit(0)
+            if pid == 0:
+                break
+            if pid == child:
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(code if code >= 0 else 128 - code)
+
+
+def _steal_terminal() -> None:
+    import fcntl
+    import termios
+
+    # Argument 1 takes the terminal over from the session of pid 1; needs CAP_SYS_ADMIN, otherwise there is no job
+    # control, as with any init that does not hand it on.
+    fcntl.ioctl(0, termios.TIOCSCTTY, 1)

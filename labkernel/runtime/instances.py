@@ -1,0 +1,187 @@
+"""One container as the supervisor sees it: its files, its process, its streams and who waits for it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from ..errors import NoSuchContainer, RuntimeFailure
+from ..linux.cgroups import Cgroup
+from .logs import LogWriter
+from .loop import Connection, Timer
+from .pool import Warm
+from .streams import Follower, InputPipe
+
+
+class Instance:
+    """`state` is what state.json holds (see `new_state`); `status` words are docker's."""
+
+    def __init__(self, container_id: str, directory: str, config: dict[str, Any], state: dict[str, Any]) -> None:
+        self.id = container_id
+        self.directory = directory
+        self.config = config
+        self.own: dict[str, Any] = config.get("labkernel") or {}
+        self.state = state
+        self.pidfd = -1
+        self.outputs: dict[int, str] = {}
+        self.master = -1
+        self.input: InputPipe | None = None
+        self.log: LogWriter | None = None
+        self.cgroup: Cgroup | None = None
+        self.setup: Warm | None = None
+        self.setup_error: dict[str, Any] | None = None
+        self.followers: list[Follower] = []
+        self.starters: list[Connection] = []
+        self.waiters: list[tuple[Connection, str]] = []
+        self.enders: list[Connection] = []
+        self.kill_timer: Timer | None = None
+        self.restart_timer: Timer | None = None
+        self.stopping = False
+        self.created_paths: list[str] = []
+        self.warnings: list[str] = []
+        self.orphan_tries = 0
+
+    @property
+    def status(self) -> str:
+        return str(self.state["status"])
+
+    @property
+    def running(self) -> bool:
+        return self.status in ("running", "paused") or self.setup is not None
+
+    @property
+    def pid(self) -> int:
+        return int(self.state.get("pid") or 0)
+
+    @property
+    def terminal(self) -> bool:
+        return bool(self.config["process"].get("terminal"))
+
+    @property
+    def auto_remove(self) -> bool:
+        return bool(self.own.get("auto_remove"))
+
+    def open_log(self) -> LogWriter:
+        if self.log is None:
+            log = self.own.get("log") or {}
+            self.log = LogWriter(log.get("path") or f"{self.directory}/log.json", log.get("max_bytes"))
+        return self.log
+
+    def save(self) -> None:
+        """Write state.json atomically."""
+        path = f"{self.directory}/state.json"
+        temporary = f"{path}.{os.getpid()}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, json.dumps(self.state).encode())
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+
+    def try_save(self) -> None:
+        """`save`, where a full disk or a removed directory must not stop what comes next."""
+        try:
+            self.save()
+        except OSError as err:
+            self.state["error"] = self.state.get("error") or f"state.json: {err.strerror}"
+
+    def signal(self, number: int) -> None:
+        """Signal the first process. Raises RuntimeFailure; a process that has just ended is no error."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError:
+            pass
+        except OSError as err:
+            raise RuntimeFailure(f"cannot send signal {number}: {err.strerror}") from err
+
+    def kill_all(self) -> None:
+        """SIGKILL to the first process (its pid namespace dies with it) and, without one, to the whole cgroup."""
+        if self.pidfd >= 0:
+            self.signal(signal.SIGKILL)
+        spaces = {space["type"] for space in (self.config.get("linux") or {}).get("namespaces") or ()}
+        if self.cgroup is not None and ("pid" not in spaces or self.status == "paused"):
+            self.cgroup.kill()
+            self.cgroup.thaw()
+
+    def end_state(self) -> dict[str, Any]:
+        """What waiters are told."""
+        state = self.state
+        return {
+            "exit_code": state.get("exit_code") or 0,
+            "oom_killed": bool(state.get("oom_killed")),
+            "error": state.get("error") or "",
+        }
+
+    def clean_mount_points(self) -> None:
+        """Remove mount points the start had to make in the image, where they are still empty in the upper directory:
+        they are ours and not part of what the container did."""
+        upper = (self.own.get("rootfs") or {}).get("upper")
+        if not upper:
+            return
+        for path in reversed(self.created_paths):
+            name = upper + path
+            try:
+                if os.path.isdir(name) and not os.path.islink(name):
+                    os.rmdir(name)
+                elif os.lstat(name).st_size == 0 and not os.path.islink(name):
+                    os.unlink(name)
+            except OSError as err:
+                if err.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+
+
+def new_state(container_id: str) -> dict[str, Any]:
+    """The state of a container that was never started."""
+    return {
+        "id": container_id,
+        "status": "created",
+        "pid": 0,
+        "pid_start": 0,
+        "created_at": time.time(),
+        "started_at": 0.0,
+        "finished_at": 0.0,
+        "exec_at_monotonic": 0.0,
+        "exit_code": 0,
+        "oom_killed": False,
+        "error": "",
+        "cgroup": {"version": 0, "paths": {}},
+        "restart_count": 0,
+    }
+
+
+def load(root: str, container_id: str) -> Instance:
+    """Read a container's files. Raises NoSuchContainer."""
+    if not container_id or "/" in container_id or container_id.startswith("."):
+        raise NoSuchContainer(container_id)
+    directory = f"{root}/containers/{container_id}"
+    try:
+        with open(f"{directory}/config.json", "rb") as file:
+            config = json.loads(file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoSuchContainer(container_id) from None
+    except ValueError as err:
+        raise RuntimeFailure(f"config.json of {container_id[:12]} is broken: {err}") from err
+    return Instance(container_id, directory, config, read_state(directory) or new_state(container_id))
+
+
+def read_state(directory: str) -> dict[str, Any] | None:
+    """state.json, or None."""
+    try:
+        with open(f"{directory}/state.json", "rb") as file:
+            state = json.loads(file.read())
+    except (OSError, ValueError):
+        return None
+    return state if isinstance(state, dict) and "status" in state else None
+
+
+def process_start(pid: int) -> int:
+    """Start time of a process in clock ticks since boot (man 5 proc_pid_stat, field 22); 0 when there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0

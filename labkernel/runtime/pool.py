@@ -1,0 +1,117 @@
+"""Warm children: cloned into their namespaces, in their cgroup, with /dev, /proc and /sys built, waiting for work.
+
+A container whose settings do not fit the pool (the host's network, other masked paths, another cgroup parent) takes a
+child made for it at once: the same code, only not ahead of time.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from ..linux import syscalls
+from ..linux.cgroups import Cgroup, Hierarchy
+from ..linux.namespaces import FLAGS
+from . import init
+
+STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
+
+
+class Warm:
+    """A child that waits: `sock` takes the request and tells of the exec, `cgroup` is its own group or None."""
+
+    __slots__ = ("cgroup", "pid", "pidfd", "profile", "sock")
+
+    def __init__(self, pid: int, pidfd: int, sock: socket.socket, cgroup: Cgroup | None, profile: dict[str, Any]):
+        self.pid = pid
+        self.pidfd = pidfd
+        self.sock = sock
+        self.cgroup = cgroup
+        self.profile = profile
+
+
+def profile_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a container's settings has to be known before its child is made."""
+    linux = config.get("linux") or {}
+    spaces = [space["type"] for space in linux.get("namespaces") or () if not space.get("path")]
+    return {
+        "namespaces": sorted(name for name in spaces if name != "user"),
+        "masked": linux.get("maskedPaths") or [],
+        "readonly": linux.get("readonlyPaths") or [],
+        "cgroup_parent": (config.get("labkernel") or {}).get("cgroup_parent") or "",
+    }
+
+
+class Pool:
+    """Up to `size` warm children of one profile, the one asked for last."""
+
+    def __init__(self, stage: str, hierarchy: Hierarchy, *, size: int, single_id: bool) -> None:
+        self.stage = stage
+        self.hierarchy = hierarchy
+        self.size = size
+        self.single_id = single_id
+        self.profile: dict[str, Any] | None = None
+        self.waiting: list[Warm] = []
+        self.serial = 0
+        self.prefix = f"c{os.getpid()}-"
+
+    def take(self, profile: dict[str, Any]) -> Warm:
+        """A child for `profile`, warm when there is one. Raises OSError when the kernel refuses."""
+        if tuple(profile["namespaces"]) == STANDARD_NAMESPACES and profile != self.profile:
+            self.discard()
+            self.profile = profile
+        if profile == self.profile and self.waiting:
+            return self.waiting.pop(0)
+        return self.spawn(profile)
+
+    def refill(self) -> bool:
+        """Make one child; False when the pool is full."""
+        if self.profile is None or len(self.waiting) >= self.size:
+            return False
+        self.waiting.append(self.spawn(self.profile))
+        return True
+
+    def spawn(self, profile: dict[str, Any]) -> Warm:
+        cgroup: Cgroup | None = None
+        if self.hierarchy.version and profile["cgroup_parent"]:
+            self.serial += 1
+            cgroup = self.hierarchy.create(profile["cgroup_parent"], f"{self.prefix}{self.serial}")
+        flags = 0
+        for name in profile["namespaces"]:
+            flags |= FLAGS[name] if name != "cgroup" else 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid, pidfd = syscalls.clone(flags)
+        except OSError:
+            ours.close()
+            theirs.close()
+            if cgroup is not None:
+                cgroup.remove(timeout_s=0)
+            raise
+        if pid == 0:
+            settings = {"stage": self.stage, "cgroup": cgroup, "profile": profile, "single_id": self.single_id}
+            init.main(theirs, settings)
+        theirs.close()
+        ours.setblocking(False)
+        return Warm(pid, pidfd, ours, cgroup, profile)
+
+    def discard(self) -> list[Warm]:
+        """Send all waiting children away; the caller's next idle moment removes what they leave."""
+        gone, self.waiting = self.waiting, []
+        for warm in gone:
+            dismiss(warm)
+        return gone
+
+
+def dismiss(warm: Warm) -> None:
+    """End a child that never became a container, and remove its cgroup."""
+    warm.sock.close()
+    try:
+        os.kill(warm.pid, 9)
+        os.waitpid(warm.pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+    os.close(warm.pidfd)
+    if warm.cgroup is not None:
+        warm.cgroup.remove(timeout_s=0.05)

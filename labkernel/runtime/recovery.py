@@ -1,0 +1,148 @@
+"""What a new supervisor does first: take over the containers of the one before it."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from . import instances
+from .instances import Instance
+from .streams import InputPipe
+
+
+def recover(sup: Any) -> None:
+    """Adopt what the keeper holds; settle what state.json claims to run and no longer does; drop left-over cgroups."""
+    held = sup.context.held
+    if sup.context.births > 1:
+        paths = {}
+        for container_id in held:
+            try:
+                inst = instances.load(sup.root, container_id)
+            except Exception:
+                continue
+            paths[container_id] = (inst.own.get("log") or {}).get("path") or f"{inst.directory}/log.json"
+        sup.journal.repair(paths)
+    for container_id, entry in list(held.items()):
+        _adopt(sup, container_id, entry)
+    _settle(sup)
+    sup.put_off(lambda: _sweep_cgroups(sup))
+
+
+def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
+    try:
+        inst = instances.load(sup.root, container_id)
+    except Exception:
+        return
+    if inst.status in ("exited", "dead") and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
+        # Its end was recorded and nobody was told; those who ask again read it from disk.
+        sup.put_off(lambda: _forget_ended(sup, inst, container_id))
+        return
+    if inst.status == "created":
+        inst.state.update(entry["state"])
+        inst.state["status"] = "running"
+        inst.state["started_at"] = inst.state["started_at"] or time.time()
+    inst.cgroup = _reopen_cgroup(inst)
+    pid = inst.pid
+    try:
+        inst.pidfd = os.pidfd_open(pid)
+    except OSError:
+        inst.pidfd = -1
+    _adopt_streams(sup, inst, entry["fds"])
+    inst.open_log()
+    sup.instances[container_id] = inst
+    sup.parents.add(inst.own.get("cgroup_parent") or "")
+    if inst.pidfd < 0 or (inst.state["pid_start"] and instances.process_start(pid) != inst.state["pid_start"]):
+        if inst.pidfd < 0:
+            inst.pidfd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        code = sup.context.exits.get(pid)
+        if code is None:
+            inst.state["error"] = "the exit status was lost"
+        sup.loop.later(0, lambda: sup.finish(inst, 255 if code is None else code, own_child=False))
+        return
+    inst.try_save()
+    sup.watch_streams(inst)
+
+
+def _adopt_streams(sup: Any, inst: Instance, fds: dict[str, int]) -> None:
+    for name, fd in fds.items():
+        if name == "stdin":
+            os.set_blocking(fd, False)
+            inst.input = InputPipe(sup.loop, fd, shared=False)
+        elif name == "master":
+            inst.master = fd
+            inst.outputs[fd] = "stdout"
+            inst.input = InputPipe(sup.loop, fd, shared=True)
+        else:
+            inst.outputs[fd] = name
+
+
+def _reopen_cgroup(inst: Instance) -> Any:
+    from ..linux.cgroups import Cgroup
+
+    paths = (inst.state.get("cgroup") or {}).get("paths") or {}
+    return Cgroup.reopen(paths) if paths else None
+
+
+def _forget_ended(sup: Any, inst: Instance, container_id: str) -> None:
+    sup._tell_keeper({"drop": container_id})
+    entry = sup.context.held.pop(container_id, None)
+    for fd in (entry or {}).get("fds", {}).values():
+        os.close(fd)
+    cgroup = _reopen_cgroup(inst)
+    if cgroup is not None:
+        cgroup.remove(timeout_s=0.05)
+    if inst.auto_remove:
+        # A client that waited at the killed supervisor comes back within moments and still finds the status.
+        sup.loop.later(3.0, lambda: sup.remove(inst))
+
+
+def _settle(sup: Any) -> None:
+    """After a reboot, or when keeper and supervisor were killed together: nothing of it runs under us any more."""
+    folder = f"{sup.root}/containers"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        if name in sup.instances or name in sup.context.held:
+            continue
+        state = instances.read_state(f"{folder}/{name}")
+        if state is None or state["status"] not in ("running", "paused"):
+            continue
+        try:
+            inst = instances.load(sup.root, name)
+        except Exception:
+            continue
+        if inst.pid and inst.state["pid_start"] and instances.process_start(inst.pid) == inst.state["pid_start"]:
+            _adopt(sup, name, {"state": {}, "fds": {}})
+            continue
+        inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
+        inst.state["error"] = "keeper and supervisor were gone when it ended"
+        inst.try_save()
+        if inst.auto_remove:
+            sup.put_off(lambda inst=inst: sup.remove(inst))
+
+
+def _sweep_cgroups(sup: Any) -> None:
+    """Remove empty groups of children that a killed supervisor had waiting."""
+    used = {
+        path
+        for inst in sup.instances.values()
+        for path in ((inst.state.get("cgroup") or {}).get("paths") or {}).values()
+    }
+    for parent in {parent for parent in sup.parents if parent}:
+        for base in dict.fromkeys(sup.hierarchy.bases.values()):
+            folder = f"{base}/{parent.strip('/')}"
+            try:
+                names = os.listdir(folder)
+            except OSError:
+                continue
+            for name in names:
+                path = f"{folder}/{name}"
+                if name.startswith(f"c{os.getpid()}-") or path in used or not os.path.isdir(path):
+                    continue
+                try:
+                    os.rmdir(path)
+                except OSError:
+                    pass

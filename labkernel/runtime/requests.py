@@ -1,0 +1,354 @@
+"""What clients may ask the supervisor: one function per request, all of the shape (supervisor, connection, message,
+descriptors). An error raised here becomes the answer. `HANDLERS` is the whole list.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConflictError, LabkernelError, NoSuchContainer, RuntimeFailure, UsageError
+from ..linux import pty
+from . import instances, protocol
+from .instances import Instance
+from .loop import Connection
+from .streams import Follower
+
+Message = dict[str, Any]
+
+
+def _answer(conn: Connection, **values: Any) -> None:
+    conn.finish(protocol.encode_message({"ok": True, **values}))
+
+
+def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, from_start: bool) -> Follower:
+    wants = {name for name in ("stdout", "stderr") if message.get(name, True)}
+    follower = Follower(conn, inst.open_log(), wants, from_start=from_start)
+    inst.followers.append(follower)
+    conn.closed = lambda: sup.detach(inst, follower)
+    takes_input = bool(message.get("stdin"))
+
+    def frame(stream: int, data: bytes) -> None:
+        if stream == protocol.STDIN and takes_input and inst.input is not None:
+            inst.input.write(data, conn)
+        elif stream == protocol.CONTROL:
+            control = protocol.json.loads(data)
+            if control.get("close_stdin") and takes_input and inst.input is not None:
+                inst.input.half_close()
+            if control.get("resize"):
+                _resize(inst, *control["resize"])
+
+    conn.frame = frame
+    return follower
+
+
+def _resize(inst: Instance, rows: int, cols: int) -> None:
+    if inst.master >= 0:
+        pty.resize(inst.master, int(rows), int(cols))
+
+
+def run(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.find(message["id"])
+    if inst.running:
+        raise ConflictError(f"container {inst.id[:12]} is already running")
+    _follow(sup, inst, conn, message, from_start=False)
+    _start(sup, inst, conn)
+
+
+def start(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    _start(sup, sup.find(message["id"]), conn)
+
+
+def _start(sup: Any, inst: Instance, conn: Connection) -> None:
+    try:
+        sup.start(inst)
+    except LabkernelError:
+        inst.followers = [follower for follower in inst.followers if follower.conn is not conn]
+        conn.closed = None
+        sup.forget(inst)
+        raise
+    inst.starters.append(conn)
+
+
+def attach(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.find(message["id"])
+    if not inst.running and inst.status == "exited" and not message.get("logs"):
+        raise ConflictError("You cannot attach to a stopped container, start it first")
+    sup.instances[inst.id] = inst
+    answer = {"ok": True, "pid": inst.pid, "exec_at": inst.state["exec_at_monotonic"], "status": inst.status}
+    conn.send(protocol.encode_message(answer))
+    follower = _follow(sup, inst, conn, message, from_start=bool(message.get("logs")))
+    follower.catch_up()
+    if not inst.running and inst.status == "exited":
+        inst.followers.remove(follower)
+        follower.finish(protocol.encode_control({"exited": inst.end_state()}))
+        sup.forget(inst)
+
+
+def wait(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    condition = message.get("condition") or "not-running"
+    if condition not in ("not-running", "next-exit", "removed"):
+        raise UsageError(f"invalid condition: {condition!r}")
+    try:
+        inst = sup.find(message["id"])
+    except NoSuchContainer:
+        ended = sup.exited.get(message["id"])
+        if ended is None:
+            raise
+        _answer(conn, **ended)
+        return
+    if condition == "not-running" and not inst.running and inst.restart_timer is None:
+        _answer(conn, **inst.end_state())
+        return
+    sup.instances[inst.id] = inst
+    waiter = (conn, condition)
+    inst.waiters.append(waiter)
+
+    def closed() -> None:
+        if waiter in inst.waiters:
+            inst.waiters.remove(waiter)
+        sup.forget(inst)
+
+    conn.closed = closed
+
+
+def kill(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.require_running(message["id"])
+    number = int(message.get("signal") or signal.SIGKILL)
+    if number not in signal.valid_signals():
+        raise UsageError(f"invalid signal: {number}")
+    if number == signal.SIGKILL:
+        inst.stopping = True
+        inst.kill_all()
+    else:
+        inst.signal(number)
+    _answer(conn)
+
+
+def stop(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.find(message["id"])
+    if inst.restart_timer is not None:
+        inst.restart_timer.cancel()
+        inst.restart_timer = None
+    if not inst.running:
+        _answer(conn, **inst.end_state())
+        return
+    _end(sup, inst, conn, message)
+
+
+def _end(sup: Any, inst: Instance, conn: Connection, message: Message) -> None:
+    inst.stopping = True
+    inst.enders.append(conn)
+    conn.closed = lambda: inst.enders.remove(conn) if conn in inst.enders else None
+    timeout_s = message.get("timeout_s")
+    if timeout_s is None:
+        timeout_s = inst.own.get("stop_timeout_s", 10.0)
+    number = int(message.get("signal") or inst.own.get("stop_signal") or signal.SIGTERM)
+    if inst.status == "paused":
+        _thaw(inst)
+    if timeout_s == 0:
+        inst.kill_all()
+        return
+    inst.signal(number)
+    if timeout_s > 0:
+        inst.kill_timer = sup.loop.later(float(timeout_s), lambda: inst.kill_all() if inst.running else None)
+
+
+def pause(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.require_running(message["id"])
+    if inst.status == "paused":
+        raise ConflictError(f"container {inst.id[:12]} is already paused")
+    try:
+        if inst.cgroup is None:
+            raise OSError(95, "no freezer")
+        inst.cgroup.freeze(timeout_s=1.0)
+    except OSError:
+        if inst.cgroup is not None:
+            inst.cgroup.thaw()
+        for pid in _tree(inst.pid):
+            _send(pid, signal.SIGSTOP)
+        inst.state["paused_by"] = "SIGSTOP"
+    inst.state["status"] = "paused"
+    inst.try_save()
+    _answer(conn)
+
+
+def unpause(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.require_running(message["id"])
+    if inst.status != "paused":
+        raise ConflictError(f"container {inst.id[:12]} is not paused")
+    _thaw(inst)
+    _answer(conn)
+
+
+def _thaw(inst: Instance) -> None:
+    if inst.state.pop("paused_by", None):
+        for pid in _tree(inst.pid):
+            _send(pid, signal.SIGCONT)
+    elif inst.cgroup is not None:
+        inst.cgroup.thaw()
+    inst.state["status"] = "running"
+    inst.try_save()
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all below it (man 5 proc_pid_task, `children`)."""
+    found = [pid]
+    for parent in found:
+        try:
+            with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+                found += [int(word) for word in file.read().split()]
+        except OSError:
+            continue
+    return found
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def resize(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    _resize(sup.require_running(message["id"]), message["rows"], message["cols"])
+    _answer(conn)
+
+
+def remove(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    inst = sup.find(message["id"])
+    if inst.restart_timer is not None:
+        inst.restart_timer.cancel()
+        inst.restart_timer = None
+    if inst.running and not message.get("force"):
+        raise ConflictError(
+            f"cannot remove container {inst.id[:12]}: container is running: stop the container before removing or "
+            "force remove",
+            resolution="stop it first, or remove it with force",
+        )
+
+    def gone(error: str | None) -> None:
+        if error is None:
+            _answer(conn)
+        else:
+            conn.finish(protocol.encode_message(RuntimeFailure(f"cannot remove: {error}").to_dict()))
+
+    sup.instances[inst.id] = inst
+    if not inst.running:
+        sup.remove(inst, gone)
+        return
+    inst.stopping = True
+    if inst.auto_remove:
+        inst.waiters.append((conn, "removed"))
+    else:
+        inst.own["auto_remove"] = True
+        inst.waiters.append((conn, "removed"))
+    inst.kill_all()
+
+
+def states(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    wanted = message.get("ids")
+    if wanted is None:
+        try:
+            wanted = os.listdir(f"{sup.root}/containers")
+        except OSError:
+            wanted = []
+    found = {}
+    for container_id in wanted:
+        inst = sup.instances.get(container_id)
+        if inst is not None:
+            found[container_id] = inst.state
+            continue
+        if "/" in container_id or container_id.startswith("."):
+            continue
+        directory = f"{sup.root}/containers/{container_id}"
+        state = instances.read_state(directory)
+        if state is None and os.path.isdir(directory):
+            state = instances.new_state(container_id)
+        if state is not None:
+            found[container_id] = state
+    _answer(conn, states=found)
+
+
+def info(sup: Any, conn: Connection, _message: Message, _fds: list[int]) -> None:
+    _answer(
+        conn,
+        pid=os.getpid(),
+        keeper_pid=sup.context.keeper_pid,
+        version=protocol.VERSION,
+        started_at=sup.started_at,
+        memory_bytes=_pss(),
+        running=sum(inst.running for inst in sup.instances.values()),
+        warm=len(sup.pool.waiting),
+        cgroup_version=sup.hierarchy.version,
+        id_map=sup.settings.get("id_map", "root"),
+        driver=sup.settings["driver"],
+    )
+
+
+def _pss() -> int:
+    """Proportional set size of this process in bytes (man 5 proc_pid_smaps); 0 when unknown."""
+    try:
+        with open("/proc/self/smaps_rollup", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def shutdown(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    busy = [inst for inst in sup.instances.values() if inst.running]
+    if busy and not message.get("force"):
+        raise ConflictError(f"{len(busy)} containers are running")
+    for inst in busy:
+        inst.stopping = True
+        inst.kill_all()
+    for inst in list(sup.instances.values()):
+        if inst.restart_timer is not None:
+            inst.restart_timer.cancel()
+            inst.restart_timer = None
+
+    def try_to_leave() -> None:
+        if any(inst.running for inst in sup.instances.values()) or sup.chores:
+            sup.loop.later(0.02, try_to_leave)
+            return
+        conn.send(protocol.encode_message({"ok": True}))
+        if not sup.leave():
+            sup.loop.later(0.05, try_to_leave)
+
+    sup.loop.later(0.0, try_to_leave)
+
+
+def execute(sup: Any, conn: Connection, message: Message, fds: list[int]) -> None:
+    from .sessions import begin
+
+    begin(sup, conn, message, fds)
+
+
+def task(sup: Any, conn: Connection, message: Message, fds: list[int]) -> None:
+    from .worker import hand_over
+
+    hand_over(sup, conn, message, fds)
+
+
+HANDLERS: dict[str, Callable[[Any, Connection, Message, list[int]], None]] = {
+    "run": run,
+    "start": start,
+    "attach": attach,
+    "exec": execute,
+    "wait": wait,
+    "kill": kill,
+    "stop": stop,
+    "pause": pause,
+    "unpause": unpause,
+    "resize": resize,
+    "remove": remove,
+    "states": states,
+    "info": info,
+    "shutdown": shutdown,
+    "task": task,
+}

@@ -1,0 +1,292 @@
+"""The file system a container sees, in two halves: what can be ready before a container is known, and the rest.
+
+`prepare` runs in a new mount namespace and builds /proc, /sys and /dev beside each other on a small tmpfs (the
+stage). `assemble` mounts the root file system there, moves the prepared parts into it, adds the mounts of the
+config, and `enter` makes it the root. Everything inside the image is opened with openat2(RESOLVE_IN_ROOT) and used
+through its descriptor. All of it lives in the container's own mount namespace, so nothing can be left on the host.
+
+Source: runtime-spec config.md "Mounts", config-linux.md "Default Devices", "Masked Paths"; man 2 pivot_root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from ..linux import mounts
+from ..linux.mounts import (
+    MNT_DETACH,
+    MS_BIND,
+    MS_MOVE,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    MS_STRICTATIME,
+    ensure_in_root,
+    is_directory,
+    mount,
+    open_in_root,
+)
+from ..linux.syscalls import AT_RECURSIVE, mount_setattr, pivot_root, umount2
+
+DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
+LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+)
+# Destinations that `prepare` has built; an entry of the config for one of them only adjusts it.
+PREPARED = ("/proc", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/sys", "/sys/fs/cgroup")
+_ATTR_SYS = 0x01 | 0x02 | 0x04 | 0x08  # MOUNT_ATTR_RDONLY, NOSUID, NODEV, NOEXEC
+_HARD = MS_NOSUID | MS_NOEXEC | MS_NODEV
+
+
+def prepare(stage: str, *, cgroup_paths: dict[str, str], profile: dict[str, Any], single_id: bool) -> None:
+    """Build STAGE/{root,proc,sys,dev} in this (new) mount namespace; needs the new pid and network namespaces too."""
+    mounts.make_private("/")
+    mount("labkernel", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k")
+    for name in ("root", "proc", "sys", "dev"):
+        os.mkdir(f"{stage}/{name}", 0o755)
+    try:
+        mount("proc", f"{stage}/proc", "proc", _HARD)
+    except PermissionError:
+        # The machine's own /proc is partly covered (a pod): the kernel forbids a fresh one in a user namespace.
+        mount("/proc", f"{stage}/proc", None, MS_BIND | MS_REC)
+    _prepare_sys(f"{stage}/sys", cgroup_paths)
+    _prepare_dev(f"{stage}/dev", single_id=single_id)
+    stage_fd = os.open(stage, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    _cover(stage_fd, profile, inside=True)
+    os.close(stage_fd)
+
+
+def _prepare_sys(target: str, cgroup_paths: dict[str, str]) -> None:
+    try:
+        mount("sysfs", target, "sysfs", MS_RDONLY | _HARD)
+    except PermissionError:
+        # A fresh sysfs belongs to the network namespace, which is not ours with the host's network under rootless.
+        mount("/sys", target, None, MS_BIND | MS_REC)
+        mounts.remount_readonly(target, recursive=True)
+        return
+    where = f"{target}/fs/cgroup"
+    try:
+        if "" in cgroup_paths:
+            mount(cgroup_paths[""], where, None, MS_BIND)
+        elif cgroup_paths:
+            mount("tmpfs", where, "tmpfs", _HARD, "mode=755,size=64k")
+            for path in dict.fromkeys(cgroup_paths.values()):
+                name = path.removeprefix("/sys/fs/cgroup/").split("/", 1)[0]
+                os.mkdir(f"{where}/{name}")
+                mount(path, f"{where}/{name}", None, MS_BIND)
+        mount_setattr(-100, target, AT_RECURSIVE, attr_set=_ATTR_SYS)
+    except OSError as err:
+        if err.errno not in (errno.ENOSYS, errno.ENOENT, errno.EPERM):
+            raise
+
+
+def _prepare_dev(target: str, *, single_id: bool) -> None:
+    mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k")
+    for name, minor in DEVICES:
+        _make_device(target, name, 1, minor)
+    _make_device(target, "tty", 5, 0)
+    for name, points_to in LINKS:
+        os.symlink(points_to, f"{target}/{name}")
+    for name in ("pts", "shm", "mqueue"):
+        os.mkdir(f"{target}/{name}", 0o755)
+    group = "" if single_id else ",gid=5"
+    mount("devpts", f"{target}/pts", "devpts", MS_NOSUID | MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620{group}")
+    mount("shm", f"{target}/shm", "tmpfs", _HARD, "mode=1777,size=65536k")
+    mount("mqueue", f"{target}/mqueue", "mqueue", _HARD)
+
+
+def _make_device(target: str, name: str, major: int, minor: int) -> None:
+    path = f"{target}/{name}"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+    except PermissionError:
+        # A user namespace may not make device nodes; the host's own ones can be bound.
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        mount(f"/dev/{name}", path, None, MS_BIND)
+
+
+def _cover(root_fd: int, profile: dict[str, Any], *, inside: bool) -> None:
+    """Masked and read-only paths; `inside` selects those below /proc, /sys and /dev, otherwise all others."""
+    for path in profile.get("masked") or ():
+        if path.startswith(("/proc/", "/sys/", "/dev/")) == inside:
+            _with_target(root_fd, path, _mask)
+    for path in profile.get("readonly") or ():
+        if path.startswith(("/proc/", "/sys/", "/dev/")) == inside:
+            _with_target(root_fd, path, _freeze)
+
+
+def _with_target(root_fd: int, path: str, act: Any) -> None:
+    try:
+        fd = open_in_root(root_fd, path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    try:
+        act(fd, root_fd, path)
+    finally:
+        os.close(fd)
+
+
+def _mask(fd: int, _root_fd: int, _path: str) -> None:
+    if is_directory(fd):
+        mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", MS_RDONLY, "size=0k,mode=755")
+    else:
+        mount("/dev/null", f"/proc/self/fd/{fd}", None, MS_BIND)
+
+
+def _freeze(fd: int, root_fd: int, path: str) -> None:
+    mount(f"/proc/self/fd/{fd}", f"/proc/self/fd/{fd}", None, MS_BIND | MS_REC)
+    # The old descriptor names what lies below the new mount, so the mount is opened again.
+    again = open_in_root(root_fd, path)
+    mounts.remount_readonly(f"/proc/self/fd/{again}")
+    os.close(again)
+
+
+def assemble(stage: str, config: dict[str, Any], container_dir: str, profile: dict[str, Any]) -> list[str]:
+    """Mount the root file system and all else; returns the mount points that had to be made in it."""
+    root = f"{stage}/root"
+    own = config.get("labkernel") or {}
+    _mount_root(root, own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]})
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    created: list[str] = []
+    entries = list(config.get("mounts") or ())
+    covered = {entry["destination"].rstrip("/") for entry in entries}
+    for name in ("proc", "sys", "dev"):
+        _move(f"{stage}/{name}", root_fd, name, created)
+    for entry in entries:
+        _mount_entry(root_fd, entry, created)
+    for name, text in _network_files(config, own):
+        if f"/etc/{name}" not in covered:
+            _provide(root_fd, container_dir, name, text, created)
+    _cover(root_fd, profile, inside=False)
+    os.close(root_fd)
+    return created
+
+
+def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
+    if rootfs["kind"] == "overlay":
+        for path in (rootfs.get("upper"), rootfs.get("work")):
+            if path:
+                os.makedirs(path, 0o755, exist_ok=True)
+        mounts.mount_overlay(
+            root,
+            rootfs["lower"],
+            rootfs.get("upper"),
+            rootfs.get("work"),
+            userxattr=bool(rootfs.get("userxattr")),
+            volatile=bool(rootfs.get("volatile")),
+        )
+        return
+    mount(rootfs["path"], root, None, MS_BIND | MS_REC)
+    mounts.make_private(root)
+
+
+def _move(source: str, root_fd: int, name: str, created: list[str]) -> None:
+    fd = ensure_in_root(root_fd, name, directory=True, created=created)
+    mount(source, f"/proc/self/fd/{fd}", None, MS_MOVE)
+    os.close(fd)
+
+
+def _mount_entry(root_fd: int, entry: dict[str, Any], created: list[str]) -> None:
+    destination = "/" + entry["destination"].strip("/")
+    flags, propagation, data = mounts.parse_options(list(entry.get("options") or ()))
+    kind = entry.get("type") or ("bind" if flags & MS_BIND else "tmpfs")
+    if destination in PREPARED and kind not in ("bind", "rbind") and not flags & MS_BIND:
+        _adjust(root_fd, destination, flags, data)
+        return
+    if kind in ("bind", "rbind") or flags & MS_BIND:
+        _bind_entry(root_fd, destination, entry["source"], flags, propagation, created)
+        return
+    fd = ensure_in_root(root_fd, destination, directory=True, created=created)
+    if kind == "tmpfs" and "mode=" not in data:
+        # A tmpfs takes over the mode of the directory it covers, as docker's does.
+        data = ",".join(word for word in (data, f"mode={stat.S_IMODE(os.fstat(fd).st_mode):o}") if word)
+    mount(entry.get("source") or kind, f"/proc/self/fd/{fd}", kind, flags, data or None)
+    os.close(fd)
+
+
+def _adjust(root_fd: int, destination: str, flags: int, data: str) -> None:
+    if destination == "/dev/shm" and data and "size=65536k" not in data.split(","):
+        fd = open_in_root(root_fd, destination)
+        mount(None, f"/proc/self/fd/{fd}", None, MS_REMOUNT | flags, data)
+        os.close(fd)
+    elif destination == "/sys" and not flags & MS_RDONLY:
+        fd = open_in_root(root_fd, destination)
+        mount_setattr(fd, "", 0x1000, attr_clr=0x01)
+        os.close(fd)
+
+
+def _bind_entry(root_fd: int, destination: str, source: str, flags: int, propagation: int, created: list[str]) -> None:
+    source_fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    fd = ensure_in_root(root_fd, destination, directory=is_directory(source_fd), created=created)
+    recursive = MS_REC if flags & MS_REC or not flags & MS_BIND else 0
+    mount(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{fd}", None, MS_BIND | recursive)
+    os.close(fd)
+    os.close(source_fd)
+    fd = open_in_root(root_fd, destination)
+    target = f"/proc/self/fd/{fd}"
+    mount(None, target, None, propagation or (mounts.MS_PRIVATE | MS_REC))
+    rest = flags & ~(MS_BIND | MS_REC)
+    if rest & MS_RDONLY and recursive:
+        mounts.remount_readonly(target, recursive=True)
+    if rest:
+        mounts.remount_flags(target, rest)
+    os.close(fd)
+
+
+def _network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str]]:
+    """/etc/hostname, /etc/hosts and /etc/resolv.conf as docker writes them."""
+    hostname = config.get("hostname") or ""
+    types = {space["type"] for space in (config.get("linux") or {}).get("namespaces") or ()}
+    hosts = (
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
+        "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+    )
+    for word in own.get("extra_hosts") or ():
+        name, _, address = str(word).partition(":")
+        hosts += f"{address}\t{name}\n"
+    if hostname and "network" in types:
+        hosts += f"127.0.1.1\t{hostname}\n"
+    servers = own.get("dns") or ()
+    resolv = "".join(f"nameserver {server}\n" for server in servers)
+    if not resolv and "network" not in types:
+        try:
+            with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+                resolv = file.read(65536)
+        except OSError:
+            resolv = ""
+    return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolv)]
+
+
+def _provide(root_fd: int, container_dir: str, name: str, text: str, created: list[str]) -> None:
+    path = f"{container_dir}/{name}"
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        os.write(fd, text.encode())
+        os.close(fd)
+    except FileExistsError:
+        pass  # from an earlier start; what the container changed in it stays, as with docker
+    target = ensure_in_root(root_fd, f"/etc/{name}", directory=False, created=created)
+    mount(path, f"/proc/self/fd/{target}", None, MS_BIND)
+    os.close(target)
+
+
+def enter(stage: str, *, readonly: bool) -> None:
+    """pivot_root into STAGE/root and drop the old root. The old and the new root share one mount point for a
+    moment (`pivot_root(".", ".")`, man 2 pivot_root), so no directory for the old one is needed in the image."""
+    os.chdir(f"{stage}/root")
+    pivot_root(".", ".")
+    umount2(".", MNT_DETACH)
+    os.chdir("/")
+    if readonly:
+        mounts.remount_flags("/", MS_RDONLY)

@@ -1,0 +1,313 @@
+"""exec: another process in a running container, with its own streams, user, environment and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+from ..errors import ConflictError, StartError
+from ..linux import pty, syscalls
+from ..linux.namespaces import FLAGS
+from . import init, protocol
+from .instances import Instance
+from .loop import HIGH_BYTES, Connection
+from .streams import InputPipe
+
+
+class Session:
+    """One exec. Its output goes to its client only; a slow client holds back only this process (no log is kept)."""
+
+    def __init__(self, sup: Any, inst: Instance, conn: Connection, message: dict[str, Any]) -> None:
+        self.sup = sup
+        self.inst = inst
+        self.conn: Connection | None = conn
+        self.detached = bool(message.get("detach"))
+        self.process: dict[str, Any] = message["process"]
+        self.terminal = bool(message.get("tty"))
+        self.wants_stdin = bool(message.get("stdin"))
+        self.outputs: dict[int, int] = {}
+        self.master = -1
+        self.input: InputPipe | None = None
+        self.pid = 0
+        self.pidfd = -1
+        self.error: dict[str, Any] | None = None
+        self.sock: socket.socket | None = None
+        self.code: int | None = None
+
+    def begin(self) -> None:
+        theirs = [] if self.terminal else self._pipes()
+        ours, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid, _ = syscalls.clone(0, want_pidfd=False)
+        if pid == 0:
+            _child(child_end, self.inst, self.process, theirs, terminal=self.terminal)
+        child_end.close()
+        for fd in theirs:
+            if fd != self.sup.null:
+                os.close(fd)
+        ours.setblocking(False)
+        self.sock = ours
+        helper = pid
+        self.sup.loop.watch(ours.fileno(), lambda _events: self._hear(helper))
+
+    def _pipes(self) -> list[int]:
+        theirs = [self.sup.null]
+        if self.wants_stdin:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(write, False)
+            self.input = InputPipe(self.sup.loop, write, shared=False)
+            theirs = [read]
+        for stream in (protocol.STDOUT, protocol.STDERR):
+            if self.detached:
+                theirs.append(self.sup.null)
+                continue
+            read, write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(read, False)
+            self.outputs[read] = stream
+            theirs.append(write)
+        return theirs
+
+    def _hear(self, helper: int) -> None:
+        assert self.sock is not None
+        try:
+            data, fds = protocol.receive(self.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if data:
+            message = json.loads(data)
+            self.pid = int(message.get("pid") or self.pid)
+            self.error = message if "error" in message else self.error
+            for fd in fds:
+                os.set_blocking(fd, False)
+                self.master = fd
+                self.outputs[fd] = protocol.STDOUT
+                self.input = InputPipe(self.sup.loop, fd, shared=True)
+            return
+        moment = time.monotonic()
+        self.sup.loop.unwatch(self.sock.fileno())
+        self.sock.close()
+        _reap(helper)
+        if self.error is not None or not self.pid:
+            self._fail()
+        else:
+            self._started(moment)
+
+    def _fail(self) -> None:
+        why = self.error or {"error": "the exec process died while it was set up", "exit_code": 126}
+        if self.pid:
+            _reap(self.pid)
+        error = StartError(str(why["error"]), exit_code=int(why.get("exit_code", 126)))
+        if self.conn is not None:
+            self.conn.finish(protocol.encode_message(error.to_dict()))
+        self._close()
+
+    def _started(self, moment: float) -> None:
+        self.pidfd = os.pidfd_open(self.pid)
+        self.sup.sessions[self.pid] = self
+        conn = self.conn
+        if conn is not None and conn.open:
+            answer = protocol.encode_message({"ok": True, "pid": self.pid, "exec_at": moment})
+            if self.detached:
+                conn.finish(answer)
+                self.conn = None
+            else:
+                conn.send(answer)
+                conn.closed = self._client_left
+                conn.frame = self._frame
+                conn.drained = self._resume
+        for fd in self.outputs:
+            handler = self._output_handler(fd)
+            self.sup.loop.watch(fd, handler)
+            if fd == self.master and self.input is not None:
+                self.input.read_handler = handler
+        if self.input is not None and conn is not None and conn.buffer and conn.open:
+            conn._parse()
+        self.sup.loop.watch(self.pidfd, lambda _events: self._ended())
+
+    def _output_handler(self, fd: int) -> Any:
+        def handle(events: int) -> None:
+            if self.input is not None and self.input.shared:
+                self.input.ready()
+            self._pump(fd)
+
+        return handle
+
+    def _frame(self, stream: int, data: bytes) -> None:
+        if stream == protocol.STDIN and self.input is not None:
+            self.input.write(data, self.conn)
+        elif stream == protocol.CONTROL:
+            control = json.loads(data)
+            if control.get("close_stdin") and self.input is not None:
+                self.input.half_close()
+            if control.get("resize") and self.master >= 0:
+                pty.resize(self.master, *control["resize"])
+
+    def _pump(self, fd: int) -> bool:
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self.sup.loop.unwatch(fd)
+            if fd != self.master:
+                del self.outputs[fd]
+                os.close(fd)
+            return False
+        if self.conn is not None:
+            self.conn.send(protocol.encode_frame(self.outputs[fd], data))
+            if self.conn is not None and self.conn.pending > HIGH_BYTES and self.code is None:
+                self.sup.loop.unwatch(fd)
+        return True
+
+    def _resume(self) -> None:
+        for fd in self.outputs:
+            self.sup.loop.watch(fd, self._output_handler(fd))
+
+    def _client_left(self) -> None:
+        # As docker: the process goes on, its output is thrown away.
+        self.conn = None
+        if self.code is None:
+            self._resume()
+
+    def _ended(self) -> None:
+        try:
+            _, status = os.waitpid(self.pid, 0)
+            code = os.waitstatus_to_exitcode(status)
+            self.finish(code if code >= 0 else 128 - code)
+        except ChildProcessError:
+            self.sup.loop.unwatch(self.pidfd)
+            known = self.sup.context.exits.get(self.pid)
+            if known is not None:
+                self.finish(known)
+            else:
+                self.sup.orphans[self.pid] = self.finish
+
+    def finish(self, code: int) -> None:
+        self.code = code
+        for fd in list(self.outputs):
+            while self._pump(fd):
+                pass
+        if self.conn is not None:
+            end = {"exit_code": code, "oom_killed": False, "error": ""}
+            self.conn.finish(protocol.encode_control({"exited": end}))
+        self._close()
+
+    def _close(self) -> None:
+        for fd in self.outputs:
+            self.sup.loop.unwatch(fd)
+            os.close(fd)
+        self.outputs = {}
+        if self.input is not None:
+            self.input.close()
+        if self.pidfd >= 0:
+            self.sup.loop.unwatch(self.pidfd)
+            os.close(self.pidfd)
+        self.sup.sessions.pop(self.pid, None)
+        self.sup.context.exits.pop(self.pid, None)
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        pass
+
+
+def begin(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]) -> None:
+    """Handle an exec request; the answer comes at the exec."""
+    inst = sup.require_running(message["id"])
+    if inst.status == "paused":
+        raise ConflictError(f"container {inst.id[:12]} is paused, unpause the container before exec")
+    if inst.setup is not None:
+        raise ConflictError(f"container {inst.id[:12]} is not running")
+    Session(sup, inst, conn, message).begin()
+
+
+def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs: list[int], *, terminal: bool) -> None:
+    """The helper: enters the container, makes the process (as a child of the supervisor) and goes. Never returns."""
+    try:
+        # Nobody inside may look into this process through /proc (CVE-2019-5736), also not while it moves.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        init.reset_signals()
+        pidfd = inst.pidfd
+        for number, fd in enumerate(theirs):
+            os.dup2(fd, number)
+        program = None if process.get("privileged") else init.read_program(inst.own.get("seccomp_program"))
+        if inst.cgroup is not None:
+            inst.cgroup.join(0)
+        flags = 0
+        for space in (inst.config.get("linux") or {}).get("namespaces") or ():
+            if not space.get("path") and space["type"] != "user":
+                flags |= FLAGS[space["type"]]
+        syscalls.setns(pidfd, flags)
+        fd = sock.detach()
+        if fd != 3:
+            os.dup2(fd, 3, inheritable=False)
+        syscalls.close_range(4)
+        sock = socket.socket(fileno=3)
+        os.setsid()
+        pid, _ = syscalls.clone(syscalls.CLONE_PARENT, want_pidfd=False)
+        if pid:
+            sock.send(protocol.dumps({"pid": pid}))
+            os._exit(0)
+        _become(sock, inst, process, program, terminal=terminal)
+    except init.SetupError as err:
+        init.report(sock, err.brief, err.exit_code)
+    except OSError as err:
+        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        init.report(sock, f"cannot enter the container{where}: {err.strerror or err}", 126)
+    except BaseException as err:
+        init.report(sock, f"cannot enter the container: {type(err).__name__}: {err}", 126)
+    finally:
+        os._exit(1)
+
+
+def _become(
+    sock: socket.socket, inst: Instance, process: dict[str, Any], program: bytes | None, *, terminal: bool
+) -> None:
+    base: dict[str, Any] = inst.config["process"]
+    os.setsid()
+    os.chdir("/")
+    if terminal:
+        master, slave = pty.open_pair("/dev/ptmx")
+        size = process.get("consoleSize") or {}
+        pty.resize(master, int(size.get("height") or 24), int(size.get("width") or 80))
+        for number in range(3):
+            os.dup2(slave, number)
+        os.close(slave)
+        pty.make_controlling(0)
+        protocol.send_with_fds(sock, b"{}", [master])
+        os.close(master)
+    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
+    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
+    if terminal:
+        env.setdefault("TERM", "TERM=xterm")
+    merged = {
+        **base,
+        "args": process["args"],
+        "env": list(env.values()),
+        "cwd": process.get("cwd") or base.get("cwd") or "/",
+    }
+    own = dict(inst.own)
+    own["init"] = False
+    if process.get("user"):
+        own["user_unresolved"] = process["user"]
+        merged["env"] = [word for word in merged["env"] if not word.startswith("HOME=")]
+    if process.get("privileged"):
+        from ..linux import capabilities
+
+        names = capabilities.NAMES
+        merged["capabilities"] = {kind: list(names) for kind in ("bounding", "effective", "permitted")}
+        merged["noNewPrivileges"] = False
+    init.set_rlimits(base.get("rlimits") or [])
+    init.execute(sock, merged, own, program, cwd_create=False)
+
+
+__all__ = ["Session", "begin", "signal"]

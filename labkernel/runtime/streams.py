@@ -1,0 +1,142 @@
+"""The two directions of a container's streams inside the supervisor: followers of output, and its stdin.
+
+A slow client never stops a container and never fills the memory: when too much waits for it, the supervisor stops
+queueing and later reads on from the log file, where everything stands anyway. Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import logs, protocol
+from .loop import HIGH_BYTES, IN, LOW_BYTES, OUT, Connection, Loop
+
+
+class Follower:
+    """An attached client. `wants` holds stream names; `behind` means it is reading from the log at `offset`."""
+
+    def __init__(self, conn: Connection, log: logs.LogWriter, wants: set[str], *, from_start: bool) -> None:
+        self.conn = conn
+        self.log = log
+        self.wants = wants
+        self.behind = from_start
+        self.offset = 0 if from_start else log.size
+        # Its own descriptor: the log of an auto-removed container may be gone before a slow client has read it.
+        self.fd = -1
+        self.end: bytes | None = None
+        conn.drained = self.catch_up
+        if from_start:
+            self._open()
+
+    def _open(self) -> None:
+        if self.fd < 0:
+            self.fd = os.open(self.log.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def deliver(self, stream: str, data: bytes, log_size_before: int) -> None:
+        """Pass output on, or fall behind."""
+        if self.behind or stream not in self.wants:
+            return
+        if self.conn.pending > HIGH_BYTES:
+            self.behind = True
+            self.offset = log_size_before
+            self._open()
+            return
+        self.conn.send(protocol.encode_frame(protocol.STREAMS[stream], data))
+
+    def catch_up(self) -> None:
+        """Read on from the log until the client has enough or the log is at its end."""
+        while self.behind and self.conn.open and self.conn.pending <= LOW_BYTES:
+            block = os.pread(self.fd, 262144, self.offset)
+            end = block.rfind(b"\n") + 1
+            if not end:
+                self.behind = False
+                break
+            self.offset += end
+            for line in block[:end].splitlines():
+                try:
+                    stream, data, _ = logs.decode_record(line)
+                except (ValueError, KeyError):
+                    continue
+                if stream in self.wants:
+                    self.conn.send(protocol.encode_frame(protocol.STREAMS[stream], data))
+        if not self.behind and self.end is not None:
+            self.conn.finish(self.end)
+
+    def finish(self, last: bytes) -> None:
+        """End after everything has been delivered."""
+        self.end = last
+        self.catch_up()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class InputPipe:
+    """Bytes on their way into a container's stdin (a pipe or a pty master)."""
+
+    def __init__(self, loop: Loop, fd: int, *, shared: bool) -> None:
+        self.loop = loop
+        self.fd = fd
+        self.shared = shared  # a pty master is read too, and is not ours to close
+        self.buffer = bytearray()
+        self.closing = False
+        self.source: Connection | None = None
+        self.on_close: Callable[[], None] | None = None
+        self.read_handler: Any = None
+
+    def write(self, data: bytes, source: Connection | None) -> None:
+        if self.fd < 0 or self.closing:
+            return
+        self.buffer += data
+        self.source = source
+        self._push()
+
+    def ready(self) -> None:
+        self._push()
+
+    def _push(self) -> None:
+        while self.buffer and self.fd >= 0:
+            try:
+                done = os.write(self.fd, memoryview(self.buffer)[:65536])
+            except BlockingIOError:
+                break
+            except OSError:
+                self.buffer.clear()
+                self.close()
+                return
+            del self.buffer[:done]
+        if self.source is not None and self.source.open:
+            self.source.pause_reading(paused=len(self.buffer) > LOW_BYTES)
+        if self.shared:
+            self.loop.watch(self.fd, self.read_handler, IN | (OUT if self.buffer else 0))
+        elif self.buffer:
+            self.loop.watch(self.fd, lambda _events: self._push(), OUT)
+        else:
+            self.loop.unwatch(self.fd)
+            if self.closing:
+                self.close()
+
+    def half_close(self) -> None:
+        """No more input: the pipe is closed once it is empty; a pty gets its end-of-file character (Ctrl-D)."""
+        if self.fd < 0 or self.closing:
+            return
+        if self.shared:
+            self.write(b"\x04", self.source)
+            return
+        self.closing = True
+        self._push()
+
+    def close(self) -> None:
+        if self.fd < 0:
+            return
+        fd, self.fd = self.fd, -1
+        if self.shared:
+            return
+        self.loop.unwatch(fd)
+        os.close(fd)
+        if self.on_close is not None:
+            self.on_close()

@@ -1,0 +1,640 @@
+"""The supervisor: one event loop that starts containers, reads their output, waits, and answers clients.
+
+One per store, single-threaded, a child of the keeper. What a request may ask is in `requests`; here is the life of a
+container: start, exec moment, output, end, removal. Rule of the house: answer first, tidy up in the next idle moment
+(`Loop.idle`). Nothing here blocks on a client. Standard library only.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
+from ..linux import cgroups, namespaces, syscalls
+from ..linux.cgroups import Cgroup
+from . import instances, keeper, protocol
+from .instances import Instance
+from .keeper import Context
+from .logs import Journal
+from .loop import IN, OUT, Connection, Loop
+from .pool import Pool, Warm, dismiss, profile_of
+from .removal import remove_tree
+from .streams import Follower, InputPipe
+
+_POOL_SIZE = 2
+
+
+def freeze() -> None:
+    """Take everything imported so far out of the garbage collector: forks then share those pages."""
+    gc.collect()
+    gc.freeze()
+
+
+def main(context: Context) -> None:
+    """Body of a supervisor process; returns when it left in peace."""
+    Supervisor(context).run()
+
+
+class Supervisor:
+    """All containers of one store. `instances` holds those that run or are waited for; others live on disk only."""
+
+    def __init__(self, context: Context) -> None:
+        syscalls.set_name(b"labkernel-super")
+        self.context = context
+        self.settings = context.settings
+        self.root: str = context.settings["root"]
+        self.runtime_dir: str = context.settings["runtime_dir"]
+        self.loop = Loop()
+        self.journal = Journal(context.scratch, context.mark)
+        self.instances: dict[str, Instance] = {}
+        self.sessions: dict[int, Any] = {}
+        self.orphans: dict[int, Callable[[int], None]] = {}
+        self.exited: dict[str, dict[str, Any]] = {}
+        self.chores: list[Callable[[], bool | None]] = []
+        self.parents: set[str] = set()
+        self.started_at = time.time()
+        self.idle_since = time.monotonic()
+        self.uid = os.getuid()
+        self.worker: Any = None
+        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.hierarchy = cgroups.detect()
+        stage = f"{self.runtime_dir}/stage"
+        os.makedirs(stage, 0o700, exist_ok=True)
+        single = self.settings["driver"] == "rootless" and namespaces.is_single_id()
+        self.pool = Pool(stage, self.hierarchy, size=_POOL_SIZE, single_id=single)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def run(self) -> None:
+        from .recovery import recover
+
+        recover(self)
+        self.loop.watch(self.context.listener.fileno(), self._accept)
+        self._watch_keeper()
+        self.loop.later(5.0, lambda: self._tell_keeper({"steady": True}))
+        self.loop.later(min(self.settings["idle_exit_s"], 5.0), self._check_idle)
+        self.loop.run()
+
+    # Clients
+
+    def _accept(self, _events: int) -> None:
+        for _ in range(16):
+            try:
+                sock, _ = self.context.listener.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            if struct.unpack("3i", credentials)[1] != self.uid:
+                sock.close()
+                continue
+            Connection(self.loop, sock, self._request)
+
+    def _request(self, conn: Connection, message: Any, fds: list[int]) -> None:
+        from .requests import HANDLERS
+
+        self.idle_since = time.monotonic()
+        try:
+            handler = HANDLERS.get(message.get("op"))
+            if handler is None:
+                raise RuntimeFailure(f"the supervisor does not know the request {message.get('op')!r}")
+            handler(self, conn, message, fds)
+        except LabkernelError as err:
+            conn.finish(protocol.encode_message(err.to_dict()))
+        except OSError as err:
+            failure = RuntimeFailure(f"{message.get('op')}: {err.filename or ''} {err.strerror}".replace("  ", " "))
+            conn.finish(protocol.encode_message(failure.to_dict()))
+        except Exception as err:
+            failure = RuntimeFailure(f"{message.get('op')}: {type(err).__name__}: {err}")
+            conn.finish(protocol.encode_message(failure.to_dict()))
+            raise
+
+    def find(self, container_id: str) -> Instance:
+        """The container, from memory or from disk. Raises NoSuchContainer."""
+        return self.instances.get(container_id) or instances.load(self.root, container_id)
+
+    def require_running(self, container_id: str) -> Instance:
+        inst = self.instances.get(container_id)
+        if inst is None or not inst.running:
+            self.find(container_id)
+            raise ConflictError(f"container {container_id[:12]} is not running")
+        return inst
+
+    # Start
+
+    def start(self, inst: Instance) -> None:
+        """Begin a start; `starters` are answered at the exec. Raises ConflictError, StartError."""
+        if inst.running:
+            raise ConflictError(f"container {inst.id[:12]} is already running")
+        self.instances[inst.id] = inst
+        inst.stopping = False
+        inst.open_log()
+        profile = profile_of(inst.config)
+        try:
+            warm = self.pool.take(profile)
+            inst.cgroup = warm.cgroup
+            inst.pidfd = warm.pidfd
+            inst.setup, inst.setup_error = warm, None
+            self.parents.add(profile["cgroup_parent"])
+            self._limit(inst)
+            theirs = self._make_streams(inst)
+        except (OSError, LabkernelError) as err:
+            self._abandon(inst)
+            if isinstance(err, LabkernelError):
+                raise
+            where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+            raise StartError(f"cannot start the container{where}: {err.strerror or err}", exit_code=125) from err
+        self._remember(inst, warm)
+        request = {"config": f"{inst.directory}/config.json", "dir": inst.directory}
+        try:
+            protocol.send_with_fds(warm.sock, protocol.dumps(request), theirs)
+        except OSError:
+            pass  # it has failed already, and its socket says why
+        for fd in theirs:
+            if fd != self.null:
+                os.close(fd)
+        self.loop.watch(warm.sock.fileno(), lambda _events: self._hear_setup(inst, warm))
+
+    def _limit(self, inst: Instance) -> None:
+        resources = (inst.config.get("linux") or {}).get("resources") or {}
+        if inst.cgroup is None or not resources:
+            return
+        inst.cgroup.limit(resources)
+        inst.warnings = [f"{name} is not enforced: {reason}" for name, reason in inst.cgroup.unenforced]
+
+    def _make_streams(self, inst: Instance) -> list[int]:
+        """Pipes for stdin, stdout, stderr: ours go to `inst`, the container's ends are returned (none for a pty)."""
+        if inst.terminal:
+            return []
+        theirs = [self.null]
+        if inst.own.get("stdin_open"):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(write, False)
+            inst.input = InputPipe(self.loop, write, shared=False)
+            theirs = [read]
+        for stream in ("stdout", "stderr"):
+            read, write = os.pipe2(os.O_CLOEXEC)
+            inst.outputs[read] = stream
+            theirs.append(write)
+        return theirs
+
+    def _remember(self, inst: Instance, warm: Warm) -> None:
+        state = inst.state
+        state.update(
+            status="created",
+            pid=warm.pid,
+            pid_start=instances.process_start(warm.pid),
+            exit_code=0,
+            oom_killed=False,
+            error="",
+            finished_at=0.0,
+        )
+        paths = warm.cgroup.paths if warm.cgroup is not None else {}
+        state["cgroup"] = {"version": self.hierarchy.version if paths else 0, "paths": paths}
+        self.hold(inst)
+
+    def hold(self, inst: Instance) -> None:
+        """Give the keeper duplicates of the container's descriptors, and what a new supervisor must know."""
+        fds = _descriptors(inst)
+        self.context.held[inst.id] = {"state": dict(inst.state), "fds": fds}
+        self._tell_keeper({"hold": inst.id, "state": inst.state, "names": list(fds)}, list(fds.values()))
+
+    def _hear_setup(self, inst: Instance, warm: Warm) -> None:
+        try:
+            data, fds = protocol.receive(warm.sock)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if data:
+            message = json.loads(data)
+            if "notes" in message:
+                notes = message["notes"]
+                inst.created_paths = notes.get("created") or []
+                inst.warnings += notes.get("warnings") or []
+                for fd in fds:
+                    self._adopt_master(inst, fd)
+            else:
+                inst.setup_error = message
+            return
+        moment = time.monotonic()
+        self.loop.unwatch(warm.sock.fileno())
+        warm.sock.close()
+        inst.setup = None
+        if inst.setup_error is not None:
+            self._start_failed(inst, inst.setup_error)
+        else:
+            self._started(inst, moment)
+
+    def _adopt_master(self, inst: Instance, fd: int) -> None:
+        os.set_blocking(fd, False)
+        inst.master = fd
+        inst.outputs[fd] = "stdout"
+        inst.input = InputPipe(self.loop, fd, shared=True)
+        self.hold(inst)
+
+    def _started(self, inst: Instance, moment: float) -> None:
+        now = time.time()
+        inst.state.update(status="running", started_at=now, exec_at_monotonic=moment)
+        answer = {"ok": True, "pid": inst.pid, "exec_at": moment, "started_at": now, "warnings": inst.warnings}
+        for conn in inst.starters:
+            if any(follower.conn is conn for follower in inst.followers):
+                conn.send(protocol.encode_message(answer))
+            else:
+                conn.finish(protocol.encode_message(answer))
+        inst.starters = []
+        self.watch_streams(inst)
+        inst.try_save()
+        self.put_off(self._refill)
+
+    def watch_streams(self, inst: Instance) -> None:
+        """Listen to output, stdin room and the end."""
+        for fd, stream in inst.outputs.items():
+            handler = self._output_handler(inst, fd, stream)
+            self.loop.watch(fd, handler)
+            if fd == inst.master and inst.input is not None:
+                inst.input.read_handler = handler
+        if inst.input is not None:
+            inst.input.ready()
+        self.loop.watch(inst.pidfd, lambda _events: self._ended(inst))
+
+    def _start_failed(self, inst: Instance, why: dict[str, Any]) -> None:
+        code = int(why.get("exit_code", 125))
+        error = StartError(str(why.get("error", "the container's first process died")), exit_code=code)
+        starters, inst.starters = inst.starters, []
+        self._wait_for(inst.pidfd, inst.pid)
+        inst.state.update(status="created" if not inst.state["started_at"] else "exited", pid=0, exit_code=code)
+        inst.state.update(error=error.brief, finished_at=time.time())
+        inst.try_save()
+        for conn in starters:
+            conn.finish(protocol.encode_message(error.to_dict()))
+        self._conclude(inst)
+
+    def _abandon(self, inst: Instance) -> None:
+        """A start that failed before its child was told anything."""
+        if inst.setup is not None:
+            dismiss(inst.setup)
+        inst.setup, inst.pidfd, inst.cgroup = None, -1, None
+        self._close_streams(inst)
+        self.forget(inst)
+
+    @staticmethod
+    def _wait_for(pidfd: int, pid: int) -> int | None:
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            return os.waitpid(pid, 0)[1]
+        except (ProcessLookupError, ChildProcessError):
+            return None
+
+    # Output
+
+    def _output_handler(self, inst: Instance, fd: int, stream: str) -> Callable[[int], None]:
+        def handle(events: int) -> None:
+            if events & OUT and inst.input is not None:
+                inst.input.ready()
+            if events & ~OUT:
+                self.pump(inst, fd, stream)
+
+        return handle
+
+    def pump(self, inst: Instance, fd: int, stream: str) -> bool:
+        """Move one chunk of output to the log and the followers; False when there is nothing now or any more."""
+        log = inst.open_log()
+        before = log.size
+        data = self.journal.move(fd, log, inst.id, stream)
+        if data is None:
+            return False
+        if not data:
+            self.loop.unwatch(fd)
+            if fd != inst.master:
+                inst.outputs.pop(fd, None)
+                os.close(fd)
+            return False
+        if log.size < before:
+            before = 0
+        for follower in inst.followers:
+            follower.deliver(stream, data, before)
+        return True
+
+    # End
+
+    def _ended(self, inst: Instance) -> None:
+        """The pidfd became readable: find the exit code, whoever is the parent."""
+        try:
+            info = os.waitid(os.P_PIDFD, inst.pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._ended_elsewhere(inst)
+            return
+        if info is not None:
+            code = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
+            self.finish(inst, code, own_child=True)
+
+    def _ended_elsewhere(self, inst: Instance) -> None:
+        self.loop.unwatch(inst.pidfd)
+        pid = inst.pid
+        code = self.context.exits.get(pid)
+        if code is None:
+            code = keeper.exit_code_of_stranger(inst.pidfd)
+        if code is not None or inst.orphan_tries >= 20:
+            if code is None:
+                inst.state["error"] = "the exit status was lost: supervisor and keeper were both killed"
+            self.finish(inst, 255 if code is None else code, own_child=False)
+            return
+        inst.orphan_tries += 1
+        self.orphans[pid] = lambda code: self.finish(inst, code, own_child=False)
+        self.loop.later(0.1, lambda: self._ended_elsewhere(inst) if inst.pid == pid and inst.pidfd >= 0 else None)
+
+    def finish(self, inst: Instance, code: int, *, own_child: bool) -> None:
+        """The first process has ended: drain, record, reap, answer; then put the rest off."""
+        if inst.pidfd < 0:
+            return
+        pid = inst.pid
+        self.orphans.pop(pid, None)
+        self.loop.unwatch(inst.pidfd)
+        inst.kill_all()
+        for fd, stream in list(inst.outputs.items()):
+            while self.pump(inst, fd, stream):
+                pass
+        state = inst.state
+        if inst.cgroup is not None:
+            state["oom_killed"] = _oom_count(inst.cgroup) > 0
+        state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
+        inst.try_save()
+        if own_child:
+            os.waitpid(pid, 0)
+        else:
+            self.context.exits.pop(pid, None)
+            self._tell_keeper({"forget": pid})
+        self._conclude(inst)
+
+    def _conclude(self, inst: Instance) -> None:
+        """Answer everybody who waits, then put removal and tidying off."""
+        if inst.kill_timer is not None:
+            inst.kill_timer.cancel()
+        end = inst.end_state()
+        self.exited[inst.id] = end
+        while len(self.exited) > 256:
+            del self.exited[next(iter(self.exited))]
+        for conn in inst.starters + inst.enders:
+            conn.finish(protocol.encode_message({"ok": True, **end}))
+        inst.starters, inst.enders = [], []
+        restarting = self._plan_restart(inst)
+        staying = []
+        for conn, condition in inst.waiters:
+            if condition == "removed" or (restarting and condition == "not-running"):
+                staying.append((conn, condition))
+            else:
+                conn.finish(protocol.encode_message({"ok": True, **end}))
+        inst.waiters = staying
+        if not restarting:
+            followers, inst.followers = inst.followers, []
+            for follower in followers:
+                follower.finish(protocol.encode_control({"exited": end}))
+        self._close_streams(inst)
+        self._tell_keeper({"drop": inst.id})
+        self.context.held.pop(inst.id, None)
+        cgroup, inst.cgroup = inst.cgroup, None
+        if inst.pidfd >= 0:
+            os.close(inst.pidfd)
+            inst.pidfd = -1
+        if cgroup is not None:
+            self.put_off(lambda: cgroup.remove(timeout_s=0.0))
+        self.put_off(lambda: self._tidy(inst, restarting=restarting))
+
+    def _plan_restart(self, inst: Instance) -> bool:
+        rule = inst.own.get("restart") or {}
+        name = rule.get("name") or "no"
+        failed = inst.state["exit_code"] != 0
+        if name in ("no", "") or inst.stopping or inst.auto_remove or not inst.state["started_at"]:
+            return False
+        count = int(inst.state.get("restart_count") or 0)
+        limit = int(rule.get("max_retries") or 0)
+        if name == "on-failure" and (not failed or (limit and count >= limit)):
+            return False
+        inst.state["restart_count"] = count + 1
+        inst.try_save()
+        inst.restart_timer = self.loop.later(min(0.1 * 2**count, 60.0), lambda: self._restart(inst))
+        return True
+
+    def _restart(self, inst: Instance) -> None:
+        inst.restart_timer = None
+        try:
+            self.start(inst)
+        except LabkernelError as err:
+            inst.state.update(error=err.brief)
+            inst.try_save()
+
+    def _tidy(self, inst: Instance, *, restarting: bool) -> None:
+        self.idle_since = time.monotonic()
+        inst.clean_mount_points()
+        if restarting:
+            return
+        if inst.auto_remove:
+            self.remove(inst)
+        elif not inst.running:
+            self.forget(inst)
+
+    def _close_streams(self, inst: Instance) -> None:
+        for fd in inst.outputs:
+            self.loop.unwatch(fd)
+            os.close(fd)
+        inst.outputs = {}
+        inst.master = -1
+        if inst.input is not None:
+            inst.input.close()
+            inst.input = None
+
+    def remove(self, inst: Instance, then: Callable[[str | None], None] | None = None) -> None:
+        """Delete a container's directory, in a child when it is large; then answer the waiters for "removed"."""
+
+        def done(error: str | None) -> None:
+            for conn, _ in inst.waiters:
+                conn.finish(protocol.encode_message({"ok": True, **inst.end_state()}))
+            inst.waiters = []
+            self.forget(inst)
+            if then is not None:
+                then(error)
+
+        remove_tree(self, inst.directory, done)
+
+    def forget(self, inst: Instance) -> None:
+        """Drop a container from memory when nobody needs it there."""
+        if inst.running or inst.waiters or inst.followers or inst.restart_timer is not None:
+            return
+        if self.instances.get(inst.id) is inst:
+            del self.instances[inst.id]
+        if inst.log is not None:
+            inst.log.close()
+            inst.log = None
+
+    def detach(self, inst: Instance, follower: Follower) -> None:
+        """A client has gone."""
+        if follower in inst.followers:
+            inst.followers.remove(follower)
+        follower.close()
+
+    # Idle time
+
+    def put_off(self, chore: Callable[[], bool | None]) -> None:
+        """Do `chore` when nothing else is to do; one that returns False is tried again a little later."""
+        self.chores.append(chore)
+        self.loop.idle = self._idle_moment
+
+    def _idle_moment(self) -> None:
+        chore = self.chores.pop(0)
+        try:
+            if chore() is False:
+                self.loop.later(0.02, lambda: self.put_off(chore))
+        finally:
+            if self.chores:
+                self.loop.idle = self._idle_moment
+
+    def _refill(self) -> None:
+        try:
+            more = self.pool.refill()
+        except OSError:
+            return  # no room for spare children; the next start says why if it cannot have one either
+        if more:
+            self.put_off(self._refill)
+
+    def _check_idle(self) -> None:
+        idle_exit_s = float(self.settings["idle_exit_s"])
+        quiet = time.monotonic() - self.idle_since
+        if not self.instances and not self.sessions and not self.chores and quiet >= idle_exit_s and self.leave():
+            return
+        self.loop.later(max(0.05, min(idle_exit_s - quiet, 5.0)) if quiet < idle_exit_s else 1.0, self._check_idle)
+
+    def leave(self) -> bool:
+        """Go away and leave nothing behind; False when a client is just coming."""
+        import fcntl
+
+        lock = os.open(f"{self.runtime_dir}/supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        self.context.listener.close()
+        for name in ("supervisor.sock",):
+            try:
+                os.unlink(f"{self.runtime_dir}/{name}")
+            except OSError:
+                pass
+        self.pool.discard()
+        if self.worker is not None:
+            self.worker.dismiss()
+        for parent in self.parents:
+            if parent:
+                self.hierarchy.remove_parent(parent)
+        for directory in (f"{self.runtime_dir}/stage", f"{self.runtime_dir}/run"):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                pass
+        self._tell_keeper({"bye": True})
+        os._exit(0)
+
+    # The keeper
+
+    def _watch_keeper(self) -> None:
+        assert self.context.link is not None
+        self.context.link.setblocking(True)
+        self.loop.watch(self.context.link.fileno(), self._hear_keeper)
+
+    def _tell_keeper(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        assert self.context.link is not None
+        try:
+            protocol.send_with_fds(self.context.link, protocol.dumps(message), fds or [])
+        except OSError:
+            pass  # it was killed; `_hear_keeper` sees that next
+
+    def _hear_keeper(self, _events: int) -> None:
+        assert self.context.link is not None
+        try:
+            data = self.context.link.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._succeed_keeper()
+            return
+        message = json.loads(data)
+        if "exit" in message:
+            pid, code = int(message["exit"]), int(message["code"])
+            self.context.exits[pid] = code
+            call = self.orphans.pop(pid, None)
+            if call is not None:
+                call(code)
+            elif not any(inst.pid == pid for inst in self.instances.values()) and pid not in self.sessions:
+                self.context.exits.pop(pid, None)
+                self._tell_keeper({"forget": pid})
+
+    def _succeed_keeper(self) -> None:
+        """The keeper was killed. This process, the parent of the containers, becomes the keeper; its fork goes on
+        as supervisor, with all clients and streams."""
+        context = self.context
+        assert context.link is not None
+        self.loop.unwatch(context.link.fileno())
+        context.link.close()
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        context.births = 0
+        context.keeper_pid = os.getpid()
+        for inst in self.instances.values():
+            if inst.id in context.held:
+                context.held[inst.id] = {"state": dict(inst.state), "fds": _descriptors(inst)}
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            context.link = theirs
+            syscalls.set_name(b"labkernel-super")
+            self.loop.rebuild()
+            self._watch_keeper()
+            return
+        ours.setblocking(False)
+        context.link = ours
+        self._shed(theirs.fileno())
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        keeper.tend(context, pid)
+
+    def _shed(self, last: int) -> None:
+        """As the new keeper, close all that only a supervisor needs. The Python objects stay referenced from the
+        stack below, so none of them closes a number that is used again."""
+        context = self.context
+        assert context.link is not None
+        keep = {0, 1, 2, context.link.fileno(), context.listener.fileno(), *context.scratch}
+        for entry in context.held.values():
+            keep.update(entry["fds"].values())
+        first = 3
+        for fd in sorted(keep):
+            if fd >= first:
+                syscalls.close_range(first, fd - 1)
+                first = fd + 1
+        syscalls.close_range(first, max(first, last, 1 << 20))
+
+
+def _descriptors(inst: Instance) -> dict[str, int]:
+    """What the keeper holds a duplicate of, by name."""
+    if inst.master >= 0:
+        return {"master": inst.master}
+    fds = {stream: fd for fd, stream in inst.outputs.items()}
+    if inst.input is not None and inst.input.fd >= 0:
+        fds["stdin"] = inst.input.fd
+    return fds
+
+
+def _oom_count(cgroup: Cgroup) -> int:
+    try:
+        return cgroup.oom_count()
+    except OSError:
+        return 0
+
+
+__all__ = ["IN", "Supervisor", "freeze", "main"]
