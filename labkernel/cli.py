@@ -1,0 +1,124 @@
+"""The terminal's host of the commands: `labkernel …`. Parsing and meaning are in `commands/`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .commands.grammar import invoke
+from .commands.host import Host, Progress
+from .commands.tree import ROOT
+from .errors import LabkernelError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+
+def _open() -> Engine:
+    from .engine import Engine
+
+    return Engine.open()
+
+
+class TerminalHost(Host):
+    """Writes to the process's own stdout and stderr; asks its terminal."""
+
+    def __init__(self, open_engine: Callable[[], Engine] = _open, prog: str = "labkernel") -> None:
+        super().__init__(open_engine, prog)
+
+    def write(self, stream: str, data: bytes) -> None:
+        target = sys.stderr if stream == "stderr" else sys.stdout
+        target.flush()
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(target.fileno(), rest) :]
+
+    def line(self, text: str = "") -> None:
+        print(text, flush=True)  # noqa: T201
+
+    def warn(self, text: str) -> None:
+        print(f"WARNING: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def error(self, err: LabkernelError) -> None:
+        first, *rest = err.render()
+        print("\n".join([f"{self.prog}: {first}", *rest]), file=sys.stderr, flush=True)  # noqa: T201
+
+    @contextmanager
+    def live(self) -> Iterator[Callable[[str, str | None], None]]:
+        height = 0
+        moves = sys.stdout.isatty()
+
+        def redraw(text: str, html: str | None) -> None:
+            nonlocal height
+            lines = text.splitlines()
+            up = f"\x1b[{height}A\x1b[J" if height and moves else ""
+            self.line(up + "\n".join(lines))
+            height = len(lines)
+
+        yield redraw
+
+    def build_progress(self, dockerfile: str, *, plain: bool) -> Progress:
+        from .commands.progress import LineProgress
+
+        return LineProgress(self.line, lambda data: self.write("stdout", data))
+
+    def stdin_fd(self) -> int | None:
+        try:
+            return sys.stdin.fileno()
+        except (AttributeError, OSError, ValueError):
+            return None
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        try:
+            size = os.get_terminal_size(sys.stdout.fileno())
+        except (OSError, ValueError):
+            return None
+        return size.lines, size.columns
+
+    def stdout_binary(self) -> Any | None:
+        return None if sys.stdout.isatty() else sys.stdout.buffer
+
+
+def run(argv: Sequence[str], host: Host) -> int:
+    """One command line; prints its value or its error, and gives the exit code.
+
+    A bug keeps its traceback; what a user can meet is one line and a hint on stderr.
+    """
+    try:
+        value = invoke(ROOT, argv, host, host.prog)
+        text = getattr(value, "text", None)
+        text = text() if callable(text) else text
+        if text:
+            host.line(str(text))
+        elif text == "" and not hasattr(value, "exit_code"):
+            pass
+        return int(getattr(value, "exit_code", 0))
+    except LabkernelError as err:
+        sys.stdout.flush()
+        host.error(err)
+        return err.exit_code or 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def main() -> None:
+    """The `labkernel` command."""
+    if os.environ.get("_LABKERNEL_COMPLETE"):
+        # `eval "$(_LABKERNEL_COMPLETE=bash_source labkernel)"` is how click gives a shell its completion.
+        ROOT.main(prog_name="labkernel", obj=TerminalHost())
+    code = 1
+    try:
+        code = run(sys.argv[1:], TerminalHost())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`| head`) has left; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`build`, and the same build from the text of a notebook cell."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import DockerfileError, UsageError
+from .grammar import command, flag, host_of, many, option
+from .host import Host
+
+_BUILD_FLAGS = [
+    many("-t", "--tag", metavar="name", help="Name and optionally a tag (format: name:tag)"),
+    many("--build-arg", help="Set build-time variables (K=V, or K to pass ours on)"),
+    option("--target", metavar="string", help="Set the target build stage to build"),
+    flag("--no-cache", help="Do not use cache when building the image"),
+    many("--label", help="Set metadata for an image"),
+    flag("-q", "--quiet", help="Suppress the build output and print image ID on success"),
+    option(
+        "--progress",
+        metavar="string",
+        type=click.Choice(["auto", "plain", "tty", "quiet"]),
+        default="auto",
+        help="Set type of progress output (auto, plain, tty, quiet)",
+    ),
+    option("--iidfile", metavar="string", help="Write the image ID to the file"),
+    flag("--pull", help="Always attempt to pull a newer version of the image", hidden=True),
+    flag("--rm", help="Remove intermediate containers after a successful build", hidden=True),
+    flag("--force-rm", help="Always remove intermediate containers", hidden=True),
+]
+
+
+def build_flags(function: Any) -> Any:
+    for decorate in reversed(_BUILD_FLAGS):
+        function = decorate(function)
+    return function
+
+
+@command("build", "[OPTIONS] PATH | -")
+@build_flags
+@option("-f", "--file", metavar="string", help='Name of the Dockerfile (default: "PATH/Dockerfile")')
+@click.argument("path")
+@click.pass_context
+def build(ctx: click.Context, path: str, file: str | None, **flags: Any) -> Any:
+    """Build an image from a Dockerfile."""
+    host = host_of(ctx)
+    if path.startswith(("http://", "https://", "git://", "git@")):
+        raise UsageError("build from a URL: not in this release of labkernel", resolution="clone or download it first")
+    context = None if path == "-" else host.working_dir() / path
+    if context is not None and not context.is_dir():
+        raise UsageError(
+            f"unable to prepare context: path {path!r} not found"
+            if not context.exists()
+            else f"unable to prepare context: {path!r} is not a directory",
+            resolution="the context is the folder that COPY and ADD take files from",
+            exit_code=1,
+        )
+    text, dockerfile = _read(host, context, file)
+    return build_text(host, text, context, flags, dockerfile=dockerfile)
+
+
+def _read(host: Host, context: Path | None, file: str | None) -> tuple[str, Path | None]:
+    """The Dockerfile's text, and where it lies (for NAME.dockerignore)."""
+    if file == "-" or (context is None and file is None):
+        if host.stdin_fd() is None:
+            raise UsageError("there is no stdin in a cell", resolution="write the Dockerfile in a %%dockerfile cell")
+        return sys.stdin.buffer.read().decode("utf-8-sig", "replace"), None
+    path = host.working_dir() / file if file else (context or host.working_dir()) / "Dockerfile"
+    try:
+        return path.read_bytes().decode("utf-8-sig"), path
+    except UnicodeDecodeError:
+        raise DockerfileError(f"{path}: not UTF-8 text") from None
+    except OSError as err:
+        reason = (err.strerror or "unreadable").lower()
+        raise UsageError(
+            f"unable to prepare context: unable to evaluate symlinks in Dockerfile path: lstat {path}: {reason}",
+            resolution="name another one with -f FILE",
+            exit_code=1,
+        ) from None
+
+
+@command("dockerfile", "[OPTIONS]  (the cell's text is the Dockerfile)")
+@build_flags
+@option("--context", metavar="dir", help="Folder that COPY and ADD take files from (default: the notebook's)")
+@click.pass_context
+def cell(ctx: click.Context, context: str | None, **flags: Any) -> Any:
+    """Build an image; the Dockerfile is the text of the cell."""
+    host = host_of(ctx)
+    text = ctx.find_root().meta["labkernel.cell"]
+    folder = host.working_dir() / Path(context).expanduser() if context else host.working_dir()
+    if not folder.is_dir():
+        raise UsageError(f"--context {context}: no such directory", resolution="the default is the notebook's folder")
+    return build_text(host, text, folder, flags)
+
+
+def build_text(
+    host: Host, text: str, context: Path | None, flags: dict[str, Any], *, dockerfile: Path | None = None
+) -> Any:
+    """Build, with the host's progress; returns the BuildResult."""
+    quiet = flags["quiet"] or flags["progress"] == "quiet"
+    settings: dict[str, Any] = {
+        "context": context,
+        "tags": list(flags["tag"]),
+        "build_args": build_args(flags["build_arg"]),
+        "target": flags["target"],
+        "no_cache": flags["no_cache"],
+        "labels": dict(word.partition("=")[::2] for word in flags["label"]),
+    }
+    ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore") if dockerfile else None
+    if ignore is not None and ignore.is_file():
+        settings["ignore"] = ignore.read_text(errors="replace")
+    if quiet:
+        result = host.engine.builds.build(text, on_step=lambda step: None, **settings)
+    else:
+        with host.build_progress(text, plain=flags["progress"] == "plain") as on_step:
+            result = host.engine.builds.build(text, on_step=on_step, **settings)
+    for warning in result.warnings or ():
+        host.warn(str(warning))
+    if flags["iidfile"]:
+        (host.working_dir() / flags["iidfile"]).write_text(result.image.id)
+    if quiet and not host.notebook:
+        host.line(result.image.id)
+    elif not host.notebook:
+        host.line(f"Successfully built {result.image.id.removeprefix('sha256:')[:12]}")
+        for name in flags["tag"]:
+            host.line(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}")
+    return result
+
+
+def build_args(given: tuple[str, ...]) -> dict[str, str]:
+    """`K=V`, or `K` for our own variable if there is one."""
+    result: dict[str, str] = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if equals:
+            result[name] = value
+        elif name in os.environ:
+            result[name] = os.environ[name]
+    return result

@@ -1,0 +1,109 @@
+"""What a command may ask of the place it was typed in: the terminal (cli.py) or a notebook (magics.py).
+
+A command parses, calls one service, and returns a value; a host decides how output, progress and values are shown.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import LabkernelError
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+
+class Progress(Protocol):
+    """Shows the steps of a build as they happen; a context manager, called with each BuildStep."""
+
+    def __call__(self, step: Any, /) -> None: ...
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Host:
+    """Base of both hosts. `prog` is how the user calls us (`labkernel`, `%container`)."""
+
+    notebook = False
+
+    def __init__(self, open_engine: Callable[[], Engine], prog: str = "labkernel") -> None:
+        self._open_engine = open_engine
+        self._engine: Engine | None = None
+        self.prog = prog
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, opened at the first need."""
+        if self._engine is None:
+            self._engine = self._open_engine()
+        return self._engine
+
+    # -- output
+
+    def write(self, stream: str, data: bytes) -> None:
+        """Bytes of a container, as they come; `stream` is `stdout` or `stderr`."""
+        raise NotImplementedError
+
+    def end_of_output(self) -> None:
+        """No more bytes of this container follow (an unfinished character is given up on)."""
+
+    def line(self, text: str = "") -> None:
+        """One line of ours on stdout."""
+        raise NotImplementedError
+
+    def warn(self, text: str) -> None:
+        """One line about something the user should know and did not ask for."""
+        raise NotImplementedError
+
+    def error(self, err: LabkernelError) -> None:
+        """An error that does not end the command (one of several names)."""
+        raise NotImplementedError
+
+    def live(self) -> AbstractContextManager[Callable[[str, str | None], None]]:
+        """A region that is redrawn: call it with text and HTML (`stats`)."""
+        raise NotImplementedError
+
+    def build_progress(self, dockerfile: str, *, plain: bool) -> Progress:
+        """A display of the steps of one build."""
+        raise NotImplementedError
+
+    # -- input
+
+    def stdin_fd(self) -> int | None:
+        """The descriptor a container's stdin may be fed from; None where there is no such thing (a cell)."""
+        return None
+
+    def stdin_is_terminal(self) -> bool:
+        fd = self.stdin_fd()
+        return fd is not None and os.isatty(fd)
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        """(rows, columns) of the terminal, if output goes to one."""
+        return None
+
+    def stdout_binary(self) -> Any | None:
+        """A binary stream for tar archives; None where there is none or where it is a person's screen."""
+        return None
+
+    def working_dir(self) -> Path:
+        return Path.cwd()
+
+
+def failures(errors: list[LabkernelError], host: Host, done: list[Any]) -> list[Any]:
+    """End a command over several names: all good gives `done`, otherwise the last error is raised, earlier ones shown.
+
+    docker goes on after a name that fails and ends with 1.
+    """
+    if errors:
+        for err in errors[:-1]:
+            host.error(err)
+        last = errors[-1]
+        last.exit_code = 1
+        raise last
+    return done

@@ -1,0 +1,267 @@
+"""Commands over images: list, tag, remove, archives in and out. Building is in `build`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from ..display import human_size
+from ..errors import LabkernelError, NoSuchImage, UsageError
+from .container import confirm, filters_of, pruned, split_tag, tar_output
+from .grammar import IMAGE, command, flag, host_of, many, option, words
+from .host import failures
+from .values import Listing, tabulate
+from .views import IMAGE_COLUMNS, IMAGE_TITLES, age, created_at, epoch, image_rows, image_view
+
+
+def _not_there(err: NoSuchImage) -> NoSuchImage:
+    # The class carries docker's 125 of `run`; where an image is only looked at or changed, docker ends with 1.
+    err.exit_code = 1
+    return err
+
+
+@command("images", "[OPTIONS] [REPOSITORY[:TAG]]")
+@flag("-a", "--all", help="Show all images (default hides intermediate images)")
+@flag("--digests", help="Show digests")
+@many("-f", "--filter", metavar="filter", help="Filter output based on conditions provided")
+@option("--format", "form", metavar="string", help="table, json, 'table TEMPLATE' or a Go template")
+@flag("--no-trunc", help="Don't truncate output")
+@flag("-q", "--quiet", help="Only show image IDs")
+@click.argument("repository", required=False, type=IMAGE)
+@click.pass_context
+def images(ctx: click.Context, repository: str | None, **flags: Any) -> Listing:
+    """List images."""
+    filters = filters_of(flags["filter"]) or {}
+    if repository:
+        filters.setdefault("reference", []).append(repository)
+    found = host_of(ctx).engine.images.list(all=flags["all"], filters=filters or None)
+    rows = [row for image in found for row in image_rows(image)]
+    if repository:
+        rows = [row for row in rows if _matches(row, repository)] or rows
+    columns = list(IMAGE_COLUMNS)
+    if flags["digests"]:
+        columns.insert(2, "Digest")
+    if flags["quiet"]:
+        rows = list({row[0].id: row for row in rows}.values())
+    listing = tabulate(
+        rows,
+        lambda row: image_view(row, no_trunc=flags["no_trunc"]),
+        IMAGE_TITLES,
+        columns=columns,
+        form=flags["form"],
+        quiet="ID" if flags["quiet"] else None,
+    )
+    if not flags["quiet"]:
+        listing[:] = [row[0] for row in rows]
+    return listing
+
+
+def _matches(row: tuple[Any, str, str], pattern: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    name, tag = split_tag(pattern)
+    _, repository, its_tag = row
+    familiar = {repository, repository.removeprefix("docker.io/library/"), repository.removeprefix("docker.io/")}
+    return any(fnmatchcase(each, name or "") for each in familiar) and (tag is None or fnmatchcase(its_tag, tag))
+
+
+@command("rmi", "[OPTIONS] IMAGE [IMAGE...]")
+@flag("-f", "--force", help="Force removal of the image")
+@flag("--no-prune", help="Do not delete untagged parents")
+@words("names", least=1, kind=IMAGE)
+@click.pass_context
+def rmi(ctx: click.Context, names: tuple[str, ...], *, force: bool, no_prune: bool) -> Any:
+    """Remove one or more images."""
+    host = host_of(ctx)
+    errors: list[LabkernelError] = []
+    done: list[Any] = []
+    for name in names:
+        try:
+            for action in host.engine.images.remove(name, force=force):
+                for verb, what in action.items():
+                    host.line(f"{verb}: {what}")
+                    done.append(action)
+        except NoSuchImage as err:
+            if force:
+                host.error(err)
+            else:
+                errors.append(_not_there(err))
+        except LabkernelError as err:
+            errors.append(err)
+    failures(errors, host, done)
+
+
+@command("tag", "SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]")
+@click.argument("source", type=IMAGE)
+@click.argument("target")
+@click.pass_context
+def tag(ctx: click.Context, source: str, target: str) -> None:
+    """Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE."""
+    try:
+        host_of(ctx).engine.images.tag(source, target)
+    except NoSuchImage as err:
+        raise _not_there(err) from None
+
+
+HISTORY_TITLES = {
+    "ID": "IMAGE",
+    "CreatedSince": "CREATED",
+    "CreatedBy": "CREATED BY",
+    "Size": "SIZE",
+    "Comment": "COMMENT",
+    "CreatedAt": "CREATED AT",
+}
+
+
+@command("history", "[OPTIONS] IMAGE")
+@option("--format", "form", metavar="string", help="table, json, 'table TEMPLATE' or a Go template")
+@flag("-H", "--human", default=True, help="Print sizes and dates in human readable format")
+@flag("--no-trunc", help="Don't truncate output")
+@flag("-q", "--quiet", help="Only show image IDs")
+@click.argument("image", type=IMAGE)
+@click.pass_context
+def history(ctx: click.Context, image: str, **flags: Any) -> Listing:
+    """Show the history of an image."""
+    try:
+        entries = host_of(ctx).engine.images.history(image)
+    except NoSuchImage as err:
+        raise _not_there(err) from None
+
+    def view(entry: Any) -> dict[str, Any]:
+        by = str(entry.get("CreatedBy", "")).replace("\t", " ")
+        id = str(entry.get("Id") or "<missing>")
+        created = epoch(entry.get("Created"))
+        return {
+            "ID": id if flags["no_trunc"] else id.removeprefix("sha256:")[:12],
+            "CreatedSince": age(entry.get("Created")),
+            "CreatedAt": created_at(created),
+            "CreatedBy": by if flags["no_trunc"] or len(by) <= 45 else f"{by[:44]}…",
+            "Size": human_size(entry.get("Size") or 0) if flags["human"] else str(entry.get("Size") or 0),
+            "Comment": str(entry.get("Comment") or ""),
+        }
+
+    columns = ("ID", "CreatedSince", "CreatedBy", "Size", "Comment")
+    quiet = "ID" if flags["quiet"] else None
+    return tabulate(entries, view, HISTORY_TITLES, columns=columns, form=flags["form"], quiet=quiet)
+
+
+@command("pull", "[OPTIONS] NAME[:TAG|@DIGEST]")
+@flag("-a", "--all-tags", help="Download all tagged images in the repository")
+@flag("-q", "--quiet", help="Suppress verbose output")
+@option("--platform", metavar="string", help="Platform the image must have")
+@flag("--no-unpack", help="Fetch without unpacking")
+@click.argument("name", type=IMAGE)
+@click.pass_context
+def pull(ctx: click.Context, name: str, **flags: Any) -> Any:
+    """Download an image from a registry (in this release: the built-in base images)."""
+    host = host_of(ctx)
+    notes: list[str] = []
+    image = host.engine.images.resolve(name, notify=notes.append)
+    for note in notes if not flags["quiet"] else ():
+        host.line(note)
+    if not host.notebook:
+        host.line(image.tags[0] if image.tags else image.id)
+    return image
+
+
+@command("load", "[OPTIONS]")
+@option("-i", "--input", metavar="string", help="Read from tar archive file, instead of STDIN")
+@flag("-q", "--quiet", help="Suppress the load output")
+@click.pass_context
+def load(ctx: click.Context, input: str | None, *, quiet: bool) -> Any:
+    """Load an image from a tar archive or STDIN."""
+    host = host_of(ctx)
+    with ExitStack() as stack:
+        loaded = host.engine.images.load(_archive(stack, host, input, "-i FILE.tar"))
+    found = list(loaded)
+    for image in found if not quiet else ():
+        for name in image.tags or [""]:
+            host.line(f"Loaded image: {name}" if name else f"Loaded image ID: {image.id}")
+    return Listing(found, text="") if host.notebook else None
+
+
+@command("save", "[OPTIONS] IMAGE [IMAGE...]")
+@option("-o", "--output", metavar="string", help="Write to a file, instead of STDOUT")
+@option("--platform", metavar="string", help="Save only the given platform variant")
+@words("names", least=1, kind=IMAGE)
+@click.pass_context
+def save(ctx: click.Context, names: tuple[str, ...], output: str | None, platform: str | None) -> None:
+    """Save one or more images to a tar archive (streamed to STDOUT by default)."""
+    host = host_of(ctx)
+    try:
+        # First, so that nothing is created for a typing error.
+        for name in names:
+            host.engine.images.get(name)
+    except NoSuchImage as err:
+        raise _not_there(err) from None
+    with tar_output(host, output) as out:
+        host.engine.images.save(list(names), out)
+
+
+@command("export", "[OPTIONS] IMAGE")
+@option("-o", "--output", metavar="string", help="Write to a file, instead of STDOUT")
+@click.argument("image", type=IMAGE)
+@click.pass_context
+def export(ctx: click.Context, image: str, output: str | None) -> None:
+    """Write the flattened root file system of an image as a tar archive."""
+    host = host_of(ctx)
+    try:
+        host.engine.images.get(image)
+    except NoSuchImage:
+        host.engine.images.resolve(image, notify=host.warn)
+    with tar_output(host, output) as out:
+        host.engine.images.export_rootfs(image, out)
+
+
+@command("import", "[OPTIONS] FILE|URL|- [REPOSITORY[:TAG]]")
+@many("-c", "--change", help="Apply Dockerfile instruction to the created image")
+@option("-m", "--message", metavar="string", help="Set commit message for imported image")
+@option("--platform", metavar="string", help="Set platform of the imported image")
+@click.argument("file")
+@click.argument("repository", required=False)
+@click.pass_context
+def import_(ctx: click.Context, file: str, repository: str | None, **flags: Any) -> Any:
+    """Import the contents from a tarball to create a filesystem image."""
+    host = host_of(ctx)
+    if file.startswith(("http://", "https://")):
+        raise UsageError("import from a URL: not in this release of labkernel", resolution="download the file first")
+    name, tag = split_tag(repository)
+    with ExitStack() as stack:
+        source = _archive(stack, host, None if file == "-" else file, "FILE.tar")
+        image = host.engine.images.import_tar(source, repository=name, tag=tag, changes=flags["change"])
+    if not host.notebook:
+        host.line(image.id)
+    return image
+
+
+def _archive(stack: ExitStack, host: Any, path: str | None, instead: str) -> Any:
+    """The tar archive to read: a file, or stdin where there is one."""
+    if path is None:
+        if host.stdin_fd() is None or host.stdin_is_terminal():
+            raise UsageError("requested load from stdin, but stdin is empty", resolution=f"give {instead}", exit_code=1)
+        return sys.stdin.buffer
+    try:
+        return stack.enter_context((host.working_dir() / path).open("rb"))
+    except OSError as err:
+        raise UsageError(f"open {path}: {(err.strerror or '').lower()}", exit_code=1) from None
+
+
+@command("prune", "[OPTIONS]")
+@flag("-a", "--all", help="Remove all unused images, not just dangling ones")
+@flag("-f", "--force", help="Do not prompt for confirmation")
+@many("--filter", metavar="filter", help="Provide filter values (e.g. until=<timestamp>)")
+@click.pass_context
+def prune(ctx: click.Context, *, all: bool, force: bool, filter: tuple[str, ...]) -> Any:
+    """Remove unused images."""
+    host = host_of(ctx)
+    what = "all images without at least one container associated to them" if all else "all dangling images"
+    confirm(host, f"This will remove {what}.", force=force)
+    filters: dict[str, Any] = filters_of(filter) or {}
+    if all:
+        filters["dangling"] = ["false"]
+    answer = host.engine.images.prune(filters=filters or None)
+    gone = [what for action in answer.get("ImagesDeleted") or [] for what in action.values()]
+    return pruned("Deleted Images:", gone, answer.get("SpaceReclaimed", 0))

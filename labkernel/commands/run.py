@@ -1,0 +1,331 @@
+"""`run`, `create` and `exec`: what starts a command in a container, and docker's flags for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from ..errors import ContainerExit, LabkernelError, UsageError
+from . import foreground
+from .grammar import CONTAINER, IMAGE, command, flag, host_of, many, option, words
+from .host import Host
+from .settings import environment_of, settings_of
+from .values import RunResult, explain
+
+_NETWORKS = "bridge networks come in a later release"
+RUN_USAGE = "[OPTIONS] IMAGE [COMMAND] [ARG...]"
+
+
+def run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """docker's flags of `run` and `create` that this engine takes; `settings_of` gives them their SDK names."""
+    for decorate in reversed(_RUN_FLAGS):
+        function = decorate(function)
+    return function
+
+
+def _absent(*names: str, why: str, metavar: str = "value") -> Callable[[Any], Any]:
+    """A flag docker has and this release has not: a clear error instead of `unknown flag`."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value:
+            raise UsageError(f"{param.opts[-1]}: not in this release of labkernel", resolution=why)
+
+    return click.option(*names, multiple=True, metavar=metavar, hidden=True, expose_value=False, callback=refuse)
+
+
+_RUN_FLAGS: list[Callable[[Any], Any]] = [
+    option("--name", metavar="string", help="Assign a name to the container"),
+    many("-e", "--env", help="Set environment variables (K=V, or K to pass ours on)"),
+    many("--env-file", help="Read in a file of environment variables"),
+    option("-w", "--workdir", metavar="string", help="Working directory inside the container"),
+    option("-u", "--user", metavar="string", help="Username or UID (format: <name|uid>[:<group|gid>])"),
+    option("--entrypoint", metavar="string", help="Overwrite the default ENTRYPOINT of the image"),
+    option("-h", "--hostname", metavar="string", help="Container host name"),
+    option("-m", "--memory", metavar="bytes", help="Memory limit (for example 64m)"),
+    option("--memory-swap", metavar="bytes", help="Memory plus swap: -1 for unlimited swap"),
+    option("--memory-reservation", metavar="bytes", help="Memory soft limit"),
+    option("--cpus", metavar="decimal", help="Number of CPUs (for example 0.5)"),
+    option("-c", "--cpu-shares", metavar="int", type=int, help="CPU shares (relative weight)"),
+    option("--cpu-quota", metavar="int", type=int, help="CPU time per period, in microseconds"),
+    option("--cpu-period", metavar="int", type=int, help="Length of the CPU period, in microseconds"),
+    option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)"),
+    option("--pids-limit", metavar="int", type=int, help="Limit of processes and threads (-1 for unlimited)"),
+    flag("--read-only", help="Mount the container's root filesystem as read only"),
+    many("--tmpfs", help="Mount a tmpfs directory (PATH[:OPTIONS])"),
+    many("-v", "--volume", help="Bind mount a volume (SOURCE:TARGET[:ro])"),
+    many("--mount", metavar="mount", help="Attach a filesystem mount (type=bind|volume|tmpfs,src=…,dst=…[,ro])"),
+    many("--cap-add", help="Add Linux capabilities"),
+    many("--cap-drop", help="Drop Linux capabilities"),
+    many("--security-opt", help="Security options (seccomp=…, no-new-privileges)"),
+    flag("--privileged", help="Give extended privileges to this container"),
+    option("--network", "--net", metavar="network", help="Connect a container to a network (none, host)"),
+    flag("-i", "--interactive", help="Keep STDIN open even if not attached"),
+    flag("-t", "--tty", help="Allocate a pseudo-TTY"),
+    flag("--init", help="Run an init inside the container that forwards signals and reaps processes"),
+    flag("--rm", help="Remove the container and its volumes when it exits"),
+    many("-l", "--label", help="Set meta data on a container"),
+    many("--label-file", help="Read in a line delimited file of labels"),
+    many("--ulimit", metavar="ulimit", help="Ulimit options (name=soft[:hard])"),
+    option("--shm-size", metavar="bytes", help="Size of /dev/shm"),
+    option("--stop-signal", metavar="string", help="Signal to stop the container"),
+    option("--stop-timeout", metavar="int", type=int, help="Timeout (in seconds) to stop a container"),
+    option("--restart", metavar="string", help="Restart policy: no, on-failure[:N], always, unless-stopped"),
+    option("--oom-score-adj", metavar="int", type=int, help="Tune the host's OOM preferences (-1000 to 1000)"),
+    option("--platform", metavar="string", help="Platform the image must have (for example linux/amd64)"),
+    many("--add-host", help="Add a custom host-to-IP mapping (host:ip)"),
+    many("--dns", help="Set custom DNS servers"),
+    many("-p", "--publish", help="Publish a container's port to the host (kept; networks come in a later release)"),
+    option("--cidfile", metavar="string", help="Write the container ID to the file"),
+    option(
+        "--pull",
+        metavar="string",
+        type=click.Choice(["always", "missing", "never"]),
+        default="missing",
+        help="Pull the image before running (always, missing, never)",
+    ),
+    _absent("--device", why="containers see docker's default devices only"),
+    _absent("--gpus", why="containers see docker's default devices only"),
+    _absent("--network-alias", "--ip", "--ip6", "--mac-address", "--link", why=_NETWORKS),
+    _absent("--dns-search", "--dns-option", "--expose", why=_NETWORKS),
+    _absent("--volumes-from", why="name the volume with -v NAME:TARGET"),
+    _absent("--sysctl", "--cgroup-parent", "--cgroupns", "--ipc", "--pid", "--uts", "--userns", why="leave it out"),
+    _absent("--health-cmd", "--health-interval", "--health-timeout", "--health-retries", why="leave it out"),
+    _absent("--log-driver", "--log-opt", why="the json-file log is what there is"),
+    _absent("--blkio-weight", "--device-read-bps", "--device-write-bps", "--group-add", why="leave it out"),
+]  # fmt: skip
+
+
+@command("run", RUN_USAGE, interspersed=False)
+@run_flags
+@flag("-d", "--detach", help="Run container in background and print container ID")
+@option("--detach-keys", metavar="string", help="Override the key sequence for detaching a container")
+@many("-a", "--attach", help="Attach to STDIN, STDOUT or STDERR")
+@option("--sig-proxy", metavar="bool", type=bool, default=True, help="Proxy received signals to the process")
+@flag("--check", help="Raise an error when the command ends with a status other than 0 (for graded cells)")
+@click.argument("image", type=IMAGE)
+@words("arguments")
+@click.pass_context
+def run(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+    """Create and run a new container from an image.
+
+    Everything after IMAGE is the command. In a notebook the magic returns the Container with -d, otherwise a
+    RunResult with the exit code.
+    """
+    host = host_of(ctx)
+    settings = settings_of(flags)
+    if flags["detach"]:
+        settings["auto_remove"] = flags["rm"]
+        container = _create(host, image, arguments, settings, flags)
+        container.start()
+        host.line(container.id) if not host.notebook else None
+        return container
+    return _run_foreground(host, image, arguments, settings, flags)
+
+
+def _run_foreground(
+    host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]
+) -> RunResult:
+    tty, interactive = flags["tty"], flags["interactive"]
+    if tty and interactive and not host.stdin_is_terminal():
+        hint = "a cell has no terminal: leave -t out, or open a terminal in JupyterLab" if host.notebook else None
+        raise UsageError("the input device is not a TTY", resolution=hint, exit_code=1)
+    if host.terminal_size() and tty:
+        settings.setdefault("environment", {}).setdefault("TERM", os.environ.get("TERM", "xterm"))
+    wanted = {word.lower() for word in flags["attach"]}
+    stdin = interactive and (not wanted or "stdin" in wanted)
+    before = time.monotonic()
+    settings["auto_remove"] = flags["rm"]
+    _pull(host, image, flags["pull"])
+    container, attachment = host.engine.containers.run_attached(image, list(arguments) or None, **settings)
+    _announce(host, container, flags)
+    exit_code = foreground.stream(
+        host,
+        attachment,
+        kill=container.kill,
+        stdin=stdin,
+        tty=tty,
+        proxy_signals=flags["sig_proxy"],
+        keys=flags["detach_keys"],
+    )
+    if exit_code == foreground.DETACHED:
+        host.line()
+        return RunResult(0, id=container.id, container=container, note="detached; the container goes on")
+    return finished(container, attachment, exit_code, before, check=flags["check"])
+
+
+def finished(container: Any, attachment: Any, exit_code: int, before: float, *, check: bool) -> RunResult:
+    """The result of a foreground command; with `check` a status other than 0 raises ContainerExit."""
+    oom_killed = bool(getattr(attachment, "oom_killed", False))
+    timings = {}
+    exec_at = getattr(attachment, "exec_at", None)
+    if exec_at:
+        timings["exec_s"] = max(0.0, exec_at - before)
+    if check and exit_code != 0:
+        why = explain(exit_code, oom_killed=oom_killed)
+        raise ContainerExit(f"{container.name}: the command ended with exit code {exit_code}{why}", status=exit_code)
+    return RunResult(
+        exit_code,
+        id=container.id,
+        container=container,
+        seconds=time.monotonic() - before,
+        timings=timings,
+        oom_killed=oom_killed,
+    )
+
+
+@command("create", RUN_USAGE, interspersed=False)
+@run_flags
+@click.argument("image", type=IMAGE)
+@words("arguments")
+@click.pass_context
+def create(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+    """Create a new container."""
+    host = host_of(ctx)
+    settings = settings_of(flags)
+    settings["auto_remove"] = flags["rm"]
+    container = _create(host, image, arguments, settings, flags)
+    host.line(container.id) if not host.notebook else None
+    return container
+
+
+def _create(host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]) -> Any:
+    _pull(host, image, flags["pull"])
+    container = host.engine.containers.create(image, list(arguments) or None, **settings)
+    _announce(host, container, flags)
+    return container
+
+
+def _pull(host: Host, image: str, policy: str) -> None:
+    if policy == "never":
+        host.engine.images.get(image)
+
+
+def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:
+    for warning in container.warnings or ():
+        host.warn(warning)
+    if flags["cidfile"]:
+        path = host.working_dir() / flags["cidfile"]
+        if path.exists():
+            raise UsageError(f"container ID file found, make sure the other container isn't running: {path}")
+        path.write_text(container.id)
+
+
+@command("exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", interspersed=False)
+@flag("-d", "--detach", help="Detached mode: run command in the background")
+@option("--detach-keys", metavar="string", help="Override the key sequence for detaching a container")
+@many("-e", "--env", help="Set environment variables")
+@many("--env-file", help="Read in a file of environment variables")
+@flag("-i", "--interactive", help="Keep STDIN open even if not attached")
+@flag("--privileged", help="Give extended privileges to the command")
+@flag("-t", "--tty", help="Allocate a pseudo-TTY")
+@option("-u", "--user", metavar="string", help="Username or UID (format: <name|uid>[:<group|gid>])")
+@option("-w", "--workdir", metavar="string", help="Working directory inside the container")
+@flag("--check", help="Raise an error when the command ends with a status other than 0 (for graded cells)")
+@click.argument("container", type=CONTAINER)
+@words("arguments", least=1)
+@click.pass_context
+def exec_(ctx: click.Context, container: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+    """Execute a command in a running container."""
+    host = host_of(ctx)
+    tty, interactive = flags["tty"], flags["interactive"]
+    if tty and interactive and not host.stdin_is_terminal():
+        raise UsageError("the input device is not a TTY", exit_code=1)
+    found = host.engine.containers.get(container)
+    before = time.monotonic()
+    attachment = found.exec_attached(
+        list(arguments),
+        environment=environment_of(flags, host.working_dir()),
+        user=flags["user"],
+        workdir=flags["workdir"],
+        privileged=flags["privileged"],
+        tty=tty,
+        stdin=interactive,
+        detach=flags["detach"],
+    )
+    if flags["detach"]:
+        attachment.close()
+        return None
+    exit_code = foreground.stream(
+        host,
+        attachment,
+        kill=lambda number: _kill_exec(attachment, number),
+        stdin=interactive,
+        tty=tty,
+        keys=flags["detach_keys"],
+    )
+    if exit_code == foreground.DETACHED:
+        return RunResult(0, id=found.id, container=found, note="detached; the command goes on")
+    return finished(found, attachment, exit_code, before, check=flags["check"])
+
+
+def _kill_exec(attachment: Any, number: int) -> None:
+    """A signal for a command started by exec: its pid is in our view, docker has no verb for it."""
+    if attachment.pid:
+        try:
+            os.kill(attachment.pid, number)
+        except (ProcessLookupError, PermissionError):
+            raise LabkernelError("the command has ended") from None
+
+
+@command("attach", "[OPTIONS] CONTAINER")
+@option("--detach-keys", metavar="string", help="Override the key sequence for detaching a container")
+@flag("--no-stdin", help="Do not attach STDIN")
+@option("--sig-proxy", metavar="bool", type=bool, default=True, help="Proxy received signals to the process")
+@click.argument("container", type=CONTAINER)
+@click.pass_context
+def attach(ctx: click.Context, container: str, **flags: Any) -> Any:
+    """Attach local standard input, output, and error streams to a running container."""
+    host = host_of(ctx)
+    found = host.engine.containers.get(container)
+    if found.status != "running":
+        raise UsageError(
+            "You cannot attach to a stopped container, start it first", resolution=f"start {found.name}", exit_code=1
+        )
+    return _attached(host, found, flags)
+
+
+def _attached(host: Host, found: Any, flags: dict[str, Any]) -> Any:
+    config = found.attrs.get("Config") or {}
+    stdin = bool(config.get("OpenStdin")) and not flags.get("no_stdin") and host.stdin_fd() is not None
+    before = time.monotonic()
+    attachment = host.engine.runtime.attach(found.id, stdin=stdin)
+    exit_code = foreground.stream(
+        host,
+        attachment,
+        kill=found.kill,
+        stdin=stdin,
+        tty=bool(config.get("Tty")),
+        proxy_signals=flags.get("sig_proxy", True),
+        keys=flags.get("detach_keys"),
+    )
+    if exit_code == foreground.DETACHED:
+        return RunResult(0, id=found.id, container=found, note="detached; the container goes on")
+    return finished(found, attachment, exit_code, before, check=False)
+
+
+@command("start", "[OPTIONS] CONTAINER [CONTAINER...]")
+@flag("-a", "--attach", help="Attach STDOUT/STDERR and forward signals")
+@flag("-i", "--interactive", help="Attach container's STDIN")
+@option("--detach-keys", metavar="string", help="Override the key sequence for detaching a container")
+@words("containers", least=1, kind=CONTAINER)
+@click.pass_context
+def start(ctx: click.Context, containers: tuple[str, ...], **flags: Any) -> Any:
+    """Start one or more stopped containers."""
+    from .container import each
+
+    host = host_of(ctx)
+    if not (flags["attach"] or flags["interactive"]):
+        return each(host, containers, lambda container: container.start())
+    if len(containers) > 1:
+        raise UsageError("you cannot start and attach multiple containers at once", exit_code=1)
+    found = host.engine.containers.get(containers[0])
+    stdin = flags["interactive"]
+    before = time.monotonic()
+    attachment = host.engine.runtime.run(found.id, stdin=stdin)
+    tty = bool((found.attrs.get("Config") or {}).get("Tty"))
+    exit_code = foreground.stream(host, attachment, kill=found.kill, stdin=stdin, tty=tty, keys=flags["detach_keys"])
+    return finished(found, attachment, max(exit_code, 0), before, check=False)

@@ -1,0 +1,214 @@
+"""From docker's flags to the Docker SDK's keyword arguments (`--memory 64m` → `mem_limit="64m"`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from ..errors import UsageError
+
+# Flag (as click names it) → keyword of the service, where the value goes over as it is.
+_PLAIN = {
+    "name": "name",
+    "workdir": "working_dir",
+    "user": "user",
+    "hostname": "hostname",
+    "memory": "mem_limit",
+    "memory_swap": "memswap_limit",
+    "memory_reservation": "mem_reservation",
+    "cpu_shares": "cpu_shares",
+    "cpu_quota": "cpu_quota",
+    "cpu_period": "cpu_period",
+    "cpuset_cpus": "cpuset_cpus",
+    "pids_limit": "pids_limit",
+    "read_only": "read_only",
+    "privileged": "privileged",
+    "network": "network_mode",
+    "tty": "tty",
+    "init": "init",
+    "shm_size": "shm_size",
+    "stop_signal": "stop_signal",
+    "stop_timeout": "stop_timeout",
+    "oom_score_adj": "oom_score_adj",
+    "platform": "platform",
+    "cap_add": "cap_add",
+    "cap_drop": "cap_drop",
+    "security_opt": "security_opt",
+    "dns": "dns",
+}
+
+
+def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, Any]:
+    """The settings of `containers.create` that these flags of `run` or `create` mean; only those that were given.
+
+    Raises UsageError with docker's words for values that cannot be meant.
+    """
+    cwd = cwd or Path.cwd()
+    settings: dict[str, Any] = {}
+    for name, keyword in _PLAIN.items():
+        value = flags.get(name)
+        if value is not None and value is not False and value != ():
+            settings[keyword] = list(value) if isinstance(value, tuple) else value
+    if flags.get("entrypoint") is not None:
+        settings["entrypoint"] = [flags["entrypoint"]] if flags["entrypoint"] else []
+    if flags.get("interactive"):
+        settings["stdin_open"] = True
+    if flags.get("cpus") is not None:
+        settings["nano_cpus"] = nano_cpus(flags["cpus"])
+    environment = environment_of(flags, cwd)
+    if environment:
+        settings["environment"] = environment
+    labels = labels_of(flags, cwd)
+    if labels:
+        settings["labels"] = labels
+    if flags.get("restart"):
+        settings["restart_policy"] = restart_policy(flags["restart"])
+    if flags.get("ulimit"):
+        settings["ulimits"] = [ulimit(word) for word in flags["ulimit"]]
+    if flags.get("add_host"):
+        settings["extra_hosts"] = dict(_pair(word, ":", "--add-host") for word in flags["add_host"])
+    if flags.get("publish"):
+        settings["ports"] = ports(flags["publish"])
+    _mounts(settings, flags, cwd)
+    return settings
+
+
+def nano_cpus(text: str) -> int:
+    """`0.5` CPUs as 500000000. Raises UsageError for what is no positive decimal."""
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise UsageError(
+            f'invalid argument "{text}" for "--cpus" flag: not a decimal', resolution="for example --cpus 0.5"
+        ) from None
+    if not value.is_finite() or value < 0:
+        raise UsageError(f'invalid argument "{text}" for "--cpus" flag: must be positive')
+    return int(value * 1_000_000_000)
+
+
+def environment_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
+    """--env-file, then -e; a bare name passes our own variable on, if there is one."""
+    lines = [line for name in flags.get("env_file") or () for line in read_lines(cwd / name)]
+    result: dict[str, str] = {}
+    for word in (*lines, *(flags.get("env") or ())):
+        name, equals, value = word.partition("=")
+        if not name:
+            raise UsageError(f'invalid argument "{word}" for "-e, --env" flag: invalid environment variable: {word}')
+        if equals:
+            result[name] = value
+        elif name in os.environ:
+            result[name] = os.environ[name]
+    return result
+
+
+def labels_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
+    lines = [line for name in flags.get("label_file") or () for line in read_lines(cwd / name)]
+    pairs = (word.partition("=") for word in (*lines, *(flags.get("label") or ())))
+    return {name: value for name, _, value in pairs}
+
+
+def restart_policy(text: str) -> dict[str, Any]:
+    """`on-failure:3` as the SDK's {"Name", "MaximumRetryCount"}."""
+    name, colon, count = text.partition(":")
+    if name not in ("no", "always", "unless-stopped", "on-failure") or (colon and not count.isdigit()):
+        raise UsageError(
+            f"invalid restart policy: {text}", resolution="one of no, on-failure[:N], always, unless-stopped"
+        )
+    return {"Name": name, "MaximumRetryCount": int(count) if count else 0}
+
+
+def ulimit(text: str) -> dict[str, Any]:
+    """`nofile=1024:2048` as the SDK's {"Name", "Soft", "Hard"}."""
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    try:
+        return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}
+    except ValueError:
+        raise UsageError(f"invalid ulimit argument: {text}", resolution="for example nofile=1024:2048") from None
+
+
+def ports(words: Sequence[str]) -> dict[str, Any]:
+    """`[[HOST_IP:]HOST_PORT:]PORT[/PROTOCOL]` as the SDK's {"80/tcp": host port or (ip, port) or None}."""
+    result: dict[str, Any] = {}
+    for word in words:
+        rest, _, protocol = word.partition("/")
+        *host, inside = rest.rsplit(":", 2)
+        if not inside.isdigit() or not all(part.isdigit() or not part for part in host[-1:]):
+            raise UsageError(f"invalid containerPort: {word}", resolution="for example -p 8080:80")
+        outside = int(host[-1]) if host and host[-1] else None
+        result[f"{inside}/{protocol or 'tcp'}"] = (host[0], outside) if len(host) == 2 else outside
+    return result
+
+
+def _mounts(settings: dict[str, Any], flags: Mapping[str, Any], cwd: Path) -> None:
+    volumes = [volume(word, cwd) for word in flags.get("volume") or ()]
+    tmpfs = dict(word.partition(":")[::2] for word in flags.get("tmpfs") or ())
+    for word in flags.get("mount") or ():
+        kind, source, target, options = _mount(word, cwd)
+        if kind == "tmpfs":
+            tmpfs[target] = options
+        else:
+            volumes.append(":".join(part for part in (source, target, options) if part))
+    if volumes:
+        settings["volumes"] = volumes
+    if tmpfs:
+        settings["tmpfs"] = tmpfs
+
+
+def volume(text: str, cwd: Path) -> str:
+    """`./data:/data:ro` with its source made absolute, as the docker CLI does; names of volumes stay."""
+    source, colon, rest = text.partition(":")
+    if colon and source.startswith((".", "~")):
+        return f"{(cwd / Path(source).expanduser()).resolve()}:{rest}"
+    return text
+
+
+def _mount(text: str, cwd: Path) -> tuple[str, str, str, str]:
+    """--mount's key=value list as (type, source, target, options)."""
+    known = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+    parts: dict[str, str] = {}
+    for word in text.split(","):
+        key, equals, value = word.partition("=")
+        parts[known.get(key, key)] = value if equals else "true"
+    kind = parts.pop("type", "volume")
+    target = parts.pop("target", "")
+    source = parts.pop("source", "")
+    read_only = parts.pop("readonly", "false") in ("true", "1")
+    size, mode = parts.pop("tmpfs-size", ""), parts.pop("tmpfs-mode", "")
+    if (
+        kind not in ("bind", "volume", "tmpfs")
+        or not target.startswith("/")
+        or parts
+        or (kind == "bind" and not source)
+    ):
+        raise UsageError(
+            f'invalid argument "{text}" for "--mount" flag',
+            resolution="for example --mount type=bind,src=/data,dst=/data,readonly",
+        )
+    if kind == "tmpfs":
+        options = [*([f"size={size}"] if size else []), *([f"mode={mode}"] if mode else []), *(["ro"] * read_only)]
+        return kind, "", target, ",".join(options)
+    if kind == "bind":
+        source = str((cwd / Path(source).expanduser()).resolve())
+        if not os.path.exists(source):
+            raise UsageError(f"bind source path does not exist: {source}", exit_code=125)
+    return kind, source, target, "ro" if read_only else ""
+
+
+def _pair(word: str, separator: str, name: str) -> tuple[str, str]:
+    left, found, right = word.partition(separator)
+    if not (left and found and right):
+        raise UsageError(f'invalid argument "{word}" for "{name}" flag', resolution=f"for example {name} host:10.0.0.1")
+    return left, right
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of an --env-file or --label-file without comments. Raises UsageError when it cannot be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"open {path}: {getattr(err, 'strerror', None) or err}") from None
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]

@@ -1,0 +1,325 @@
+"""Commands about the machine and the store (doctor, info, events, df, check, prune), and `inspect` of anything."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..display import human_size, table_html
+from ..errors import LabkernelError, NotFoundError, UsageError
+from .container import confirm, document, filters_of, moment
+from .grammar import Entry, LabGroup, command, flag, host_of, many, option, words
+from .host import Host
+from .values import Listing, Text
+
+ENTRIES = {
+    "check": Entry("system:check", "Look for what is inconsistent or leaked"),
+    "df": Entry("system:df", "Show disk usage"),
+    "doctor": Entry("system:doctor", "Try each capability of this machine"),
+    "events": Entry("system:events", "Get events of the store"),
+    "info": Entry("system:info", "Display system-wide information"),
+    "prune": Entry("system:prune", "Remove unused data"),
+}
+system = LabGroup("system", help="Manage the store and look at the machine.", entries=ENTRIES)
+
+
+class Report(Listing):
+    """The doctor's capabilities, with what is missing first in mind: `yes` or `no`, the cause, and the remedy."""
+
+    def __init__(self, capabilities: list[Any], driver: Any) -> None:
+        super().__init__(capabilities)
+        self.driver = driver
+
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        return [("yes" if c.ok else "no", c.name, c.cause or "", "" if c.ok else c.remedy or "") for c in self]
+
+    @property
+    def text(self) -> str:
+        width = max((len(name) for _, name, _, _ in self._lines()), default=0)
+        out = [f"driver: {self.driver.name}"]
+        out += [f"  warning: {warning}" for warning in self.driver.warnings]
+        for mark, name, cause, remedy in self._lines():
+            out.append(f"{mark:<3}  {name:<{width}}  {cause}".rstrip())
+            if remedy:
+                out.append(f"     {'':<{width}}  → {remedy}")
+        return "\n".join(out)
+
+    def _repr_html_(self) -> str:
+        rows = [("✓" if mark == "yes" else "✗", name, cause, remedy) for mark, name, cause, remedy in self._lines()]
+        notes = "".join(f"<p><em>{html.escape(str(warning))}</em></p>" for warning in self.driver.warnings)
+        caption = f"driver: {self.driver.name}"
+        return table_html(("", "capability", "what was seen", "what would help"), rows, caption=caption) + notes
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "driver": self.driver.name,
+            "warnings": [str(warning) for warning in self.driver.warnings],
+            "capabilities": [capability.to_dict() for capability in self],
+        }
+
+
+@command("doctor", "[OPTIONS]")
+@flag("--json", "as_json", help="Print JSON")
+@flag("--fresh", help="Try everything again instead of using what was seen since the machine started")
+@click.pass_context
+def doctor(ctx: click.Context, *, as_json: bool, fresh: bool) -> Any:
+    """Try each capability of this machine, and tell the cause and the remedy of what does not work."""
+    engine = host_of(ctx).engine
+    report = Report(engine.doctor(fresh=fresh), engine.driver)
+    return Text(json.dumps(report.to_dict(), indent=2)) if as_json else report
+
+
+@command("check", "[OPTIONS]")
+@flag("--json", "as_json", help="Print JSON")
+@click.pass_context
+def check(ctx: click.Context, *, as_json: bool) -> Any:
+    """Look for what is inconsistent or leaked; exit code 0 when there is nothing."""
+    host = host_of(ctx)
+    found = _problems(host)
+    if as_json:
+        host.line(json.dumps({"ok": not found, "problems": found}, indent=2, default=str))
+    for problem in found if not as_json else ():
+        host.line(problem if isinstance(problem, str) else json.dumps(problem, default=str))
+    if found:
+        raise LabkernelError(f"{len(found)} inconsistent or leaked", resolution="`system prune -f` removes leftovers")
+    return None if as_json else Text("nothing inconsistent, nothing leaked")
+
+
+def _problems(host: Host) -> list[Any]:
+    engine: Any = host.engine
+    if not hasattr(engine, "check"):
+        raise UsageError("system check: not in this release of labkernel")
+    answer = engine.check()
+    problems = getattr(answer, "problems", answer)
+    if isinstance(problems, dict):
+        problems = problems.get("problems", [])
+    return [p if isinstance(p, (str, dict)) else str(p) for p in problems]
+
+
+@command("version", "[OPTIONS]")
+@option("-f", "--format", "form", metavar="string", help="json or a Go template")
+@click.pass_context
+def version(ctx: click.Context, form: str | None) -> Any:
+    """Show the version information."""
+    part = {
+        "Version": __version__,
+        "ApiVersion": "1.43",
+        "Os": "linux",
+        "Arch": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+        "KernelVersion": os.uname().release,
+        "PythonVersion": platform.python_version(),
+    }
+    if form:
+        return (
+            document([{"Client": part, "Server": part}], form)
+            if form != "json"
+            else _compact({"Client": part, "Server": part})
+        )
+    lines = [f" {name + ':':<16}{value}" for name, value in part.items()]
+    return Text("\n".join(["labkernel (the engine is embedded, client and server are one)", *lines]))
+
+
+def _compact(data: Any) -> Text:
+    return Text(json.dumps(data, separators=(",", ":"), default=str))
+
+
+@command("info", "[OPTIONS]")
+@option("-f", "--format", "form", metavar="string", help="json or a Go template")
+@click.pass_context
+def info(ctx: click.Context, form: str | None) -> Any:
+    """Display system-wide information."""
+    host = host_of(ctx)
+    engine = host.engine
+    containers = engine.containers.list(all=True)
+    states = [container.status for container in containers]
+    data = {
+        "Containers": len(containers),
+        "ContainersRunning": states.count("running"),
+        "ContainersPaused": states.count("paused"),
+        "ContainersStopped": len(states) - states.count("running") - states.count("paused"),
+        "Images": len(engine.images.list()),
+        "Driver": engine.driver.name,
+        "LabkernelRoot": str(engine.layout.root),
+        "RuntimeDir": str(engine.layout.runtime_dir),
+        "KernelVersion": os.uname().release,
+        "OperatingSystem": _operating_system(),
+        "OSType": "linux",
+        "Architecture": platform.machine(),
+        "NCPU": os.cpu_count() or 1,
+        "MemTotal": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "Name": os.uname().nodename,
+        "ServerVersion": __version__,
+        "Warnings": [str(warning) for warning in engine.driver.warnings],
+    }
+    if form:
+        return _compact(data) if form == "json" else document([data], form)
+    lines = [f"{name}: {value}" for name, value in data.items() if name not in ("Warnings", "MemTotal")]
+    lines.append(f"Total Memory: {human_size(float(str(data['MemTotal'])))}")
+    return Text("\n".join([*lines, *(f"WARNING: {warning}" for warning in engine.driver.warnings)]))
+
+
+def _operating_system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"
+
+
+@command("events", "[OPTIONS]")
+@option("--since", metavar="string", help="Show all events created since timestamp")
+@option("--until", metavar="string", help="Stream events until this timestamp")
+@many("-f", "--filter", metavar="filter", help="Filter output based on conditions provided")
+@option("--format", "form", metavar="string", help="json or a Go template")
+@click.pass_context
+def events(ctx: click.Context, since: str | None, until: str | None, filter: tuple[str, ...], form: str | None) -> Any:
+    """Get events of the store: past ones with --since, and live ones until interrupted (not in a notebook)."""
+    host = host_of(ctx)
+    database = host.engine.db
+    start = moment(since) or time.time()
+    end = moment(until)
+    wanted = filters_of(filter) or {}
+    if host.notebook and end is None:
+        end, start = time.time(), (start if since else 0.0)
+    last = -1
+    while True:
+        for key, event in _events(database, start, end, last):
+            last = key
+            if all(_event_matches(event, name, values) for name, values in wanted.items()):
+                host.line(_event_line(event, form))
+        if end is not None and time.time() >= end:
+            return None
+        try:
+            time.sleep(0.2)
+        except KeyboardInterrupt:
+            return None
+
+
+def _events(database: Any, since: float, until: float | None, after: int) -> list[tuple[int, dict[str, Any]]]:
+    """(row, event in the Engine API's shape) of the store's events, oldest first."""
+    rows = database.query(
+        "SELECT rowid AS number, time_ns, type, action, actor, attributes FROM events"
+        " WHERE time_ns >= ? AND time_ns <= ? AND rowid > ? ORDER BY rowid",
+        (int(since * 1e9), int((until or 9e9) * 1e9), after),
+    )
+    return [
+        (
+            row["number"],
+            {
+                "Type": row["type"],
+                "Action": row["action"],
+                "Actor": {"ID": row["actor"], "Attributes": json.loads(row["attributes"] or "{}")},
+                "scope": "local",
+                "time": row["time_ns"] // 1_000_000_000,
+                "timeNano": row["time_ns"],
+            },
+        )
+        for row in rows
+    ]
+
+
+def _event_matches(event: dict[str, Any], name: str, values: list[str]) -> bool:
+    known = {"type": event["Type"], "event": event["Action"], "container": event["Actor"]["ID"]}
+    found = known.get(name, event["Actor"]["Attributes"].get(name))
+    named = event["Actor"]["Attributes"].get("name")
+    return any(value in (found, named) or (name == "container" and str(found).startswith(value)) for value in values)
+
+
+def _event_line(event: dict[str, Any], form: str | None) -> str:
+    if form == "json":
+        return json.dumps(event, separators=(",", ":"), default=str)
+    if form:
+        from .template import render
+
+        return render(form, event)
+    actor = event["Actor"]
+    attributes = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(event["time"]))
+    return f"{stamp} {event['Type']} {event['Action']} {actor['ID']} ({attributes})"
+
+
+@command("df", "[OPTIONS]")
+@option("--format", "form", metavar="string", help="table, json, 'table TEMPLATE' or a Go template")
+@flag("-v", "--verbose", help="Show detailed information on space usage")
+@click.pass_context
+def df(ctx: click.Context, form: str | None, *, verbose: bool) -> Any:
+    """Show disk usage."""
+    from .usage import usage_table
+
+    return usage_table(host_of(ctx).engine, form)
+
+
+@command("prune", "[OPTIONS]")
+@flag("-a", "--all", help="Remove all unused images not just dangling ones")
+@flag("-f", "--force", help="Do not prompt for confirmation")
+@flag("--volumes", help="Prune anonymous volumes")
+@many("--filter", metavar="filter", help="Provide filter values")
+@click.pass_context
+def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: tuple[str, ...]) -> Any:
+    """Remove unused data: stopped containers, unused images, the build cache, with --volumes also volumes."""
+    host = host_of(ctx)
+    engine: Any = host.engine
+    confirm(host, "This will remove all stopped containers and unused images.", force=force)
+    filters: dict[str, Any] = filters_of(filter) or {}
+    reclaimed = 0.0
+    lines: list[str] = []
+    wanted = [("Deleted Containers:", engine.containers, "ContainersDeleted", filters)]
+    if volumes:
+        wanted.append(("Deleted Volumes:", engine.volumes, "VolumesDeleted", filters))
+    image_filters = {**filters, "dangling": ["false"]} if all else filters
+    if hasattr(engine.builds, "prune"):
+        wanted.append(("Deleted build cache:", engine.builds, "CachesDeleted", {}))
+    wanted.append(("Deleted Images:", engine.images, "ImagesDeleted", image_filters))
+    for title, service, key, chosen in wanted:
+        answer = service.prune(filters=chosen) if chosen else service.prune()
+        names = [n if isinstance(n, str) else ", ".join(map(str, n.values())) for n in answer.get(key) or []]
+        lines += [title, *names, ""] if names else []
+        reclaimed += answer.get("SpaceReclaimed", 0)
+    return Text("\n".join([*lines, f"Total reclaimed space: {human_size(reclaimed)}"]))
+
+
+@command("inspect", "[OPTIONS] NAME|ID [NAME|ID...]")
+@option("-f", "--format", "form", metavar="string", help="json or a Go template")
+@flag("-s", "--size", help="Display total file sizes if the type is container")
+@option("--type", "kind", metavar="string", help="Only inspect objects of the given type")
+@words("names", least=1)
+@click.pass_context
+def inspect(ctx: click.Context, names: tuple[str, ...], form: str | None, kind: str | None, *, size: bool) -> Any:
+    """Return low-level information on Docker objects."""
+    return inspected(host_of(ctx), names, form, kind)
+
+
+def inspected(host: Host, names: tuple[str, ...], form: str | None, kind: str | None = None) -> Any:
+    """What each name is, containers first, then images and volumes; goes on after one that is nothing."""
+    engine: Any = host.engine
+    services = {"container": "containers", "image": "images", "volume": "volumes"}
+    if kind and kind not in services:
+        raise UsageError(f'"{kind}" is not a valid value for --type', resolution=f"one of {', '.join(services)}")
+    found: list[Any] = []
+    missing: list[str] = []
+    for name in names:
+        for service in [services[kind]] if kind else services.values():
+            try:
+                found.append(getattr(engine, service).get(name).attrs)
+                break
+            except NotFoundError:
+                continue
+            except LabkernelError:
+                if kind:
+                    raise
+        else:
+            missing.append(name)
+    if missing:
+        if found and not host.notebook:
+            host.line(document(found, form).text)
+        raise LabkernelError(
+            f"No such {kind or 'object'}: {', '.join(missing)}",
+            resolution="`ps -a`, `images` and `volume ls` list them",
+        )
+    return document(found, form)
