@@ -223,6 +223,8 @@ class Sampler:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
+        for target in self._targets:
+            target.close()
 
     def __enter__(self) -> Sampler:
         return self.start()
@@ -241,8 +243,6 @@ class Sampler:
             if self._stop.wait(due - now):
                 break
         self.tick()
-        for target in self._targets:
-            target.close()
 
     def tick(self) -> None:
         """Read every target once, in the calling thread (what the thread does each time)."""

@@ -1,0 +1,539 @@
+// The live plot of lab.monitor(): CPU, memory, throttling and processes of a few targets, drawn on one canvas.
+// Plain JavaScript for anywidget, no build step. The kernel pushes; nothing here waits for it: pause, window and
+// crosshair work while a cell runs, and when the kernel goes away the last picture stays and says so.
+// @ts-check
+
+/**
+ * One target. Columns of equal length; NaN is a gap.
+ * @typedef {{ t: number[], cpu: number[], mem: number[], thr: number[], pids: number[] }} Columns
+ * @typedef {{ name: string, kind: string, cpu: number | null, mem: number | null }} Target
+ * @typedef {{ s: number, t: number, kind: string, text: string }} Mark
+ * @typedef {{ targets: Target[], data: Columns[], marks: Mark[], state: string, seen: number, seq: number, listeners: Set<() => void> }} Store
+ * @typedef {{ on: Function, off: Function, send: Function, get: (name: string) => any }} Model
+ */
+
+const FIELDS = 5; // t, cpu, mem, thr, pids: float64 t first, see frame() in monitor.py
+const LIGHT = ["#0072B2", "#D55E00", "#008060", "#B3589A", "#9A6700", "#2B8CBE", "#333333", "#777777"];
+const DARK = ["#56B4E9", "#FF9D5C", "#34D3A2", "#F0A3D0", "#F0E442", "#9AD0F5", "#DDDDDD", "#AAAAAA"];
+const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
+const WINDOWS = [15, 60, 300, 0];
+const MIB = 1048576;
+
+/** @type {{ key: "cpu" | "mem" | "thr" | "pids", title: string, unit: string, least: number, weight: number }[]} */
+const PANELS = [
+  { key: "cpu", title: "CPU", unit: "% of one core", least: 10, weight: 3 },
+  { key: "mem", title: "Memory", unit: "MiB", least: 4, weight: 3 },
+  { key: "thr", title: "Throttled by the CPU limit", unit: "% of time", least: 10, weight: 1.7 },
+  { key: "pids", title: "Processes", unit: "", least: 4, weight: 1.7 },
+];
+
+/** @returns {Columns} */
+const columns = () => ({ t: [], cpu: [], mem: [], thr: [], pids: [] });
+
+/**
+ * Take a frame in: `full` replaces what was there, otherwise its points are appended.
+ * @param {Store} store @param {any} message @param {DataView[]} buffers
+ */
+function receive(store, message, buffers) {
+  if (message.kind !== "frame") return;
+  store.seen = performance.now();
+  store.state = message.state;
+  if (message.targets) store.targets = message.targets;
+  // A full frame comes now and then, for pages that missed one; a page that missed none needs only its fresh end.
+  const behind = message.full && store.seq !== message.seq - 1;
+  store.seq = message.seq;
+  if (behind) store.data = store.targets.map(columns);
+  if (message.full) store.marks = [];
+  store.marks.push(...message.marks);
+  const view = buffers[0];
+  let at = 0;
+  message.counts.forEach((/** @type {number} */ count, /** @type {number} */ index) => {
+    const into = (store.data[index] ??= columns());
+    const skipped = message.full && !behind ? count - message.fresh[index] : 0;
+    at += skipped * FIELDS * 8;
+    for (let i = skipped; i < count; i++, at += FIELDS * 8) {
+      into.t.push(view.getFloat64(at, true));
+      into.cpu.push(view.getFloat64(at + 8, true));
+      into.mem.push(view.getFloat64(at + 16, true) / MIB);
+      into.thr.push(view.getFloat64(at + 24, true));
+      into.pids.push(view.getFloat64(at + 32, true));
+    }
+    const extra = into.t.length - message.capacity;
+    if (extra > 200) for (const list of Object.values(into)) list.splice(0, extra);
+  });
+  store.listeners.forEach((listener) => listener());
+}
+
+/** @param {number} value @param {string} unit */
+function say(value, unit) {
+  if (!Number.isFinite(value)) return "–";
+  const digits = value >= 100 || Number.isInteger(value) ? 0 : 1;
+  return `${value.toFixed(digits)}${unit.startsWith("%") ? " %" : unit ? ` ${unit}` : ""}`;
+}
+
+/** A round number at or above `value`. @param {number} value */
+function ceiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  const steps = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
+  return (steps.find((step) => step * power >= value * 0.9999) ?? 10) * power;
+}
+
+/** @param {HTMLElement} element */
+function theme(element) {
+  const style = getComputedStyle(element);
+  /** @param {string} name @param {string} other */
+  const css = (name, other) => style.getPropertyValue(name).trim() || other;
+  const flag = document.body.dataset.jpThemeLight;
+  const dark = flag ? flag === "false" : matchMedia("(prefers-color-scheme: dark)").matches;
+  return {
+    ink: css("--jp-ui-font-color1", dark ? "#e6e6e6" : "#1b1f24"),
+    muted: css("--jp-ui-font-color2", dark ? "#a8a8a8" : "#57606a"),
+    grid: css("--jp-border-color2", dark ? "#3d3d3d" : "#d8dee4"),
+    font: css("--jp-ui-font-family", "system-ui, sans-serif"),
+    alarm: dark ? "#ff8a9a" : "#a40e36",
+    palette: dark ? DARK : LIGHT,
+    dark,
+  };
+}
+
+/**
+ * Everything on the canvas. Returns the panels' places, for the crosshair.
+ * @param {HTMLCanvasElement} canvas @param {Store} store
+ * @param {{ from: number, to: number, at: number | null }} look seconds on the axis, crosshair
+ */
+function draw(canvas, store, look) {
+  const width = canvas.clientWidth;
+  const height = canvas.clientHeight;
+  const scale = window.devicePixelRatio || 1;
+  if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(height * scale);
+  }
+  const context = canvas.getContext("2d");
+  if (!context || width < 50) return;
+  const colours = theme(canvas);
+  context.setTransform(scale, 0, 0, scale, 0, 0);
+  context.clearRect(0, 0, width, height);
+  for (const place of layout(width, height)) panel(context, store, look, colours, place);
+}
+
+/** Two columns where there is room, else one. @param {number} width @param {number} height */
+function layout(width, height) {
+  const gap = 10;
+  const wide = width >= 700;
+  /** @type {{ panel: typeof PANELS[0], x: number, y: number, w: number, h: number, axis: boolean }[]} */
+  const places = [];
+  const rows = wide ? [[PANELS[0], PANELS[1]], [PANELS[2], PANELS[3]]] : PANELS.map((one) => [one]);
+  const total = rows.reduce((sum, row) => sum + row[0].weight, 0);
+  let y = 0;
+  rows.forEach((row, index) => {
+    const h = ((height - gap * (rows.length - 1)) * row[0].weight) / total;
+    const w = (width - gap * 2 * (row.length - 1)) / row.length;
+    row.forEach((one, i) => places.push({ panel: one, x: i * (w + gap * 2), y, w, h, axis: index === rows.length - 1 }));
+    y += h + gap;
+  });
+  return places;
+}
+
+/**
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {{ from: number, to: number, at: number | null }} look
+ * @param {ReturnType<typeof theme>} colours @param {ReturnType<typeof layout>[0]} place
+ */
+function panel(c, store, look, colours, place) {
+  const { key, title, unit, least } = place.panel;
+  const left = place.x + 40;
+  const right = place.x + place.w - 6;
+  const top = place.y + 20;
+  const bottom = place.y + place.h - (place.axis ? 18 : 6);
+  /** @type {number[]} */
+  const limits = key === "cpu" || key === "mem" ? store.targets.map((one) => one[key] ?? NaN) : [];
+  let high = least;
+  store.data.forEach((data) =>
+    data[key].forEach((value, i) => {
+      if (data.t[i] >= look.from && data.t[i] <= look.to && value > high) high = value;
+    }),
+  );
+  for (const limit of limits) if (limit < high * 6 && limit > high) high = limit;
+  high = ceiling(high * 1.04);
+  /** @param {number} t */
+  const px = (t) => left + ((t - look.from) / (look.to - look.from)) * (right - left);
+  /** @param {number} value */
+  const py = (value) => bottom - (value / high) * (bottom - top);
+
+  c.lineWidth = 1;
+  c.textBaseline = "middle";
+  c.font = `600 12px ${colours.font}`;
+  c.fillStyle = colours.ink;
+  c.textAlign = "left";
+  c.fillText(title, place.x + 2, place.y + 8);
+  const titleWidth = c.measureText(title).width;
+  c.font = `11px ${colours.font}`;
+  c.fillStyle = colours.muted;
+  c.fillText(unit, place.x + 9 + titleWidth, place.y + 8);
+
+  const lines = bottom - top > 70 ? 4 : 2;
+  c.textAlign = "right";
+  for (let i = 0; i <= lines; i++) {
+    const y = Math.round(py((high * i) / lines)) + 0.5;
+    c.strokeStyle = colours.grid;
+    c.beginPath();
+    c.moveTo(left, y);
+    c.lineTo(right, y);
+    c.stroke();
+    const value = (high * i) / lines;
+    c.fillText(value >= 10 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(1), left - 5, y);
+  }
+  axis(c, look, px, bottom, colours, place.axis);
+
+  c.save();
+  c.beginPath();
+  c.rect(left, top - 3, right - left, bottom - top + 5);
+  c.clip();
+  marks(c, store, px, top, bottom, colours, key === "cpu");
+  store.data.forEach((data, index) => {
+    c.strokeStyle = colours.palette[index % colours.palette.length];
+    c.lineWidth = 1.8;
+    c.setLineDash(DASHES[index % DASHES.length]);
+    curve(c, data, key, look, px, py, bottom, store.data.length === 1);
+  });
+  c.setLineDash([]);
+  c.restore();
+  limitLines(c, limits, store, { left, right, top, high, py }, colours, unit);
+  if (look.at !== null) crosshair(c, store, look.at, key, unit, { px, py, left, right, top, bottom }, colours);
+}
+
+/**
+ * @param {CanvasRenderingContext2D} c @param {Columns} data @param {"cpu" | "mem" | "thr" | "pids"} key
+ * @param {{ from: number, to: number }} look @param {(t: number) => number} px @param {(v: number) => number} py
+ * @param {number} bottom @param {boolean} filled
+ */
+function curve(c, data, key, look, px, py, bottom, filled) {
+  const values = data[key];
+  let first = data.t.findIndex((t) => t >= look.from);
+  if (first < 0) return;
+  first = Math.max(0, first - 1);
+  let begun = NaN;
+  let lastX = NaN;
+  const path = new Path2D();
+  const area = new Path2D();
+  const closeArea = () => {
+    if (Number.isNaN(begun)) return;
+    area.lineTo(lastX, bottom);
+    area.lineTo(begun, bottom);
+    area.closePath();
+    begun = NaN;
+  };
+  for (let i = first; i < data.t.length && data.t[i] <= look.to + 1; i++) {
+    if (!Number.isFinite(values[i])) {
+      closeArea();
+      continue;
+    }
+    const x = px(data.t[i]);
+    const y = py(values[i]);
+    if (Number.isNaN(begun)) {
+      path.moveTo(x, y);
+      area.moveTo(x, bottom);
+      begun = x;
+    } else {
+      path.lineTo(x, y);
+    }
+    area.lineTo(x, y);
+    lastX = x;
+  }
+  closeArea();
+  if (filled) {
+    c.globalAlpha = 0.14;
+    c.fillStyle = c.strokeStyle;
+    c.fill(area);
+    c.globalAlpha = 1;
+  }
+  c.stroke(path);
+}
+
+/**
+ * @param {CanvasRenderingContext2D} c @param {{ from: number, to: number }} look @param {(t: number) => number} px
+ * @param {number} bottom @param {ReturnType<typeof theme>} colours @param {boolean} labels
+ */
+function axis(c, look, px, bottom, colours, labels) {
+  const span = look.to - look.from;
+  const room = Math.max(2, Math.floor((px(look.to) - px(look.from)) / 62));
+  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((s) => span / s <= room) ?? 7200;
+  c.fillStyle = colours.muted;
+  c.textAlign = "center";
+  for (let t = Math.ceil(look.from / step) * step; t <= look.to + 1e-6; t += step) {
+    const x = Math.round(px(t)) + 0.5;
+    c.strokeStyle = colours.grid;
+    c.beginPath();
+    c.moveTo(x, bottom);
+    c.lineTo(x, bottom + 3);
+    c.stroke();
+    if (labels && x < px(look.to) - 8) c.fillText(t >= 120 ? `${Math.floor(t / 60)}:${String(t % 60).padStart(2, "0")}` : `${t} s`, x, bottom + 11);
+  }
+}
+
+/**
+ * Start, stop and OOM as vertical lines; their words stand in the CPU panel only.
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {(t: number) => number} px
+ * @param {number} top @param {number} bottom @param {ReturnType<typeof theme>} colours @param {boolean} named
+ */
+function marks(c, store, px, top, bottom, colours, named) {
+  c.font = `600 10px ${colours.font}`;
+  let row = 0;
+  let lastX = -1e9;
+  for (const mark of store.marks) {
+    const x = Math.round(px(mark.t)) + 0.5;
+    const colour = mark.kind === "oom" ? colours.alarm : colours.palette[mark.s % colours.palette.length];
+    c.strokeStyle = colour;
+    c.lineWidth = mark.kind === "oom" ? 2 : 1;
+    c.setLineDash([2, 3]);
+    c.beginPath();
+    c.moveTo(x, top - 2);
+    c.lineTo(x, bottom);
+    c.stroke();
+    c.setLineDash([]);
+    if (!named) continue;
+    row = x - lastX < 60 ? row + 1 : 0;
+    lastX = x;
+    const text = mark.kind === "oom" ? "OOM kill" : mark.kind === "stop" ? `stop${mark.text ? ` (${mark.text})` : ""}` : mark.kind;
+    c.fillStyle = colour;
+    c.textAlign = mark.kind === "start" ? "left" : "right";
+    c.fillText(text, x + (mark.kind === "start" ? 4 : -4), top + 5 + row * 12);
+  }
+  c.font = `11px ${colours.font}`;
+}
+
+/**
+ * @param {CanvasRenderingContext2D} c @param {number[]} limits @param {Store} store
+ * @param {{ left: number, right: number, top: number, high: number, py: (v: number) => number }} box
+ * @param {ReturnType<typeof theme>} colours @param {string} unit
+ */
+function limitLines(c, limits, store, box, colours, unit) {
+  const drawn = new Set();
+  limits.forEach((limit) => {
+    if (!(limit <= box.high) || drawn.has(limit)) return;
+    drawn.add(limit);
+    const y = Math.round(box.py(limit)) + 0.5;
+    c.strokeStyle = colours.alarm;
+    c.setLineDash([6, 4]);
+    c.lineWidth = 1.2;
+    c.beginPath();
+    c.moveTo(box.left, y);
+    c.lineTo(box.right, y);
+    c.stroke();
+    c.setLineDash([]);
+    c.fillStyle = colours.alarm;
+    c.textAlign = "right";
+    c.font = `10.5px ${colours.font}`;
+    c.fillText(`limit ${say(limit, unit)}`, box.right - 3, y - box.top > 14 ? y - 7 : y + 8);
+  });
+}
+
+/**
+ * The place of the point nearest to `t`, or -1. @param {Columns | undefined} data @param {number} t
+ */
+function nearest(data, t) {
+  if (!data || !data.t.length) return -1;
+  let low = 0;
+  let high = data.t.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (data.t[middle] < t) low = middle + 1;
+    else high = middle;
+  }
+  return low > 0 && t - data.t[low - 1] < data.t[low] - t ? low - 1 : low;
+}
+
+/**
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {number} at @param {"cpu" | "mem" | "thr" | "pids"} key
+ * @param {string} unit @param {any} box @param {ReturnType<typeof theme>} colours
+ */
+function crosshair(c, store, at, key, unit, box, colours) {
+  const x = Math.round(box.px(at)) + 0.5;
+  if (x < box.left || x > box.right) return;
+  c.strokeStyle = colours.muted;
+  c.lineWidth = 1;
+  c.beginPath();
+  c.moveTo(x, box.top);
+  c.lineTo(x, box.bottom);
+  c.stroke();
+  const words = [];
+  store.data.forEach((data, index) => {
+    const i = nearest(data, at);
+    if (i < 0 || Math.abs(data.t[i] - at) > 2 || !Number.isFinite(data[key][i])) return;
+    c.fillStyle = colours.palette[index % colours.palette.length];
+    c.beginPath();
+    c.arc(box.px(data.t[i]), box.py(data[key][i]), 3.5, 0, 7);
+    c.fill();
+    words.push(say(data[key][i], unit));
+  });
+  c.fillStyle = colours.ink;
+  c.textAlign = "right";
+  c.font = `600 11px ${colours.font}`;
+  c.fillText(words.join("   "), box.right, box.top - 12);
+}
+
+const CSS_CLASS = "labkernel-monitor";
+
+/** @param {string} tag @param {Record<string, string>} [attributes] @param {...(Node | string)} children */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+
+/**
+ * One view of the model. Returns what undoes it.
+ * @param {Model} model @param {Store} store @param {HTMLElement} el
+ */
+function view(model, store, el) {
+  const pause = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Pause the picture (space)" }, "Pause"));
+  const stop = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Stop measuring and keep a picture" }, "Stop"));
+  const span = /** @type {HTMLSelectElement} */ (make("select", { "aria-label": "Time shown", title: "Time shown (+ and -)" }));
+  for (const seconds of WINDOWS) {
+    span.append(make("option", { value: String(seconds) }, seconds === 0 ? "all" : seconds < 60 ? `${seconds} s` : `${seconds / 60} min`));
+  }
+  span.value = String(WINDOWS.includes(model.get("window_s")) ? model.get("window_s") : 60);
+  const legend = make("div", { class: "legend" });
+  const status = make("span", { class: "status", role: "status" });
+  const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { role: "img", "aria-label": "waiting for figures" }));
+  const root = make(
+    "div",
+    // Lumino would take keys pressed in here for notebook shortcuts.
+    { class: CSS_CLASS, tabindex: "0", role: "group", "aria-label": "Live monitor", "data-lm-suppress-shortcuts": "true" },
+    make("div", { class: "bar" }, legend, make("div", { class: "tools" }, status, pause, span, stop)),
+    canvas,
+  );
+  el.append(root);
+
+  /** @type {number | null} */
+  let heldAt = null;
+  /** @type {number | null} */
+  let cross = null;
+  let asked = 0;
+  let spoken = 0;
+
+  const now = () => Math.max(1, ...store.data.map((data) => data.t.at(-1) ?? 0));
+  const look = () => {
+    const to = heldAt ?? now();
+    const seconds = Number(span.value);
+    const from = seconds ? Math.max(0, to - seconds) : 0;
+    return { from, to: Math.max(to, from + (seconds ? Math.min(seconds, 15) : 5)), at: cross };
+  };
+
+  const paint = () => {
+    asked = 0;
+    const ended = store.state === "ended";
+    const lost = !ended && store.seen > 0 && performance.now() - store.seen > 4000;
+    status.textContent = ended ? "ended" : lost ? "no figures: has the kernel stopped?" : heldAt !== null ? "paused" : store.seen ? "live" : "waiting";
+    status.className = `status ${ended ? "ended" : lost ? "lost" : heldAt !== null ? "paused" : "live"}`;
+    stop.disabled = ended || lost;
+    pause.textContent = heldAt === null ? "Pause" : "Resume";
+    pause.setAttribute("aria-pressed", String(heldAt !== null));
+    const colours = theme(root);
+    legend.replaceChildren(
+      ...store.targets.map((target, index) => {
+        const data = store.data[index];
+        const i = data ? data.t.length - 1 : -1;
+        const figures = i < 0 ? "" : `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}`;
+        const swatch = make("span", { class: "swatch" });
+        swatch.style.borderTop = `3px ${index % DASHES.length ? "dashed" : "solid"} ${colours.palette[index % colours.palette.length]}`;
+        return make("span", { class: "target" }, swatch, make("b", {}, target.name), make("span", { class: "figures" }, figures));
+      }),
+    );
+    draw(canvas, store, look());
+    if (performance.now() - spoken > 5000) {
+      spoken = performance.now();
+      canvas.setAttribute("aria-label", `Live plot. ${legend.textContent}. ${status.textContent}`);
+    }
+  };
+  const ask = () => {
+    if (!asked) asked = requestAnimationFrame(paint);
+  };
+  const toggle = () => {
+    heldAt = heldAt === null ? now() : null;
+    ask();
+  };
+  /** @param {number} step */
+  const zoom = (step) => {
+    const index = WINDOWS.indexOf(Number(span.value));
+    span.value = String(WINDOWS[Math.min(WINDOWS.length - 1, Math.max(0, index + step))]);
+    ask();
+  };
+  /** @param {number} step */
+  const move = (step) => {
+    const { from, to } = look();
+    cross = Math.min(to, Math.max(from, (cross ?? to) + (step * (to - from)) / 60));
+    ask();
+  };
+  /** @type {Record<string, () => void>} */
+  const keys = {
+    " ": toggle,
+    "+": () => zoom(-1),
+    "-": () => zoom(1),
+    ArrowLeft: () => move(-1),
+    ArrowRight: () => move(1),
+    Escape: () => ((cross = null), ask()),
+  };
+  root.addEventListener("keydown", (event) => {
+    const inControl = event.target instanceof HTMLButtonElement || event.target instanceof HTMLSelectElement;
+    if (inControl || !keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    keys[event.key]();
+  });
+  pause.addEventListener("click", toggle);
+  span.addEventListener("change", ask);
+  stop.addEventListener("click", () => {
+    stop.disabled = true;
+    model.send({ kind: "stop" });
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const box = canvas.getBoundingClientRect();
+    const x = event.clientX - box.left;
+    const place = layout(canvas.clientWidth, canvas.clientHeight).find((one) => x >= one.x && x <= one.x + one.w);
+    if (!place) return;
+    const { from, to } = look();
+    cross = from + ((x - place.x - 40) / (place.w - 46)) * (to - from);
+    ask();
+  });
+  canvas.addEventListener("pointerleave", () => ((cross = null), ask()));
+
+  store.listeners.add(ask);
+  const sizes = new ResizeObserver(() => {
+    root.classList.toggle("narrow", root.clientWidth < 700);
+    ask();
+  });
+  sizes.observe(root);
+  const themes = new MutationObserver(ask);
+  themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
+  const clock = setInterval(ask, 2000); // notices that the kernel is gone
+  ask();
+  return () => {
+    clearInterval(clock);
+    cancelAnimationFrame(asked);
+    sizes.disconnect();
+    themes.disconnect();
+    store.listeners.delete(ask);
+    root.remove();
+  };
+}
+
+export default () => {
+  /** @type {Store} */
+  const store = { targets: [], data: [], marks: [], state: "waiting", seen: 0, seq: -1, listeners: new Set() };
+  return {
+    /** @param {{ model: Model }} context */
+    initialize({ model }) {
+      /** @param {any} message @param {DataView[]} buffers */
+      const take = (message, buffers) => receive(store, message, buffers);
+      model.on("msg:custom", take);
+      model.send({ kind: "hello" });
+      return () => model.off("msg:custom", take);
+    },
+    /** @param {{ model: Model, el: HTMLElement }} context */
+    render({ model, el }) {
+      return view(model, store, el);
+    },
+  };
+};

@@ -1,0 +1,163 @@
+"""A real JupyterLab and a real Chromium for the browser tests; they skip, with the reason, where either is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+TOKEN = "labkernel-tests"
+
+
+class Lab:
+    """A running JupyterLab with a notebook directory of its own."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = home
+        self.url = f"http://127.0.0.1:{port}"
+
+    def rest(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.url}/api/{path}", data=data, method=method)
+        request.add_header("Authorization", f"token {TOKEN}")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def notebook(self, name: str, *cells: str) -> str:
+        """Write a notebook of code cells and give its URL path."""
+        made = [
+            {"cell_type": "code", "id": f"c{i}", "metadata": {}, "execution_count": None, "outputs": [], "source": cell}
+            for i, cell in enumerate(cells)
+        ]
+        spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        text = json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": spec, "cells": made})
+        (self.home / name).write_text(text)
+        return name
+
+    def saved(self, name: str) -> dict[str, Any]:
+        return json.loads((self.home / name).read_text())  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    pytest.importorskip("jupyterlab")
+    home = Path(tempfile.mkdtemp(prefix="lk-ui-", dir="/tmp"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "JUPYTER_CONFIG_DIR": str(home / ".config"),
+        "JUPYTER_DATA_DIR": str(home / ".data"),
+        "JUPYTER_RUNTIME_DIR": str(home / ".runtime"),
+        "IPYTHONDIR": str(home / ".ipython"),
+        "LABKERNEL_ROOT": str(home / ".root"),
+        "LABKERNEL_RUNTIME_DIR": str(home / ".run"),
+    }
+    settings = home / ".config" / "labconfig"
+    settings.mkdir(parents=True)
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--expose-app-in-browser",
+        f"--port={port}",
+    ]
+    command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={home}"]
+    log = open(home / "server.log", "wb")  # noqa: SIM115
+    server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home)
+    made = Lab(home, port)
+    deadline = time.monotonic() + 60
+    try:
+        while True:
+            try:
+                made.rest("GET", "status")
+                break
+            except OSError:
+                assert server.poll() is None, (home / "server.log").read_text()[-2000:]
+                assert time.monotonic() < deadline, "JupyterLab did not answer"
+                time.sleep(0.2)
+        yield made
+        for kernel in made.rest("GET", "kernels"):
+            made.rest("DELETE", f"kernels/{kernel['id']}")
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+        log.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+    if path is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=path, headless=True, args=options)
+        yield started
+        started.close()
+
+
+class Notebook:
+    """One notebook open in the browser with a kernel that answers."""
+
+    def __init__(self, lab: Lab, page: Any, name: str) -> None:
+        self.lab, self.page, self.name = lab, page, name
+
+    def run_all(self) -> None:
+        self.command("notebook:run-all-cells")
+
+    def command(self, name: str) -> None:
+        self.page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
+
+    def theme(self, name: str) -> None:
+        self.page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", name)
+
+    def save(self) -> dict[str, Any]:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        return self.lab.saved(self.name)
+
+
+@pytest.fixture
+def open_notebook(lab: Lab, browser: Any) -> Iterator[Any]:
+    """`open_notebook("name.ipynb", cell, cell, …, width=…)` gives a `Notebook`."""
+    contexts: list[Any] = []
+
+    def open_it(name: str, *cells: str, width: int = 1280, height: int = 900) -> Notebook:
+        lab.notebook(name, *cells)
+        body = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
+        lab.rest("POST", "sessions", body)
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.goto(f"{lab.url}/doc/tree/{name}?token={TOKEN}")
+        # "idle" comes before a kernel can be used: wait for the application and for the notebook's own session.
+        ready = """() => {
+          const widget = window.jupyterapp?.shell?.currentWidget;
+          return widget?.sessionContext?.session?.kernel?.connectionStatus === 'connected'
+            && widget.sessionContext.session.kernel.status === 'idle';
+        }"""
+        page.wait_for_function(ready, timeout=60_000)
+        return Notebook(lab, page, name)
+
+    yield open_it
+    for context in contexts:
+        context.close()

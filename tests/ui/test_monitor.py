@@ -1,0 +1,122 @@
+"""lab.monitor() in a real JupyterLab: it moves while a cell runs, obeys keys, ends by itself and leaves a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Real processes, followed as a container without a cgroup is: the widget sees the same records either way.
+TARGETS = """
+import subprocess, sys, time
+from labkernel.widgets.monitor import monitor
+
+WORK = '''
+import time, sys
+keep, end = [], time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    until = time.process_time() + 0.05 * (1 + len(keep) % 4)
+    while time.process_time() < until: pass
+    keep.append(bytearray(1 << 20) if len(keep) < 60 else b"")
+    for i in range(0, len(keep[-1]), 4096): keep[-1][i] = 1
+    time.sleep(0.1)
+'''
+
+class Work:
+    def __init__(self, name, seconds):
+        self.name = name
+        self.process = subprocess.Popen([sys.executable, "-c", WORK, str(seconds)])
+    def runtime_state(self):
+        code = self.process.poll()
+        if code is None:
+            return {"status": "running", "pid": self.process.pid, "cgroup": {"version": 0, "paths": {}}}
+        return {"status": "exited", "exit_code": code}
+"""
+
+
+def shot(page: Any, name: str) -> None:
+    """Keep a screenshot where LABKERNEL_SCREENSHOTS says, for a person to look at."""
+    where = os.environ.get("LABKERNEL_SCREENSHOTS")
+    if where:
+        Path(where).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=str(Path(where) / f"{name}.png"))
+
+
+LIVE = "() => document.querySelector('.labkernel-monitor .status')?.textContent === 'live'"
+PIXELS = """() => {
+  const canvas = document.querySelector('.labkernel-monitor canvas');
+  const data = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let sum = 0;
+  for (let i = 0; i < data.length; i += 4) sum = (sum * 31 + data[i] + data[i + 1] + data[i + 2]) % 1000000007;
+  return sum;
+}"""
+
+
+def test_it_lives_ends_and_leaves_a_picture(open_notebook: Any) -> None:
+    code = "w = Work('web', 8); m = monitor(w)\nm"
+    notebook = open_notebook("monitor.ipynb", TARGETS, code, "w.process.wait()", "m.wait(30)\nprint(m.ended)")
+    page = notebook.page
+    notebook.run_all()
+    try:
+        page.wait_for_function(LIVE, timeout=25_000)
+    except Exception:
+        shot(page, "failed")
+        raise
+    page.wait_for_function(
+        "() => /MiB/.test(document.querySelector('.labkernel-monitor .figures')?.textContent)", timeout=20_000
+    )
+    # The third cell keeps the kernel busy: the plot moves all the same.
+    first = page.evaluate(PIXELS)
+    page.wait_for_function(f"() => ({PIXELS})() !== {first}", timeout=10_000)
+    root = page.locator(".labkernel-monitor")
+    root.focus()
+    root.press(" ")
+    assert page.locator(".labkernel-monitor .status").inner_text() == "paused"
+    root.press("ArrowLeft")
+    root.press("-")
+    assert page.locator(".labkernel-monitor select").input_value() == "300"
+    shot(page, "monitor-paused")
+    root.press(" ")
+    page.locator(".jp-OutputArea img").wait_for(timeout=60_000)
+    page.wait_for_function("() => document.body.innerText.includes('True')", timeout=60_000)
+    assert page.locator(".labkernel-monitor").count() == 0
+    shot(page, "monitor-ended")
+    output = notebook.save()["cells"][1]["outputs"]
+    assert len(output) == 1
+    assert set(output[0]["data"]) == {"image/png", "text/plain"}, "no widget may stay in a saved notebook"
+
+
+@pytest.mark.parametrize("width", [1280, 640])
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_it_fits_themes_and_widths(open_notebook: Any, theme: str, width: int) -> None:
+    name = f"{theme.split()[1].lower()}-{width}"
+    code = "w = [Work('web', 60), Work('database', 60)]; m = monitor(w)\nm"
+    notebook = open_notebook(f"monitor-{name}.ipynb", TARGETS, code, width=width)
+    page = notebook.page
+    notebook.theme(theme)
+    notebook.run_all()
+    page.wait_for_function(LIVE, timeout=60_000)
+    page.wait_for_timeout(6000 if os.environ.get("LABKERNEL_SCREENSHOTS") else 0)
+    box = page.locator(".labkernel-monitor").bounding_box()
+    canvas = page.locator(".labkernel-monitor canvas").bounding_box()
+    assert canvas["width"] <= box["width"]
+    assert page.locator(".labkernel-monitor").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
+    page.locator(".labkernel-monitor").scroll_into_view_if_needed()
+    shot(page, f"monitor-{name}")
+    page.get_by_role("button", name="Stop").click()
+    page.locator(".jp-OutputArea img").wait_for(timeout=60_000)
+
+
+def test_a_kernel_restart_is_said(open_notebook: Any, lab: Any) -> None:
+    code = "w = Work('web', 60); m = monitor(w)\nm"
+    notebook = open_notebook("monitor-restart.ipynb", TARGETS, code)
+    notebook.run_all()
+    notebook.page.wait_for_function(LIVE, timeout=60_000)
+    session = next(s for s in lab.rest("GET", "sessions") if s["path"] == "monitor-restart.ipynb")
+    lab.rest("POST", f"kernels/{session['kernel']['id']}/restart")
+    text = "() => /kernel/.test(document.querySelector('.labkernel-monitor .status')?.textContent ?? 'kernel')"
+    notebook.page.wait_for_function(text, timeout=30_000)
