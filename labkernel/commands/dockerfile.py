@@ -115,7 +115,7 @@ def _require(condition: bool, message: str) -> None:  # noqa: FBT001
 
 def _read_text() -> str:
     # As Go's decoder does: every byte that is not UTF-8 becomes one U+FFFD.
-    data = click.get_binary_stream("stdin").read()
+    data: bytes = sys.stdin.buffer.read()
     text = data.decode("utf-8", "surrogateescape")
     return "".join("\ufffd" if "\ud800" <= ch <= "\udfff" else ch for ch in text) if not text.isascii() else text
 

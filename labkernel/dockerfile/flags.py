@@ -90,22 +90,32 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word at most three edits (and fewer than half its length) away; case does not count."""
-    if len(word) > 40:
+    """The known word a few typing errors away (one to three, by its length); case does not count."""
+    known = list(known)
+    if len(word) > 40 or len(known) > 500:  # a suggestion is not worth a quadratic search
         return None
     lowered = word.lower()
     best, best_distance = None, 4
     for candidate in known:
+        if abs(len(candidate) - len(word)) > 3:
+            continue
+        allowed = 1 if len(candidate) <= 3 else 2 if len(candidate) <= 7 else 3
         distance = _edits(lowered, candidate.lower())
-        if distance < min(best_distance, max(2, (len(candidate) + 1) // 2)):
+        if distance <= allowed and distance < best_distance:
             best, best_distance = candidate, distance
     return best
 
 
 def _edits(a: str, b: str) -> int:
+    """Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`."""
+    before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
+        older, before = before, row
+        row = [i]
         for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+            cost = min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y))
+            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
+                cost = min(cost, older[j - 2] + 1)
+            row.append(cost)
     return row[-1]

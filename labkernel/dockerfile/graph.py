@@ -22,8 +22,7 @@ from .instructions import (
     User,
     Volume,
     Workdir,
-    find_named_stage,
-    find_stage,
+    find_numbered_stage,
     program,
 )
 from .parser import Dockerfile, located
@@ -87,26 +86,35 @@ def stage_dependencies(checked: Program, scope: Mapping[str, str] | None = None)
 
     Raises DockerfileError for a stage number that does not exist.
     """
-    known = global_scope(checked) if scope is None else scope
-    lexer = Lexer(checked.dockerfile.escape)
+    named = {stage.name: stage for stage in checked.stages if stage.name}
     needs: dict[int, set[int]] = {}
-    for stage in checked.stages:
-        needs[stage.index] = set()
-        try:
-            base = find_named_stage(checked.stages[: stage.index], lexer.process(stage.base, known).result)
-        except DockerfileError:
-            base = None  # ${NAME:?…}: needs a build argument
-        if base is not None:
-            needs[stage.index].add(base.index)
+    for stage, base in zip(checked.stages, base_stages(checked, scope), strict=True):
+        needs[stage.index] = set() if base is None else {base.index}
         for command in stage.commands:
             for ref in stage_references(command):
                 try:
-                    found = find_stage(checked.stages, ref)
+                    found = named.get(ref.lower()) or find_numbered_stage(checked.stages, ref)
                 except DockerfileError as err:
                     raise located(err, command.line, command.end_line) from None
                 if found is not None:
                     needs[stage.index].add(found.index)
     return needs
+
+
+def base_stages(checked: Program, scope: Mapping[str, str] | None = None) -> list[Stage | None]:
+    """For each stage the earlier stage its FROM names, or None where it names an image."""
+    known = global_scope(checked) if scope is None else scope
+    lexer = Lexer(checked.dockerfile.escape)
+    named: dict[str, Stage] = {}
+    bases: list[Stage | None] = []
+    for stage in checked.stages:
+        try:
+            bases.append(named.get(lexer.process(stage.base, known).result.lower()))
+        except DockerfileError:
+            bases.append(None)  # ${NAME:?…}: needs a build argument
+        if stage.name:
+            named[stage.name] = stage
+    return bases
 
 
 def stage_references(command: Instruction) -> Iterator[str]:

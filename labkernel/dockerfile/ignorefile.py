@@ -11,7 +11,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import DockerfileError
 from .variables import SPACES
@@ -34,41 +34,48 @@ class _Item:
     text: str = ""
 
 
-@dataclass
 class Pattern:
-    """One line. `negated` for `!`; `match` looks at the whole path, parents are the matcher's business."""
+    """One line. `negated` for `!`."""
 
-    text: str
-    negated: bool
-    _kind: str = field(init=False)
-    _items: list[_Item] = field(init=False, repr=False)
-    _regex: re.Pattern[str] | None = field(init=False, default=None, repr=False)
-    _automaton: _Automaton | None = field(init=False, default=None, repr=False)
+    def __init__(self, text: str, *, negated: bool = False) -> None:
+        _check_syntax(text)
+        self.text = text
+        self.negated = negated
+        self._kind, self._items = _compile(text)
+        self._wildcards = sum(item.kind in ("star", "rest", "dirs") for item in self._items)
+        self._regex = re.compile("".join(item.regex for item in self._items) if self._kind == "regex" else "", re.ASCII)
+        self._automaton: _Automaton | None = None
 
-    def __post_init__(self) -> None:
-        _check_syntax(self.text)
-        self._kind, self._items = _compile(self.text)
-        if self._kind == "regex":
-            self._regex = re.compile("".join(item.regex for item in self._items), re.ASCII)
-            if sum(item.kind in ("star", "rest", "dirs") for item in self._items) > 1:
-                self._automaton = _Automaton(self._items)
-
-    @property
-    def few_wildcards(self) -> bool:
-        return sum(item.kind in ("star", "rest", "dirs") for item in self._items) <= 2
-
-    def match(self, path: str) -> bool:
+    def match(self, path: str, end: int | None = None) -> bool:
+        """Whether the whole of `path[:end]` matches; parents are not looked at."""
+        end = len(path) if end is None else end
         if self._kind == "exact":
-            return path == self.text
+            return end == len(self.text) and path.startswith(self.text)
         if self._kind == "prefix":
-            return path.startswith(self.text[:-2])
+            return path.startswith(self.text[:-2], 0, end)
         if self._kind == "suffix":
             suffix = self.text[2:]
-            return path.endswith(suffix) or (suffix[:1] == "/" and path == suffix[1:])
-        if self._automaton is not None and (len(path) > _BACKTRACKING_LIMIT or not self.few_wildcards):
-            return self._automaton.match(path)
-        assert self._regex is not None
-        return self._regex.fullmatch(path) is not None
+            return path.endswith(suffix, 0, end) or (suffix[:1] == "/" and path[:end] == suffix[1:])
+        if self._backtracks(path):
+            return self._machine().match(path[:end])
+        return self._regex.fullmatch(path, 0, end) is not None
+
+    def match_with_parents(self, path: str, parents: Sequence[int]) -> bool:
+        """Whether `path` or one of `path[:end] for end in parents` matches."""
+        if self._kind == "exact":
+            size = len(self.text)
+            return path.startswith(self.text) and (size == len(path) or path[size] == "/")
+        if self._kind == "regex" and self._backtracks(path):
+            return self._machine().match(path, parents=True)
+        return self.match(path) or any(self.match(path, end) for end in parents)
+
+    def _backtracks(self, path: str) -> bool:
+        return self._wildcards > 2 or len(path) > _BACKTRACKING_LIMIT
+
+    def _machine(self) -> _Automaton:
+        if self._automaton is None:
+            self._automaton = _Automaton(self._items)
+        return self._automaton
 
 
 class IgnoreMatcher:
@@ -86,7 +93,7 @@ class IgnoreMatcher:
                 text = text[1:]
                 if not text:
                     raise BadPattern('illegal exclusion pattern: "!"', resolution="write !NAME")
-            self.patterns.append(Pattern(text, negated))
+            self.patterns.append(Pattern(text, negated=negated))
         self.has_exceptions = any(pattern.negated for pattern in self.patterns)
 
     def ignores(self, path: str) -> bool:
@@ -94,14 +101,10 @@ class IgnoreMatcher:
         path = _clean(path)
         if path == "." or not self.patterns:
             return False
-        candidates = [path]
-        parent = posixpath.dirname(path)
-        if parent not in ("", "."):
-            names = parent.split("/")
-            candidates += ["/".join(names[: count + 1]) for count in range(len(names))]
+        parents = [index for index, ch in enumerate(path) if ch == "/"]
         matched = False
         for pattern in self.patterns:
-            if pattern.negated == matched and any(pattern.match(candidate) for candidate in candidates):
+            if pattern.negated == matched and pattern.match_with_parents(path, parents):
                 matched = not pattern.negated
         return matched
 
@@ -327,9 +330,12 @@ class _Automaton:
             state += 1
         self.accept = 1 << state
 
-    def match(self, path: str) -> bool:
+    def match(self, path: str, *, parents: bool = False) -> bool:
+        """Whether `path` matches; with `parents`, whether it does up to some slash."""
         states = self._close(1)
         for ch in path:
+            if parents and ch == "/" and states & self.accept:
+                return True
             following = (states & self._mask(ch)) << 1
             if ch != "\n":
                 following |= states & self.stay

@@ -273,17 +273,22 @@ def stages(dockerfile: Dockerfile | str) -> list[Stage]:
 
 
 def find_stage(known: Sequence[Stage], ref: str) -> Stage | None:
-    """The stage `ref` names (any case, the last of that name) or numbers; None: it is an image.
+    """The stage that COPY --from or a mount's from= means: a name (any case, the last so named) or a number.
 
-    For FROM pass only the earlier stages and no numbers apply: use `find_named_stage`. Raises DockerfileError for a
-    number without a stage.
+    None: it is an image. Raises DockerfileError for a number without a stage. FROM knows only names of earlier stages:
+    `find_named_stage(stages[:index], base)`.
     """
-    if re.fullmatch(r"[+-]?[0-9]{1,9}", ref):
-        index = int(ref)
-        if not 0 <= index < len(known):
-            raise DockerfileError(f"invalid stage index {index}", resolution=f"there are {len(known)} stages, from 0")
-        return known[index]
-    return find_named_stage(known, ref)
+    return find_named_stage(known, ref) or find_numbered_stage(known, ref)
+
+
+def find_numbered_stage(known: Sequence[Stage], ref: str) -> Stage | None:
+    """The stage of that number, None when `ref` is no number. Raises DockerfileError when there is no such stage."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,9}", ref):
+        return None
+    index = int(ref)
+    if not 0 <= index < len(known):
+        raise DockerfileError(f"invalid stage index {index}", resolution=f"the file has {len(known)} stages, from 0")
+    return known[index]
 
 
 def find_named_stage(known: Sequence[Stage], name: str) -> Stage | None:

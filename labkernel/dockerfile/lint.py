@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DockerfileError
 from .flags import nearest
-from .graph import expandable_words, global_scope
+from .graph import base_stages, expandable_words, global_scope
 from .ignorefile import IgnoreMatcher
 from .instructions import (
     Add,
@@ -32,7 +33,6 @@ from .instructions import (
     Shell,
     Stage,
     Workdir,
-    find_named_stage,
 )
 from .parser import Dockerfile, Node
 from .variables import PLATFORM_ARGS, PROXY_ARGS, Expansion, Lexer
@@ -366,8 +366,8 @@ _NOT_SECRET = re.compile(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE
 
 def _command_rules(program: Program, around: Surroundings) -> Iterator[Finding]:
     absolute: dict[int, bool] = {}
-    for stage in program.stages:
-        base = find_named_stage(program.stages[: stage.index], stage.base)
+    scope, _ = _scopes(program, around)
+    for stage, base in zip(program.stages, base_stages(program, scope), strict=True):
         absolute[stage.index] = base is not None and absolute[base.index]
         last: dict[str, Instruction] = {}
         own_shell = False
@@ -443,51 +443,43 @@ def _variable_rules(program: Program, around: Surroundings) -> Iterator[Finding]
     lexer = Lexer(program.dockerfile.escape)
     scope, _ = _scopes(program, around)
     environments: dict[int, dict[str, str]] = {}
-    for stage in program.stages:
+    for stage, base in zip(program.stages, base_stages(program, scope), strict=True):
         env = {"PATH": DEFAULT_PATH, **(around.base_env(stage) or {})}
-        base_name = _try(lexer, stage.base, scope)
-        base = find_named_stage(program.stages[: stage.index], base_name.result) if base_name else None
         if base is not None:
             env.update(environments[base.index])
-        args: dict[str, str | None] = dict.fromkeys(PROXY_ARGS)
+        args: dict[str, str] = {}
+        declared = set(PROXY_ARGS)
+        values: Mapping[str, str] = ChainMap(env, args)
         for command in stage.commands:
-            yield from _undefined(command, lexer, env, args)
+            yield from _undefined(command, lexer, values, declared)
             if isinstance(command, Arg):
                 for name, default in command.pairs:
-                    given = around.build_args.get(name, scope.get(name))
-                    args[name] = given if given is not None else default
+                    declared.add(name)
+                    given = around.build_args.get(name, scope.get(name, default))
+                    if given is not None:
+                        args[name] = given
             elif isinstance(command, Env):
-                env.update(_expanded(command, lexer, env, args))
+                # Each value sees the environment before its instruction.
+                env.update([(name, _result(lexer, value, values)) for name, value in command.pairs])
         environments[stage.index] = env
 
 
-def _values(env: Mapping[str, str], args: Mapping[str, str | None]) -> dict[str, str]:
-    return {**{name: value for name, value in args.items() if value is not None}, **env}
+def _result(lexer: Lexer, word: str, values: Mapping[str, str]) -> str:
+    met = _try(lexer, word, values)
+    return met.result if met else word
 
 
-def _expanded(
-    command: Env, lexer: Lexer, env: Mapping[str, str], args: Mapping[str, str | None]
-) -> Iterator[tuple[str, str]]:
-    values = _values(env, args)
-    for name, value in command.pairs:
-        met = _try(lexer, value, values)
-        yield name, met.result if met else value
-
-
-def _undefined(
-    command: Instruction, lexer: Lexer, env: Mapping[str, str], args: Mapping[str, str | None]
-) -> Iterator[Finding]:
+def _undefined(command: Instruction, lexer: Lexer, values: Mapping[str, str], declared: set[str]) -> Iterator[Finding]:
     words = list(expandable_words(command))
     if isinstance(command, Run):
         words += list(command.mount_flags)
     if not any("$" in word for word in words):
         return
-    values = _values(env, args)
     unmatched: set[str] = set()
     for word in words:
         met = _try(lexer, word, values)
         unmatched |= met.unmatched if met else set()
-    for name in sorted(unmatched - set(args)):
+    for name in sorted(unmatched - declared):
         message = f"Usage of undefined variable '${name}'{_suggest(name, values, '$')}"
         yield _at(command, "UndefinedVar", message)
 
