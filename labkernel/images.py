@@ -276,19 +276,17 @@ class Images:
                 resolution="use lab/busybox or lab/debian here",
             )
         paths = [self.layer_path(layer) for layer in reversed(image.layers)]
-        missing = [layer for layer, path in zip(reversed(image.layers), paths, strict=True) if not os.path.isdir(path)]
-        if len(missing) == 1:
-            self.unpack(missing[0])
-        elif missing:
-            from concurrent.futures import ThreadPoolExecutor
-
-            with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-                for done in [pool.submit(self.unpack, layer) for layer in missing]:
-                    done.result()
+        # From the bottom: a directory that a layer's tar leaves out gets its attributes from the layers below.
+        for index in range(len(paths) - 1, -1, -1):
+            if not os.path.isdir(paths[index]):
+                self.unpack(image.layers[len(paths) - 1 - index], paths[index + 1 :])
         return paths
 
-    def unpack(self, layer: LayerInfo) -> Path:
-        """Unpack one layer unless it is; two processes that ask at once do it once. Returns its directory."""
+    def unpack(self, layer: LayerInfo, lowers: Sequence[Path] = ()) -> Path:
+        """Unpack one layer unless it is; two processes that ask at once do it once. Returns its directory.
+
+        `lowers` are the directories of the layers below it, top first.
+        """
         target = self.layer_path(layer)
         with self.locks.exclusive(f"layer-{target.name}"):
             if target.is_dir():
@@ -308,6 +306,7 @@ class Images:
                     target=str(directory),
                     media_type=layer.media_type,
                     diff_id=layer.diff_id,
+                    lowers=[str(path) for path in lowers],
                     **self.layer_options,
                 )
                 self.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
@@ -379,7 +378,8 @@ class Images:
         with self.adding():
             loaded = ImageList()
             for item in load_archive(self.blobs, source):
-                image = self.register(item.config, item.manifest, item.layers, item.tags)
+                layers = [LayerInfo(*layer) for layer in item.layers]
+                image = self.register(item.config, item.manifest, layers, item.tags)
                 names = [reference.parse(name).familiar for name in item.tags]
                 notify(f"Loaded image: {', '.join(names)}" if names else f"Loaded image ID: {image.id}")
                 loaded.append(image)
@@ -390,15 +390,17 @@ class Images:
         from .oci.archive import SavedImage, save_archive
         from .removal import find_name
 
-        saved = []
+        saved: dict[str, SavedImage] = {}
         for ref in refs:
             image = self.get(ref)
             if image.uses_host:
                 raise ImageError("an image on lab/host cannot leave this machine: its lowest layer is the machine")
             name = find_name(self, image, ref)
-            tags = [name] if name and "@" not in name else []
-            saved.append(SavedImage(image.id, self.catalog_row(image).manifest, image.layers, tags))
-        save_archive(self.blobs, saved, out)
+            manifest = self.catalog_row(image).manifest
+            entry = saved.setdefault(image.id, SavedImage(image.id, manifest, image.layers, []))
+            if name and "@" not in name and name not in entry.tags:
+                entry.tags.append(name)
+        save_archive(self.blobs, list(saved.values()), out)
 
     def catalog_row(self, image: Image) -> ImageRow:
         """The stored row of an image. Raises NoSuchImage when it has been removed meanwhile."""

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -84,8 +85,11 @@ def write_base(packages: list[Path], out: Sink) -> float:
     merge = _Merge(out)
     for name in ("bin", "sbin", "lib", "lib64"):
         merge.link(name, f"usr/{name}")
-    for package in packages:
-        merge.add_package(package)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        # Decompression is most of the work, and each package is a process of its own.
+        for unpacked in pool.map(_to_tar, packages):
+            merge.add_package(unpacked)
+            unpacked.unlink()
     merge.finish()
     return merge.moment
 
@@ -112,19 +116,15 @@ class _Merge:
         member.mode, member.size, member.mtime = mode, len(data), int(self.moment)
         self._add(member, io.BytesIO(data))
 
-    def add_package(self, package: Path) -> None:
-        """Add the files of one package, without documentation."""
-        process = subprocess.Popen([_need("dpkg-deb"), "--fsys-tarfile", package], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        with process.stdout as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    def add_package(self, unpacked: Path) -> None:
+        """Add the files of one package, given as its tar, without documentation."""
+        with tarfile.open(unpacked) as archive:
             for member in archive:
                 name = _place(member.name)
                 # Newer base-files brings the merged-/usr links itself: they are here already.
                 is_merge_link = member.issym() and member.name.strip("./") in _MERGED
                 if name and not is_merge_link and not name.startswith(_NO_FILES):
                     self._take(archive, member, name)
-        if process.wait():
-            raise ImageError(f"{package.name} cannot be unpacked (dpkg-deb: {process.returncode})", resolution=_HINT)
 
     def finish(self) -> None:
         """Add what maintainer scripts would have made, and end the tar."""
@@ -184,6 +184,19 @@ class _Stream(io.RawIOBase):
 
     def write(self, data: bytes, /) -> int:  # type: ignore[override]
         return self._out.write(data)
+
+
+def _to_tar(package: Path) -> Path:
+    target = package.with_suffix(".tar")
+    with target.open("wb") as out:
+        done = subprocess.run(
+            [_need("dpkg-deb"), "--fsys-tarfile", package], stdout=out, stderr=subprocess.PIPE, text=True, check=False
+        )
+    if done.returncode:
+        if "No space left" in done.stderr:
+            raise DiskFull("unpacking packages: no space left on device", resolution=DISK_FULL_HINT)
+        raise ImageError(f"{package.name} cannot be unpacked: {_last_line(done)}", resolution=_HINT)
+    return target
 
 
 def _place(name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConflictError, LabkernelError, UsageError
 from .oci import reference
 from .store.blobs import sweep_temporary
-from .store.trees import remove_tree
 
 if TYPE_CHECKING:
     from .image import Image
@@ -130,9 +130,10 @@ def _remove_layers(images: Images, paths: Iterable[Path]) -> int:
 
 
 def _remove_tree(images: Images, path: Path) -> None:
-    # First as we are, which is enough for root and for a single mapped id; the namespaces know the rest.
-    if not remove_tree(str(path)):
-        images.runtime.task("labkernel.store.trees:remove_tree", path=str(path))
+    # First as we are, which is enough for root and for a single mapped id; else the namespaces' root does it.
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        images.runtime.task("labkernel.oci.layer:discard", paths=[str(path)])
 
 
 def _untagged(images: Images, image: Image, name: str) -> dict[str, str]:

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "labkernel"
 LEAVES = {"errors", "display"}
 MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
-    *("images", "image", "removal", "bases", "basefiles", "packages", "builds", "containers", "networks", "volumes", "registries"),
+    *("images", "image", "removal", "bases", "basefiles", "packages"),
+    *("builds", "containers", "networks", "volumes", "registries"),
     *("vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}

@@ -1,24 +1,43 @@
 """Images and root file systems as tar archives: one layer from any tar, `docker save` archives, OCI image layouts.
 
-What is read is not trusted: sizes are bounded, digests checked, names inside the archive never become paths.
-Source: OCI image-spec image-layout.md; Docker image spec v1.2, "Combined Image JSON + Filesystem Changeset Format".
+Archives are read forward, once, so a pipe will do: each file in it becomes a blob or a small document in memory, and
+what it means is worked out at the end. Nothing read is trusted: sizes are bounded, digests checked, names inside the
+archive never become paths. `blobs` is the store's `Blobs`, handed in.
+
+Source: OCI image-spec image-layout.md; Docker image spec v1.2, "Combined Image JSON + Filesystem Changeset Format",
+and what docker 25 and later write: both at once.
 """
 
 from __future__ import annotations
 
-import hashlib
-import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+import io
+import json
+import os
+import posixpath
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
-from labkernel.errors import ImageError
+from labkernel.errors import ImageError, InvalidReference, LayerError, ManifestError, UsageError
 
+from . import config as image_config
 from . import manifest as oci
+from . import reference
+from .tarstream import BlobStream, members
 
 _CHUNK = 1 << 20
-_GZIP_MAGIC = b"\x1f\x8b"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_MAX_BYTES = 1 << 40
+_MAX_MEMBERS = 100_000
+_DOCUMENT_MAX = 8 << 20
+_DOCUMENTS = ("manifest.json", "index.json", "oci-layout", "repositories")
+_MAX_DEPTH = 4
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+_TAR_HINT = "give a tar of a root file system: plain, gzip or zstd"
+_ARCHIVE_HINT = (
+    "`load` takes what `docker save` or `skopeo copy … oci-archive:` wrote; for a root file system use `import`"
+)
 
 
 class Readable(Protocol):
@@ -34,62 +53,67 @@ class StoredLayer(NamedTuple):
     size_bytes: int
 
 
+class LoadedImage(NamedTuple):
+    """An image found in an archive; its blobs are in the store. `manifest` is None where the archive has none."""
+
+    config: bytes
+    manifest: bytes | None
+    layers: list[StoredLayer]
+    tags: list[str]
+
+
+class SavedImage(NamedTuple):
+    """An image to be written: digests of config and manifest, its layers, and canonical tags."""
+
+    config: str
+    manifest: str
+    layers: Sequence[Any]
+    tags: list[str]
+
+
+# -- one layer ---------------------------------------------------------------------------------------------------
+
+
 def store_layer(blobs: Any, source: Readable) -> StoredLayer:
-    """Store a tar stream (plain, gzip or zstd) as it is, finding its diff ID on the way.
+    """Store a tar stream (plain, gzip or zstd) byte for byte, and find its diff ID.
 
-    `blobs` is the store's `Blobs`. Raises ImageError when the stream is no tar, or no whole one.
+    Raises ImageError when the stream is no tar, or no whole one; nothing is then left.
     """
-    head = _read_head(source)
-    media_type = _media_type(head)
-    decompress = _decompressor(media_type)
-    plain = hashlib.sha256()
-    seen = bytearray()
     with blobs.writer() as out:
-        chunk = head
-        while chunk:
+        while chunk := source.read(_CHUNK):
             out.write(chunk)
-            try:
-                data = decompress(chunk)
-            except (zlib.error, EOFError, ValueError, OSError) as err:
-                raise ImageError(f"the archive is damaged: {err}") from err
-            except Exception as err:
-                # isal and zstd have exception classes of their own, without a common base.
-                raise ImageError(f"the archive is damaged: {err}") from err
-            plain.update(data)
-            if len(seen) < 512:
-                seen += data[: 512 - len(seen)]
-                if len(seen) == 512:
-                    _check_tar(bytes(seen))
-            chunk = source.read(_CHUNK)
-        if len(seen) < 512:
-            raise ImageError("the archive is empty or cut off", resolution="give a tar of a root file system")
-    return StoredLayer(f"sha256:{plain.hexdigest()}", out.blob.digest, media_type, out.blob.size_bytes)
+        with open(out.path, "rb", buffering=0) as file:
+            head = file.read(512)
+            _refuse_other_formats(head)
+            file.seek(0)
+            stream = BlobStream(file.fileno(), max_bytes=_MAX_BYTES)
+            _check_tar(stream.read(512))
+            diff_id, _ = stream.finish()
+    return StoredLayer(diff_id, out.blob.digest, media_type_of(head), out.blob.size_bytes)
 
 
-def _read_head(source: Readable) -> bytes:
-    head = b""
-    while len(head) < 16 and (chunk := source.read(_CHUNK)):
-        head += chunk
-    return head
-
-
-def _media_type(head: bytes) -> str:
-    if head.startswith(_GZIP_MAGIC):
+def media_type_of(head: bytes) -> str:
+    """Layer media type of a blob, by its first bytes; those of the wild are wrong too often to be asked."""
+    if head.startswith(b"\x1f\x8b"):
         return oci.OCI_LAYER_GZIP
-    if head.startswith(_ZSTD_MAGIC):
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
         return oci.OCI_LAYER_ZSTD
-    for magic, name in _OTHERS.items():
-        if head.startswith(magic):
-            tool = "xz" if name == "xz" else "bzip2"
-            raise ImageError(
-                f"{name} archives are not taken",
-                resolution=f"decompress it on the way: `{tool} -dc FILE | labkernel import -`",
-            )
     return oci.OCI_LAYER
 
 
+def _refuse_other_formats(head: bytes) -> None:
+    for magic, tool in _OTHERS.items():
+        if head.startswith(magic):
+            raise ImageError(
+                f"{tool} archives are not taken",
+                resolution=f"decompress it on the way: `{tool} -dc FILE | labkernel import - NAME`",
+            )
+
+
 def _check_tar(header: bytes) -> None:
-    """A tar header's checksum counts its own field as blanks (POSIX.1, pax interchange format, ustar header)."""
+    """A tar header's checksum counts its own field as blanks (POSIX pax, "ustar Interchange Format")."""
+    if len(header) < 512:
+        raise ImageError("the archive is empty or cut off", resolution=_TAR_HINT)
     if not any(header):
         return
     try:
@@ -97,47 +121,274 @@ def _check_tar(header: bytes) -> None:
     except ValueError:
         stored = -1
     if stored != sum(header[:148]) + 8 * 32 + sum(header[156:512]):
-        raise ImageError(
-            "this is not a tar archive", resolution="give a tar of a root file system, plain, gzip or zstd"
+        raise ImageError("this is not a tar archive", resolution=_TAR_HINT)
+
+
+# -- load --------------------------------------------------------------------------------------------------------
+
+
+def load_archive(blobs: Any, source: str | os.PathLike[str] | Readable) -> list[LoadedImage]:
+    """Store the images of an archive (plain, gzip or zstd; a path or a stream) and say what they are.
+
+    Raises ImageError, LayerError, ManifestError, CorruptBlob: the blobs that came before are then unnamed content for
+    the next sweep. Hold `images.adding()` until the result is registered.
+    """
+    with _descriptor(source) as fd:
+        contents = _read_archive(blobs, fd)
+    if "manifest.json" in contents.documents:
+        found = list(_docker_images(blobs, contents))
+    elif "index.json" in contents.documents:
+        found = list(_layout_images(blobs, contents))
+    else:
+        raise ImageError("the archive holds neither manifest.json nor index.json", resolution=_ARCHIVE_HINT)
+    if not found:
+        raise ImageError("the archive holds no image for this machine", resolution=_ARCHIVE_HINT)
+    return found
+
+
+class _Contents(NamedTuple):
+    documents: dict[str, bytes]
+    files: dict[str, str]
+    """Digest of the blob by name inside the archive."""
+
+
+@contextmanager
+def _descriptor(source: str | os.PathLike[str] | Readable) -> Iterator[int]:
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            file: IO[bytes] = open(source, "rb", buffering=0)  # noqa: SIM115
+        except OSError as err:
+            raise UsageError(f"cannot read {os.fspath(source)}: {err.strerror}") from err
+        with file:
+            yield file.fileno()
+        return
+    try:
+        fd = source.fileno()  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile() as spool:
+            while chunk := source.read(_CHUNK):
+                spool.write(chunk)
+            spool.seek(0)
+            yield spool.fileno()
+    else:
+        yield fd
+
+
+def _read_archive(blobs: Any, fd: int) -> _Contents:
+    stream = BlobStream(fd, max_bytes=_MAX_BYTES)
+    contents = _Contents({}, {})
+    links: dict[str, str] = {}
+    try:
+        for member in members(stream, max_members=_MAX_MEMBERS):
+            name = posixpath.normpath(member.name)
+            if member.issym():
+                # Old `docker save` wrote a layer once and linked to it from its other places.
+                links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+            elif member.islnk():
+                links[name] = posixpath.normpath(member.linkname)
+            elif member.isreg() and name in _DOCUMENTS:
+                contents.documents[name] = _read_document(stream, name, member.size)
+            elif member.isreg():
+                contents.files[name] = _store_file(blobs, stream, name, member.size)
+    except (LayerError, tarfile.TarError) as err:
+        raise ImageError(f"the archive is damaged: {err}", resolution=_ARCHIVE_HINT) from err
+    for name, target in links.items():
+        if target in contents.files:
+            contents.files.setdefault(name, contents.files[target])
+    return contents
+
+
+def _read_document(stream: BlobStream, name: str, size: int) -> bytes:
+    if size > _DOCUMENT_MAX:
+        raise ImageError(f"the archive's {name} has {size} bytes: more than {_DOCUMENT_MAX} are refused")
+    return stream.read(size)
+
+
+def _store_file(blobs: Any, stream: BlobStream, name: str, size: int) -> str:
+    parts = name.split("/")
+    claimed = f"{parts[1]}:{parts[2]}" if len(parts) == 3 and parts[0] == "blobs" else None
+    if claimed is not None and not oci.is_digest(claimed):
+        claimed = None
+    with blobs.writer(claimed, size_bytes=size) as out:
+        for piece in stream.chunks(size):
+            out.write(piece)
+    digest: str = out.blob.digest
+    return digest
+
+
+def _docker_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
+    try:
+        entries = json.loads(contents.documents["manifest.json"])
+        wanted = [(str(e["Config"]), [str(n) for n in e["Layers"] or ()], e.get("RepoTags") or []) for e in entries]
+    except (ValueError, TypeError, KeyError) as err:
+        raise ManifestError(f"the archive's manifest.json is not as it should be: {err!r}") from err
+    manifests = _manifests_by_config(blobs, contents)
+    for config_name, layer_names, tags in wanted:
+        raw = blobs.read(_lookup(contents, config_name))
+        config = image_config.parse(raw)
+        digests = [_lookup(contents, name) for name in layer_names]
+        layers = _layers(blobs, config, digests)
+        manifest = manifests.get(config.digest)
+        yield LoadedImage(raw, manifest, layers, [str(tag) for tag in tags])
+
+
+def _layout_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
+    index = oci.parse(contents.documents["index.json"], oci.OCI_INDEX)
+    if not isinstance(index, oci.Index):
+        raise ManifestError("the archive's index.json is not an image index")
+    for descriptor, manifest in _walk(blobs, index, 0):
+        raw = blobs.read(manifest.config.digest)
+        config = image_config.parse(raw)
+        layers = _layers(blobs, config, [layer.digest for layer in manifest.layers])
+        yield LoadedImage(raw, manifest.raw, layers, _tags_of(descriptor))
+
+
+def _walk(blobs: Any, index: oci.Index, depth: int) -> Iterator[tuple[oci.Descriptor, oci.Manifest]]:
+    """The image manifests of an index for this machine, each with the outermost descriptor that leads to it."""
+    if depth > _MAX_DEPTH:
+        raise ManifestError("the archive's indexes are nested too deeply")
+    machine = image_config.host_architecture()
+    for descriptor in index.manifests:
+        platform = descriptor.platform
+        if platform is not None and (platform.os != "linux" or platform.architecture != machine):
+            continue
+        if descriptor.media_type not in oci.MANIFESTS | oci.INDEXES or not blobs.has(descriptor.digest):
+            continue
+        parsed = oci.parse(blobs.read(descriptor.digest), descriptor.media_type)
+        if isinstance(parsed, oci.Manifest):
+            yield descriptor, parsed
+        else:
+            for _, manifest in _walk(blobs, parsed, depth + 1):
+                yield descriptor, manifest
+
+
+def _manifests_by_config(blobs: Any, contents: _Contents) -> dict[str, bytes]:
+    raw = contents.documents.get("index.json")
+    if raw is None:
+        return {}
+    index = oci.parse(raw, oci.OCI_INDEX)
+    if not isinstance(index, oci.Index):
+        return {}
+    return {manifest.config.digest: manifest.raw for _, manifest in _walk(blobs, index, 0)}
+
+
+def _tags_of(descriptor: oci.Descriptor) -> list[str]:
+    notes = descriptor.annotations or {}
+    for key in ("io.containerd.image.name", "org.opencontainers.image.ref.name"):
+        name = notes.get(key, "")
+        # A bare tag (`latest`) names no image: image-layout.md leaves its meaning to the user of the layout.
+        if ":" in name or "/" in name:
+            try:
+                return [str(reference.parse_tag(name))]
+            except InvalidReference:
+                continue
+    return []
+
+
+def _layers(blobs: Any, config: image_config.ImageConfig, digests: Sequence[str]) -> list[StoredLayer]:
+    if len(digests) != len(config.diff_ids):
+        raise ManifestError(
+            f"the image has {len(digests)} layers and its config names {len(config.diff_ids)}: they must be as many"
         )
+    return [_checked_layer(blobs, digest, diff_id) for digest, diff_id in zip(digests, config.diff_ids, strict=True)]
 
 
-def _decompressor(media_type: str) -> Callable[[bytes], bytes]:
-    kind = oci.compression_of(media_type)
-    if kind == "none":
-        return lambda data: data
-    if kind == "gzip":
-        return _gunzip()
-    try:
-        from compression import zstd
-    except ImportError:
-        from backports import zstd
-    return _members(zstd.ZstdDecompressor)
+def _checked_layer(blobs: Any, digest: str, diff_id: str) -> StoredLayer:
+    with blobs.open(digest) as file:
+        head = file.read(512)
+        if digest != diff_id:
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            found, _ = BlobStream(file.fileno(), max_bytes=_MAX_BYTES).finish()
+            if found != diff_id:
+                raise LayerError(
+                    f"layer {digest} unpacks to {found}, its config says {diff_id}",
+                    resolution="the archive is damaged: save it again",
+                )
+    return StoredLayer(diff_id, digest, media_type_of(head), blobs.size(digest))
 
 
-def _gunzip() -> Callable[[bytes], bytes]:
-    try:
-        from isal import isal_zlib as implementation
-    except ImportError:
-        implementation = zlib
-    return _members(lambda: implementation.decompressobj(wbits=31))
+def _lookup(contents: _Contents, name: str) -> str:
+    digest = contents.files.get(posixpath.normpath(name))
+    if digest is None:
+        raise ManifestError(f"the archive names {name} and does not hold it")
+    return digest
 
 
-def _members(new: Callable[[], Any]) -> Callable[[bytes], bytes]:
-    """A decompressor that goes on after the end of a member: gzip files and zstd frames may follow each other."""
-    current = new()
+# -- save --------------------------------------------------------------------------------------------------------
 
-    def decompress(data: bytes) -> bytes:
-        nonlocal current
-        out = []
-        while data:
-            if current.eof:
-                # Padding after the last member is common in archives written to tape-like devices.
-                if not data.strip(b"\0"):
-                    break
-                current = new()
-            out.append(current.decompress(data))
-            data = current.unused_data if current.eof else b""
-        return b"".join(out)
 
-    return decompress
+def save_archive(blobs: Any, images: Sequence[SavedImage], out: BinaryIO) -> None:
+    """Write images as one tar: an OCI image layout, with `manifest.json` and `repositories` for docker beside it.
+
+    Blobs are written once each, as they are stored; all times are 0, so that equal images give equal archives.
+    """
+    written: set[str] = set()
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        for directory in ("blobs", "blobs/sha256"):
+            member = tarfile.TarInfo(directory)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(member)
+        for image in images:
+            for digest in (*(layer.digest for layer in image.layers), image.config, image.manifest):
+                if digest not in written:
+                    written.add(digest)
+                    _add_blob(tar, blobs, digest)
+        _add_document(tar, "index.json", _index_of(blobs, images))
+        _add_document(tar, "manifest.json", _encode([_docker_entry(image) for image in images]))
+        _add_document(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        _add_document(tar, "repositories", _encode(_repositories(images)))
+
+
+def _index_of(blobs: Any, images: Sequence[SavedImage]) -> bytes:
+    descriptors = []
+    for image in images:
+        media_type = oci.parse_manifest(blobs.read(image.manifest)).media_type or oci.OCI_MANIFEST
+        size = blobs.size(image.manifest)
+        notes: list[dict[str, str] | None] = [
+            {"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag.rpartition(":")[2]}
+            for tag in image.tags
+        ]
+        descriptors += [
+            oci.Descriptor(media_type=media_type, digest=image.manifest, size=size, annotations=note)
+            for note in notes or [None]
+        ]
+    return oci.make_index(descriptors).raw
+
+
+def _docker_entry(image: SavedImage) -> dict[str, Any]:
+    return {
+        "Config": _blob_name(image.config),
+        "RepoTags": [reference.parse(tag).familiar for tag in image.tags] or None,
+        "Layers": [_blob_name(layer.digest) for layer in image.layers],
+    }
+
+
+def _repositories(images: Sequence[SavedImage]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for image in images:
+        if image.layers:
+            for tag in image.tags:
+                name = reference.parse(tag)
+                found.setdefault(name.familiar_name, {})[name.tag or ""] = image.layers[-1].digest.partition(":")[2]
+    return found
+
+
+def _add_blob(tar: tarfile.TarFile, blobs: Any, digest: str) -> None:
+    member = tarfile.TarInfo(_blob_name(digest))
+    member.size, member.mode = blobs.size(digest), 0o444
+    with blobs.open(digest) as file:
+        tar.addfile(member, file)
+
+
+def _add_document(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _blob_name(digest: str) -> str:
+    return "blobs/" + digest.replace(":", "/")
+
+
+def _encode(document: Any) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

@@ -64,14 +64,14 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     data: str | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True):
+class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
     """One image for one platform: its config and its layers, bottom first."""
 
     schema_version: int
-    config: Descriptor
-    layers: list[Descriptor]
     media_type: str | None = None
     artifact_type: str | None = None
+    config: Descriptor
+    layers: list[Descriptor]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
@@ -85,13 +85,13 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", 
         return digest_of(self.raw)
 
 
-class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True):
+class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
     """A choice of manifests, mostly by platform."""
 
     schema_version: int
-    manifests: list[Descriptor]
     media_type: str | None = None
     artifact_type: str | None = None
+    manifests: list[Descriptor]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
