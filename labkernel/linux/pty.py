@@ -9,6 +9,7 @@ import struct
 import termios
 
 _TIOCGPTPEER = 0x5441
+_TIOCSPTLCK = 0x40045431
 
 
 def open_pair(ptmx: str = "/dev/ptmx") -> tuple[int, int]:
@@ -22,7 +23,7 @@ def open_pair(ptmx: str = "/dev/ptmx") -> tuple[int, int]:
     if not stat.S_ISCHR(info.st_mode) or os.major(info.st_rdev) != 5 or os.minor(info.st_rdev) != 2:
         os.close(master)
         raise OSError(19, "not a pty multiplexer", ptmx)
-    fcntl.ioctl(master, termios.TIOCSPTLCK, struct.pack("i", 0))
+    fcntl.ioctl(master, _TIOCSPTLCK, struct.pack("i", 0))
     slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     return master, slave
 

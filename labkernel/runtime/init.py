@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 from typing import Any
 
 from ..linux import capabilities, netlink, pty, seccomp, syscalls
@@ -323,7 +324,7 @@ def _locate(name: str, search: str) -> str:
             raise SetupError(f'exec: "{name}": stat {name}: not a directory', 126) from None
         except OSError:
             raise SetupError(f'exec: "{name}": permission denied', 126) from None
-        if rootfs.stat.S_ISDIR(mode):
+        if stat.S_ISDIR(mode):
             raise SetupError(f'exec: "{name}": is a directory', 126)
         if not os.access(name, os.X_OK):
             raise SetupError(f'exec: "{name}": permission denied', 126)
@@ -332,7 +333,7 @@ def _locate(name: str, search: str) -> str:
     for folder in search.split(":") if name else ():
         candidate = f"{folder or '.'}/{name}"
         try:
-            regular = rootfs.stat.S_ISREG(os.stat(candidate).st_mode)
+            regular = stat.S_ISREG(os.stat(candidate).st_mode)
         except OSError:
             continue
         if regular and os.access(candidate, os.X_OK):
@@ -350,13 +351,13 @@ def _run_as_init(sock: socket.socket) -> None:
         if os.isatty(0):
             os.setsid()
             try:
-                pty.resize(0, *pty.size(0))
-                rootfs.os.set_blocking(0, True)
                 _steal_terminal()
             except OSError:
                 pass
         return
     sock.close()
+    syscalls.set_title(b"labkernel-init")
+    syscalls.set_name(b"labkernel-init")
     forwarded = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)]
     waited = [*forwarded, signal.SIGCHLD]
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)

@@ -56,6 +56,7 @@ def main() -> None:
         os._exit(0)  # the client waits for this process only, so it never has a zombie
     try:
         _leave_client(settings)
+        syscalls.set_title(f"labkernel supervisor of {settings['root']}".encode())
         if settings["driver"] == "rootless":
             settings["id_map"] = namespaces.enter_user_namespace(ranges=settings.get("subids", True))
         listener = _listen(settings["socket"])
@@ -96,7 +97,7 @@ def _listen(path: str) -> socket.socket:
     listener.bind(path)
     os.chmod(path, 0o600)
     listener.listen(128)
-    listener.setblocking(False)
+    os.set_blocking(listener.fileno(), False)
     return listener
 
 
@@ -156,7 +157,7 @@ def _give_birth(context: Context, wake: tuple[int, int]) -> int:
     if context.births > 5:
         time.sleep(min(0.1 * context.births, 5.0))  # something kills it again and again: do not burn the CPU
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
+    os.set_blocking(ours.fileno(), False)
     context.keeper_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
@@ -193,6 +194,10 @@ def _hear(context: Context, link: socket.socket) -> bool:
     elif "drop" in message:
         entry = context.held.pop(message["drop"], {"fds": {}})
         for fd in entry["fds"].values():
+            os.close(fd)
+    elif "release" in message:
+        fd = context.held.get(message["release"], {"fds": {}})["fds"].pop(message["name"], None)
+        if fd is not None:
             os.close(fd)
     elif "forget" in message:
         context.exits.pop(message["forget"], None)

@@ -93,7 +93,7 @@ class Pool:
             settings = {"stage": self.stage, "cgroup": cgroup, "profile": profile, "single_id": self.single_id}
             init.main(theirs, settings)
         theirs.close()
-        ours.setblocking(False)
+        os.set_blocking(ours.fileno(), False)
         return Warm(pid, pidfd, ours, cgroup, profile)
 
     def discard(self) -> list[Warm]:

@@ -48,7 +48,7 @@ class Session:
         for fd in theirs:
             if fd != self.sup.null:
                 os.close(fd)
-        ours.setblocking(False)
+        os.set_blocking(ours.fileno(), False)
         self.sock = ours
         helper = pid
         self.sup.loop.watch(ours.fileno(), lambda _events: self._hear(helper))

@@ -91,7 +91,7 @@ class Supervisor:
                 sock, _ = self.context.listener.accept()
             except OSError:
                 return
-            sock.setblocking(False)
+            os.set_blocking(sock.fileno(), False)
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             if struct.unpack("3i", credentials)[1] != self.uid:
                 sock.close()
@@ -263,6 +263,8 @@ class Supervisor:
             if fd == inst.master and inst.input is not None:
                 inst.input.read_handler = handler
         if inst.input is not None:
+            # The keeper has a duplicate; the container sees the end of its input only when that goes too.
+            inst.input.on_close = lambda: self._tell_keeper({"release": inst.id, "name": "stdin"})
             inst.input.ready()
         self.loop.watch(inst.pidfd, lambda _events: self._ended(inst))
 
@@ -546,7 +548,7 @@ class Supervisor:
 
     def _watch_keeper(self) -> None:
         assert self.context.link is not None
-        self.context.link.setblocking(True)
+        os.set_blocking(self.context.link.fileno(), True)
         self.loop.watch(self.context.link.fileno(), self._hear_keeper)
 
     def _tell_keeper(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
@@ -598,7 +600,7 @@ class Supervisor:
             self.loop.rebuild()
             self._watch_keeper()
             return
-        ours.setblocking(False)
+        os.set_blocking(ours.fileno(), False)
         context.link = ours
         self._shed(theirs.fileno())
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
