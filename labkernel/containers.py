@@ -1,0 +1,595 @@
+"""Containers: create, run, find, list and remove them. The service that joins images, volumes, driver and supervisor.
+
+What a container is lies in three places with three lifetimes: the row (name, image, settings), the directory
+(`config.json`, writable layer, log) and the supervisor's `state.json`. The directory comes first and goes first, so a
+row without one is a container that has removed itself (`--rm`) and is dropped when it is met.
+Names, arguments and results are the Docker SDK's. Source: Docker SDK for Python, `ContainerCollection`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .container import Container, ContainerList, disk_bytes
+from .errors import ConflictError, ContainerExit, LabkernelError, NoSuchContainer, NoSuchImage, TaskError, UsageError
+from .runtime.copies import remove_tree
+from .runtime.driver import Driver, cgroup_parent
+from .runtime.names import random_name
+from .runtime.settings import NAME, normalize, parse_command
+from .runtime.spec import finalize_args, finalize_capabilities, finalize_spec, security_options
+from .volumes import ANONYMOUS_LABEL, Volumes
+
+if TYPE_CHECKING:
+    from .image import Image
+    from .images import Images
+    from .runtime.client import Attachment, Runtime
+    from .store.database import Database
+    from .store.layout import Layout
+
+Notify = Callable[[str], None]
+# `list` is a method of Containers, so the types that need the built-in one are named here.
+Words = list[str]
+Chunks = list[bytes]
+Mounts = list[dict[str, Any]]
+Found = list[Container]
+
+LEFTOVER_AGE_S = 60.0
+NETWORK_WARNING = (
+    "this container has no network but loopback: bridge networks come with a later release "
+    "(`--network host` shares this machine's, `--network none` asks for none)"
+)
+
+
+class Containers:
+    """The containers of one store. Safe to use from several threads and processes at once."""
+
+    def __init__(
+        self, layout: Layout, db: Database, runtime: Runtime, driver: Driver, images: Images, volumes: Volumes
+    ) -> None:
+        self.layout = layout
+        self.db = db
+        self.runtime = runtime
+        self.driver = driver
+        self.images = images
+        self.volumes = volumes
+        self.cgroup_parent = cgroup_parent(layout)
+        self._programs: dict[tuple[str, tuple[str, ...]], str | None] = {}
+        self._layers: dict[str, Words] = {}
+
+    @property
+    def driver_name(self) -> str:
+        return self.driver.name
+
+    # -- making -----------------------------------------------------------------------------------------------------
+
+    def create(
+        self,
+        image: str | Image,
+        command: str | Sequence[str] | None = None,
+        *,
+        notify: Notify | None = None,
+        **settings: Any,
+    ) -> Container:
+        """A new container that has not been started. `settings` are the Docker SDK's keyword arguments.
+
+        `notify` gets lines about an image that has to be fetched first. Raises UsageError for settings that do not
+        fit, ConflictError when the name is taken, NoSuchImage; then nothing is left behind.
+        """
+        given = normalize(settings)
+        name = given.pop("name", None)
+        found = self._image(image, notify)
+        ref = image if isinstance(image, str) else (found.tags or [found.id])[0]
+        words = parse_command(command)
+        args = finalize_args(words, found.config, given)
+        self._check_platform(found, given)
+        id = secrets.token_hex(32)
+        made: Words = []  # anonymous volumes, to take back when something fails
+        directory = str(self.layout.container_dir(id))
+        os.mkdir(directory, 0o755)
+        try:
+            mounts = self._mounts(found, given, made)
+            record = {
+                "command": words,
+                "args": args,
+                "settings": given,
+                "labels": {**(found.config.get("Labels") or {}), **given.get("labels", {})},
+                "mounts": mounts,
+                "warnings": self._warnings(given),
+            }
+            self._write_config(id, directory, found, record)
+            return self._insert(id, name, found, ref, record)
+        except BaseException as err:
+            remove_tree(directory)
+            for volume in made:
+                self.volumes.remove(volume, force=True)
+            if isinstance(err, OSError):
+                raise TaskError.from_oserror("create container", err) from err
+            raise
+
+    def run(
+        self,
+        image: str | Image,
+        command: str | Sequence[str] | None = None,
+        *,
+        stdout: bool = True,
+        stderr: bool = False,
+        remove: bool = False,
+        detach: bool = False,
+        stream: bool = False,
+        **settings: Any,
+    ) -> Any:
+        """Create and start. Returns the Container with `detach`, else what it wrote as bytes (or an iterator with
+        `stream`), after it has ended.
+
+        Raises StartError when the command cannot be started, ContainerExit when it ends with a status other than 0.
+        """
+        settings["auto_remove"] = remove or settings.get("auto_remove")
+        if detach:
+            container = self.create(image, command, **settings)
+            with self._taken_back_when_failing(container):
+                container.start()
+            return container
+        container, attachment = self.run_attached(image, command, **settings)
+        wanted = {name for name, on in (("stdout", stdout), ("stderr", stderr)) if on}
+        if stream:
+            return self._stream(container, attachment, wanted)
+        output: Chunks = []
+        errors: Chunks = []
+        self._pump(container, attachment, wanted, output, errors)
+        self._check_exit(container, attachment, b"".join(errors))
+        return b"".join(output)
+
+    def run_attached(
+        self, image: str | Image, command: str | Sequence[str] | None = None, **settings: Any
+    ) -> tuple[Container, Attachment]:
+        """Create, attach and start in one go: the container and its live output. Raises StartError."""
+        container = self.create(image, command, **settings)
+        with self._taken_back_when_failing(container):
+            return container, self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def get(self, container_id: str) -> Container:
+        """The container of that id, name or unique beginning of an id. Raises NoSuchContainer, UsageError."""
+        wanted = str(container_id).removeprefix("/")
+        rows = self.db.query("SELECT * FROM containers WHERE id = ? OR name = ?", (wanted, wanted))
+        rows.sort(key=lambda row: row["id"] != wanted)
+        if not rows and wanted and len(wanted) < 64 and all(letter in "0123456789abcdef" for letter in wanted):
+            rows = self.db.query("SELECT * FROM containers WHERE id >= ? AND id < ?", (wanted, wanted + "g"))
+            rows = [row for row in rows if self._is_there(row["id"])]
+            if len(rows) > 1:
+                raise UsageError(
+                    f"multiple IDs found with provided prefix: {wanted}", resolution="give a few more digits"
+                )
+        for row in rows:
+            if self._is_there(row["id"]):
+                return self._container(row)
+            self._forget(self._container(row))
+        raise NoSuchContainer(container_id)
+
+    def list(
+        self,
+        all: bool = False,  # noqa: FBT001, FBT002 -- the SDK's own signature
+        *,
+        filters: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        **more: Any,
+    ) -> ContainerList:
+        """Running containers, newest first; all of them with `all`, or the `limit` newest.
+
+        Filters as docker's: id name label status exited ancestor before since volume network."""
+        before, since = more.pop("before", None), more.pop("since", None)
+        for key in ("sparse", "ignore_removed"):
+            more.pop(key, None)
+        if more:
+            raise UsageError(f"unknown argument: {next(iter(more))}")
+        from .filters import select_containers
+
+        conditions = dict(filters or {})
+        conditions.update({key: value for key, value in (("before", before), ("since", since)) if value})
+        return ContainerList(select_containers(self, self._all(), conditions, everything=all, limit=limit))
+
+    def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Remove all containers that do not run; filters: until, label.
+
+        Returns {"ContainersDeleted": [ids], "SpaceReclaimed": bytes}."""
+        from .filters import select_stopped
+
+        self.reconcile()
+        deleted, reclaimed = [], 0
+        for container in select_stopped(self._all(), dict(filters or {})):
+            size = disk_bytes(container.directory)
+            with contextlib.suppress(NoSuchContainer, ConflictError):
+                self.remove(container)
+                deleted.append(container.id)
+                reclaimed += size
+        return {"ContainersDeleted": deleted, "SpaceReclaimed": reclaimed}
+
+    # -- what Container calls ---------------------------------------------------------------------------------------
+
+    def state(self, id: str) -> dict[str, Any]:
+        """The state of a container; see `Container.runtime_state`."""
+        path = f"{self.layout.root}/containers/{id}/state.json"
+        state = _read_state(path)
+        if state is None:
+            if not self._is_there(id):
+                raise NoSuchContainer(id[:12])
+            return {"id": id, "status": "created"}
+        if state["status"] in ("running", "paused") and not _is_alive(state):
+            # It ended a moment ago, or the machine was switched off: the supervisor knows or finds out.
+            fresh = self.runtime.states([id]).get(id)
+            if fresh is None and not self._is_there(id):
+                raise NoSuchContainer(id[:12])
+            return fresh or {**state, "status": "exited", "exit_code": 255, "pid": 0}
+        return state
+
+    def remove(self, container: Container, *, force: bool = False, volumes: bool = False) -> None:
+        """See `Container.remove`."""
+        with contextlib.suppress(NoSuchContainer):
+            status = self.state(container.id)["status"]
+            if status in ("running", "paused", "restarting") and not force:
+                raise ConflictError(
+                    f'cannot remove container "{container.name}": container is {status}: '
+                    "stop the container before removing or force remove",
+                    resolution=f"`container stop {container.name}`, or `rm -f`",
+                )
+            self.runtime.remove(container.id, force=force)
+        self._forget(container, volumes=volumes or bool(container.settings.get("auto_remove")))
+
+    def rename(self, container: Container, name: str) -> None:
+        """See `Container.rename`."""
+        if name == container.name:
+            raise UsageError("Renaming a container with the same name as its current name")
+        try:
+            with self.db.transaction() as tx:
+                tx.execute("UPDATE containers SET name = ? WHERE id = ?", (name, container.id))
+        except sqlite3.IntegrityError:
+            raise self._name_taken(name) from None
+        container.name = name
+
+    def reconcile(self) -> dict[str, Sequence[str]]:
+        """Drop rows whose container has removed itself, and directories that a crash left without a row.
+
+        Returns {"rows": ids, "directories": ids}. Costs one directory listing."""
+        there = {entry.name for entry in os.scandir(self.layout.containers)}
+        rows = {row["id"]: row for row in self.db.query("SELECT * FROM containers")}
+        gone = [id for id in rows if id not in there]
+        for id in gone:
+            self._forget(self._container(rows[id]))
+        left = [id for id in there - rows.keys() if self._is_leftover(id)]
+        for id in left:
+            with contextlib.suppress(LabkernelError):
+                self.runtime.remove(id, force=True)
+            if self._is_there(id):
+                remove_tree(str(self.layout.container_dir(id)))
+        return {"rows": gone, "directories": left}
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    def _image(self, image: str | Image, notify: Notify | None) -> Image:
+        if not isinstance(image, str):
+            return image
+        if not image:
+            raise UsageError("invalid reference format: no image")
+        return self.images.resolve(image, notify=notify or (lambda line: None))
+
+    def _lower(self, image: Image) -> Words:
+        """The image's layer directories, top first, remembered while they are there."""
+        known = self._layers.get(image.id)
+        if known is None or not all(map(os.path.isdir, known)):
+            known = self._layers[image.id] = [str(path) for path in self.images.layer_dirs(image)]
+        return known
+
+    def _rootfs(self, directory: str, image: Image, settings: Mapping[str, Any]) -> dict[str, Any]:
+        lower = self._lower(image)
+        if self.driver.overlay == "copy":
+            target = f"{directory}/rootfs"
+            os.mkdir(target, 0o755)
+            self.runtime.task("labkernel.runtime.copies:flatten", lowers=lower, target=target)
+            return {"kind": "dir", "path": target}
+        return {
+            "kind": "overlay",
+            "lower": lower,
+            "upper": f"{directory}/upper",
+            "work": f"{directory}/work",
+            # what nobody will look at again needs no sync when it goes
+            "volatile": bool(settings.get("auto_remove")),
+            "userxattr": self.driver.userxattr,
+        }
+
+    def _write_config(self, id: str, directory: str, image: Image, record: dict[str, Any]) -> None:
+        settings = record["settings"]
+        masked, host_mounts = image.host_masks
+        program = self._seccomp_program(settings, record["warnings"])
+        config = finalize_spec(
+            id=id,
+            command=record["command"],
+            image_config=image.config,
+            settings=settings,
+            rootfs=self._rootfs(directory, image, settings),
+            directory=directory,
+            mounts=[*host_mounts, *(_spec_mount(mount) for mount in record["mounts"])],
+            single_id=self.driver.single_id,
+            limits=self.driver.cgroup_version != 0,
+            devices=self.driver.name == "root" and self.driver.cgroups.get("devices") == "kernel",
+            seccomp_program=program,
+            cgroup_parent=self.cgroup_parent,
+            hidden=masked,
+        )
+        fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(fd, json.dumps(config, separators=(",", ":")).encode())
+        finally:
+            os.close(fd)
+
+    def _insert(self, id: str, name: str | None, image: Image, ref: str, record: dict[str, Any]) -> Container:
+        text = json.dumps(record, separators=(",", ":"))
+        for attempt in range(20):
+            chosen = name or random_name(attempt)
+            created_at = time.time()
+            try:
+                with self.db.transaction() as tx:
+                    if tx.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone() is None:
+                        raise NoSuchImage(ref)  # removed by somebody else since we looked
+                    tx.execute(
+                        "INSERT INTO containers (id, name, image_id, image_ref, created_at, settings) "
+                        "VALUES (?, ?, ?, ?, ?, ?)",
+                        (id, chosen, image.id, ref, created_at, text),
+                    )
+            except sqlite3.IntegrityError:
+                if name is not None and not self._drop_if_gone(name):
+                    raise self._name_taken(name) from None
+                continue
+            return Container(self, id, chosen, image.id, ref, created_at, record)
+        raise ConflictError("no free name was found for the container", resolution="give it one: --name NAME")
+
+    def _drop_if_gone(self, name: str) -> bool:
+        row = self.db.find("SELECT * FROM containers WHERE name = ?", (name,))
+        if row is not None and self._is_there(row["id"]):
+            return False
+        if row is not None:
+            self._forget(self._container(row))
+        return True
+
+    def _name_taken(self, name: str) -> ConflictError:
+        row = self.db.find("SELECT id FROM containers WHERE name = ?", (name,))
+        owner = row["id"] if row else ""
+        return ConflictError(
+            f'Conflict. The container name "/{name}" is already in use by container "{owner}". '
+            "You have to remove (or rename) that container to be able to reuse that name.",
+            resolution=f"`container rm {name}`, or choose another --name",
+            exit_code=125,
+        )
+
+    def _mounts(self, image: Image, settings: Mapping[str, Any], made: Words) -> Mounts:
+        """Volumes and bind mounts as kept in the record; makes what has to be made. Anonymous ones go to `made`."""
+        wanted = [
+            {"type": "bind" if v["source"].startswith("/") else "volume", **v} for v in settings.get("volumes", ())
+        ]
+        wanted += settings.get("mounts", ())
+        taken = {mount["destination"] for mount in wanted} | {os.path.normpath(p) for p in settings.get("tmpfs", ())}
+        for path in image.config.get("Volumes") or ():
+            place = os.path.normpath(path)
+            if place not in taken:
+                wanted.append({"type": "volume", "source": "", "destination": place, "mode": "rw"})
+        return [self._mount(image, mount, made) for mount in wanted]
+
+    def _mount(self, image: Image, mount: Mapping[str, Any], made: Words) -> dict[str, Any]:
+        kind, source, destination = mount["type"], mount["source"], mount["destination"]
+        modes = mount["mode"].split(",")
+        kept = {"type": kind, "destination": destination, "rw": "ro" not in modes, "mode": mount["mode"]}
+        if kind == "tmpfs":
+            return {**kept, "source": "", "size": mount.get("size")}
+        if kind == "bind":
+            try:
+                os.makedirs(source, exist_ok=True)  # as docker's -v: a missing directory is made
+            except FileExistsError:
+                pass  # a file
+            except OSError as err:
+                raise UsageError(f"error while creating mount source path '{source}': {err.strerror}") from err
+            return {**kept, "source": source}
+        name, labels = source, None
+        if not name:
+            name, labels = secrets.token_hex(32), {ANONYMOUS_LABEL: ""}
+            made.append(name)
+        self.volumes.create(name, labels=labels)
+        path = self.volumes.prepare(
+            name,
+            layers=self._lower(image),
+            destination=destination,
+            copy="nocopy" not in modes,
+        )
+        return {**kept, "name": name, "source": str(path), "anonymous": labels is not None}
+
+    def _warnings(self, settings: Mapping[str, Any]) -> Words:
+        """What of the settings does not hold here."""
+        found: Words = []
+        limits = {
+            "memory": ("mem_limit", "mem_reservation", "memswap_limit"),
+            "cpu": ("nano_cpus", "cpu_quota", "cpu_shares", "cpu_period"),
+            "pids": ("pids_limit",),
+            "cpuset": ("cpuset_cpus", "cpuset_mems"),
+            "blkio": ("blkio_weight",),
+        }
+        causes = {capability.name: capability.cause for capability in self.driver.capabilities}
+        for controller, keys in limits.items():
+            if self.driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
+                cause = causes.get(f"cgroup {controller}") or "no such cgroup"
+                found.append(f"the {controller} limit is not enforced here: {cause}")
+        mode = settings.get("network_mode") or settings.get("network") or "default"
+        if settings.get("network_disabled"):
+            mode = "none"
+        if mode in ("default", "bridge"):
+            found.append(NETWORK_WARNING)
+        elif mode not in ("none", "host"):
+            raise UsageError(
+                f"network {mode} not found", resolution="this release has --network none and host; others come later"
+            )
+        if settings.get("ports") or settings.get("publish_all_ports"):
+            found.append("published ports are not reachable: they come with bridge networks in a later release")
+        if settings.get("mac_address"):
+            found.append("the MAC address is ignored: it comes with bridge networks in a later release")
+        if self.driver.overlay == "copy":
+            found += [line for line in self.driver.warnings if line.startswith("no overlay")]
+        return found
+
+    def _seccomp_program(self, settings: Mapping[str, Any], warnings: Words) -> str | None:
+        """The compiled filter's path, None for `seccomp=unconfined` or, with a warning, where none can be made."""
+        option = security_options(settings).get("seccomp", "")
+        if option == "unconfined":
+            return None
+        key = (option, tuple(finalize_capabilities(settings)))
+        if key not in self._programs:
+            from .linux import seccomp
+
+            profile = seccomp.load_profile(option, key[1]) if option else seccomp.docker_profile(key[1])
+            try:
+                path: str | None = seccomp.cached_program(profile, str(self.layout.root / "seccomp"))
+            except LabkernelError as err:
+                if option:
+                    raise
+                warnings.append(f"no system call filter: {err.brief} ({err.resolution})")
+                path = None
+            if option or path is None:
+                return path  # a file may change; a library may be installed meanwhile
+            self._programs[key] = path
+        return self._programs[key]
+
+    def _check_platform(self, image: Image, settings: Mapping[str, Any]) -> None:
+        wanted = settings.get("platform")
+        if wanted and wanted.split("/")[:2] not in (["linux", image.architecture], ["linux"], [image.architecture]):
+            raise UsageError(
+                f"image with reference {image.short_id} was found but does not match the specified platform: "
+                f"wanted {wanted}, actual: linux/{image.architecture}"
+            )
+
+    @contextlib.contextmanager
+    def _taken_back_when_failing(self, container: Container) -> Iterator[None]:
+        """A container that removes itself leaves nothing behind when it could not even be started."""
+        try:
+            yield
+        except BaseException:
+            if container.settings.get("auto_remove"):
+                with contextlib.suppress(LabkernelError):
+                    self.remove(container, force=True)
+            raise
+
+    def _pump(
+        self, container: Container, attachment: Attachment, wanted: set[str], output: Chunks, errors: Chunks
+    ) -> None:
+        try:
+            with attachment:
+                for name, data in attachment:
+                    if name in wanted:
+                        output.append(data)
+                    if name == "stderr":
+                        errors.append(data)
+        except KeyboardInterrupt:
+            if container.settings.get("auto_remove"):
+                with contextlib.suppress(LabkernelError):
+                    self.remove(container, force=True)
+            raise
+
+    def _stream(self, container: Container, attachment: Attachment, wanted: set[str]) -> Iterator[bytes]:
+        errors: Chunks = []
+        with attachment:
+            for name, data in attachment:
+                if name == "stderr":
+                    errors.append(data)
+                if name in wanted:
+                    yield data
+        self._check_exit(container, attachment, b"".join(errors))
+
+    def _check_exit(self, container: Container, attachment: Attachment, errors: bytes) -> None:
+        """Forget a container that has removed itself; raise ContainerExit for a status other than 0."""
+        if container.settings.get("auto_remove"):
+            self._forget(container)
+        status = attachment.exit_code
+        if status:
+            words = " ".join(container.command) or "its command"
+            raise ContainerExit(
+                f"Command '{words}' in image '{container.image_ref}' returned non-zero exit status {status}",
+                status=status,
+                details=errors.decode(errors="replace") or None,
+            )
+
+    def _forget(self, container: Container, *, volumes: bool | None = None) -> None:
+        """Drop the row, and the anonymous volumes of one that removes itself."""
+        with self.db.transaction() as tx:
+            tx.execute("DELETE FROM containers WHERE id = ?", (container.id,))
+        if volumes or (volumes is None and container.settings.get("auto_remove")):
+            for mount in container.record.get("mounts", ()):
+                if mount.get("anonymous"):
+                    with contextlib.suppress(LabkernelError):
+                        self.volumes.remove(mount["name"], force=True)
+
+    def _all(self) -> Found:
+        """Every container that is there, newest first; rows of those that are gone are dropped."""
+        rows = self.db.query("SELECT * FROM containers ORDER BY created_at DESC, rowid DESC")
+        found = []
+        for row in rows:
+            container = self._container(row)
+            if self._is_there(row["id"]):
+                found.append(container)
+            else:
+                self._forget(container)
+        return found
+
+    def _container(self, row: Any) -> Container:
+        return Container(
+            self, row["id"], row["name"], row["image_id"], row["image_ref"], row["created_at"], row["settings"]
+        )
+
+    def _is_there(self, id: str) -> bool:
+        return os.path.isdir(f"{self.layout.root}/containers/{id}")
+
+    def _is_leftover(self, id: str) -> bool:
+        """Older than any creation takes, and nobody has written a row for it."""
+        try:
+            age_s = time.time() - os.stat(self.layout.container_dir(id)).st_mtime
+        except OSError:
+            return False
+        return age_s > LEFTOVER_AGE_S and len(id) == 64 and NAME.fullmatch(id) is not None
+
+
+def _spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's mount as the runtime-spec has it."""
+    access = "rw" if mount["rw"] else "ro"
+    if mount["type"] == "tmpfs":
+        size = [f"size={mount['size']}"] if mount.get("size") else []
+        options = ["nosuid", "nodev", "noexec", *size, *(["ro"] if access == "ro" else [])]
+        return {"destination": mount["destination"], "type": "tmpfs", "source": "tmpfs", "options": options}
+    propagation = next((m for m in mount["mode"].split(",") if m.endswith(("private", "slave", "shared"))), "rprivate")
+    return {
+        "destination": mount["destination"],
+        "type": "bind",
+        "source": mount["source"],
+        "options": ["rbind", access, propagation],
+    }
+
+
+def _read_state(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as file:
+            found: dict[str, Any] = json.loads(file.read())
+            return found
+    except FileNotFoundError:
+        return None
+
+
+def _is_alive(state: Mapping[str, Any]) -> bool:
+    """Whether the process of the state file is still that process (man 5 proc, starttime)."""
+    try:
+        with open(f"/proc/{state['pid']}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (OSError, KeyError):
+        return False
+    started = state.get("pid_start")
+    return not started or int(fields[19]) == int(started)

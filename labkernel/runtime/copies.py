@@ -1,0 +1,184 @@
+"""File system work done in the supervisor's worker, inside the driver's namespaces (`Runtime.task`).
+
+`flatten` copies an image's layers to one directory, for machines without overlay; `copy_up` fills a new volume with
+what the image has at its place; `remove_tree` deletes files of ids that only exist in there. Layers are trusted to the
+extent that unpacking has refused what leaves them; names are still never followed through symbolic links.
+Standard library and `labkernel.linux` only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+
+_OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
+
+
+def flatten(lowers: list[str], target: str) -> dict[str, int]:
+    """Copy the layers (top first) over each other into the empty directory `target`, as overlay would show them.
+
+    Owners, modes, times, extended attributes, hard links within a layer and special files are kept where allowed."""
+    count = 0
+    for lower in reversed(lowers):
+        count += _Copier(layer=True).copy_directory(lower, target)
+    return {"files": count}
+
+
+def copy_up(lowers: list[str], path: str, target: str) -> dict[str, int]:
+    """Copy the directory `path` of the image into `target` when that is empty; the directory's owner and mode, too.
+
+    Symbolic links on the way to `path` are not followed: then, or when the image has nothing there, nothing is copied.
+    """
+    if os.listdir(target):
+        return {"files": 0}
+    count = 0
+    for directory in reversed(_sources(lowers, path)):
+        count += _Copier(layer=True).copy_directory(directory, target)
+    return {"files": count}
+
+
+def remove_tree(path: str) -> dict[str, int]:
+    """Delete `path` with all below it, whatever the modes of its directories; a missing one is no error."""
+
+    def retry(call: object, name: str, _error: object) -> None:
+        os.chmod(os.path.dirname(name), 0o700)
+        if os.path.isdir(name) and not os.path.islink(name):
+            os.chmod(name, 0o700)
+            shutil.rmtree(name)
+        else:
+            os.unlink(name)
+
+    if os.path.lexists(path):
+        shutil.rmtree(path, onerror=retry)
+    return {}
+
+
+def _sources(lowers: list[str], path: str) -> list[str]:
+    """The directories of `path` in the layers that show through, top first."""
+    found: list[str] = []
+    for lower in lowers:
+        current, hidden = lower, False
+        for part in [word for word in path.split("/") if word not in ("", ".", "..")]:
+            current = f"{current}/{part}"
+            try:
+                info = os.lstat(current)
+            except OSError:
+                current = ""
+                break
+            if not stat.S_ISDIR(info.st_mode):
+                return found  # a file, a link or a whiteout hides what lies below
+            hidden = hidden or _is_opaque(current)
+        if current:
+            found.append(current)
+        if hidden:
+            break
+    return found
+
+
+def _is_opaque(path: str) -> bool:
+    for name in _OPAQUE:
+        try:
+            if os.getxattr(path, name, follow_symlinks=False) == b"y":
+                return True
+        except OSError:
+            pass
+    return False
+
+
+def _is_whiteout(info: os.stat_result) -> bool:
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
+
+
+class _Copier:
+    """Copies one tree over another one; remembers inodes for hard links."""
+
+    def __init__(self, *, layer: bool) -> None:
+        self.layer = layer
+        self.links: dict[tuple[int, int], str] = {}
+        self.count = 0
+
+    def copy_directory(self, source: str, target: str) -> int:
+        if self.layer and _is_opaque(source):
+            _empty(target)
+        with os.scandir(source) as entries:
+            for entry in list(entries):
+                self._copy_entry(entry.path, f"{target}/{entry.name}")
+        _copy_attributes(source, target, os.lstat(source))
+        return self.count
+
+    def _copy_entry(self, source: str, target: str) -> None:
+        info = os.lstat(source)
+        if self.layer and _is_whiteout(info):
+            _remove(target)
+            return
+        if stat.S_ISDIR(info.st_mode):
+            if os.path.islink(target) or (os.path.lexists(target) and not os.path.isdir(target)):
+                _remove(target)
+            os.makedirs(target, 0o700, exist_ok=True)
+            self.copy_directory(source, target)
+            return
+        _remove(target)
+        self.count += 1
+        known = self.links.get((info.st_dev, info.st_ino))
+        if known is not None:
+            os.link(known, target, follow_symlinks=False)
+            return
+        if stat.S_ISLNK(info.st_mode):
+            os.symlink(os.readlink(source), target)
+        elif stat.S_ISREG(info.st_mode):
+            shutil.copyfile(source, target, follow_symlinks=False)
+        else:
+            _make_special(target, info)
+        if info.st_nlink > 1:
+            self.links[(info.st_dev, info.st_ino)] = target
+        _copy_attributes(source, target, info)
+
+
+def _make_special(target: str, info: os.stat_result) -> None:
+    try:
+        os.mknod(target, info.st_mode, info.st_rdev)
+    except PermissionError:
+        pass  # a device inside a user namespace; /dev is provided anyway
+
+
+def _copy_attributes(source: str, target: str, info: os.stat_result) -> None:
+    if not os.path.lexists(target):
+        return
+    try:
+        os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in (errno.EPERM, errno.EINVAL):  # an id that is not mapped in here
+            raise
+    try:
+        names = os.listxattr(source, follow_symlinks=False)
+    except OSError:
+        names = []
+    for name in names:
+        if name in _OPAQUE:
+            continue
+        try:
+            os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+        except OSError:
+            pass  # security.* and trusted.* need privileges; docker's copy drops them as well
+    if not stat.S_ISLNK(info.st_mode):
+        os.chmod(target, stat.S_IMODE(info.st_mode))
+    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+
+
+def _empty(path: str) -> None:
+    with os.scandir(path) as entries:
+        for entry in list(entries):
+            _remove(entry.path)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        if not os.path.isdir(path) or os.path.islink(path):
+            raise
+        shutil.rmtree(path)

@@ -1,0 +1,78 @@
+"""The processes of a container, read from /proc, as `ps -ef` would list them. Source: man 5 proc."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ..linux.cgroups import Cgroup
+
+TITLES = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
+
+
+def process_table(state: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(titles, rows) for a running container's state; ids are this machine's."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    rows = [row for pid in container_pids(state) if (row := _row(pid, ticks, boot)) is not None]
+    return TITLES, rows
+
+
+def container_pids(state: Mapping[str, Any]) -> list[int]:
+    """All its processes: by its cgroup where it has one, else by its pid namespace."""
+    cgroup = state.get("cgroup") or {}
+    if cgroup.get("paths"):
+        return Cgroup.reopen(cgroup["paths"]).procs()
+    namespace = _namespace(int(state.get("pid") or 0))
+    if namespace is None:
+        return []
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and _namespace(int(name)) == namespace)
+
+
+def _namespace(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return None
+
+
+def _row(pid: int, ticks: int, boot: float) -> list[str] | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            name, _, rest = file.read().decode(errors="replace").partition("(")[2].rpartition(")")
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace") or f"[{name}]"
+        uid = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None  # it has ended meanwhile
+    fields = rest.split()
+    used = int(fields[11]) + int(fields[12])
+    started = boot + int(fields[19]) / ticks
+    running_s = max(time.time() - started, 0.001)
+    seconds = used // ticks
+    return [
+        _user(uid),
+        str(pid),
+        fields[1],
+        str(min(99, int(100 * used / ticks / running_s))),
+        time.strftime("%H:%M" if running_s < 86400 else "%b%d", time.localtime(started)),
+        _terminal(int(fields[4])),
+        f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}",
+        command,
+    ]
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _terminal(number: int) -> str:
+    major, minor = os.major(number), os.minor(number)
+    return f"pts/{minor}" if major == 136 else "?"

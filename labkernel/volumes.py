@@ -1,0 +1,250 @@
+"""Named volumes: directories of the store that outlive containers.
+
+A new volume takes over what the image has at the place where it is first mounted (copy-up), as with docker. Left out:
+volume drivers, snapshots. Source: Docker Engine API, Volume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .display import human_age, table_html, table_text
+from .errors import ConflictError, NoSuchVolume, TaskError, UsageError
+from .runtime.copies import remove_tree
+from .runtime.logs import timestamp
+from .runtime.settings import check_volume_name
+
+if TYPE_CHECKING:
+    from .runtime.client import Runtime
+    from .store.database import Database
+    from .store.layout import Layout
+
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+
+
+class Volumes:
+    """The volumes of one store. Safe to use from several threads and processes at once."""
+
+    def __init__(self, layout: Layout, db: Database, runtime: Runtime) -> None:
+        self.layout = layout
+        self.db = db
+        self.runtime = runtime
+
+    def create(
+        self,
+        name: str | None = None,
+        driver: str = "local",
+        driver_opts: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Volume:
+        """A new volume, or the one of that name. Without a name it gets 64 hex digits. Raises UsageError."""
+        if driver != "local":
+            raise UsageError(f'error looking up volume plugin {driver}: plugin "{driver}" not found')
+        if driver_opts:
+            raise UsageError("options of the local volume driver are not available in this release")
+        name = check_volume_name(name) if name else secrets.token_hex(32)
+        existing = self._find(name)
+        if existing is not None:
+            return existing
+        (self.layout.volumes / name / "_data").mkdir(parents=True, mode=0o755, exist_ok=True)
+        with self.db.transaction() as tx:
+            tx.execute(
+                "INSERT OR IGNORE INTO volumes (name, created_at, labels, options) VALUES (?, ?, ?, '{}')",
+                (name, time.time(), json.dumps(dict(labels or {}))),
+            )
+        return self.get(name)
+
+    def get(self, name: str) -> Volume:
+        """The volume of that name. Raises NoSuchVolume."""
+        found = self._find(name)
+        if found is None:
+            raise NoSuchVolume(name)
+        return found
+
+    def list(self, filters: Mapping[str, Any] | None = None) -> VolumeList:
+        """All volumes by name; filters: name, label, dangling."""
+        rows = self.db.query("SELECT name, created_at, labels FROM volumes ORDER BY name")
+        volumes = [Volume(self, row["name"], row["created_at"], json.loads(row["labels"])) for row in rows]
+        conditions = dict(filters or {})
+        names = _words(conditions.pop("name", None))
+        labels = _words(conditions.pop("label", None))
+        dangling = _words(conditions.pop("dangling", None))
+        if conditions:
+            raise UsageError(f"invalid filter '{next(iter(conditions))}'")
+        if names:
+            volumes = [volume for volume in volumes if any(name in volume.name for name in names)]
+        for label in labels:
+            key, separator, value = label.partition("=")
+            volumes = [v for v in volumes if key in v.labels and (not separator or v.labels[key] == value)]
+        if dangling:
+            used = self._used()
+            wanted = dangling[0].lower() in ("1", "true")
+            volumes = [volume for volume in volumes if (volume.name not in used) == wanted]
+        return VolumeList(volumes)
+
+    def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Remove anonymous volumes that no container names; all unused ones with the filter `all`.
+
+        Returns {"VolumesDeleted": [names], "SpaceReclaimed": bytes}."""
+        conditions = dict(filters or {})
+        everything = (_words(conditions.pop("all", None)) or ["false"])[0].lower() in ("1", "true")
+        deleted, reclaimed = [], 0
+        for volume in self.list({**conditions, "dangling": "true"}):
+            if everything or ANONYMOUS_LABEL in volume.labels:
+                reclaimed += volume.size_bytes()
+                volume.remove()
+                deleted.append(volume.name)
+        return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Remove a volume and its files.
+
+        Raises ConflictError while a container names it, and without `force` NoSuchVolume."""
+        volume = self._find(name)
+        if volume is None:
+            if force:
+                return
+            raise NoSuchVolume(name)
+        users = self._used().get(name)
+        if users:
+            raise ConflictError(
+                f"remove {name}: volume is in use - [{', '.join(users)}]", resolution="remove the container first"
+            )
+        with self.db.transaction() as tx:
+            tx.execute("DELETE FROM volumes WHERE name = ?", (name,))
+        directory = self.layout.volumes / name
+        try:
+            remove_tree(str(directory))
+        except PermissionError:
+            # files of ids that exist only inside the driver's user namespace
+            self.runtime.task("labkernel.runtime.copies:remove_tree", path=str(directory))
+        except OSError as err:
+            raise TaskError.from_oserror(f"remove volume {name}", err) from err
+
+    def prepare(self, name: str, *, layers: Sequence[str], destination: str, copy: bool) -> Path:
+        """The data directory of volume `name`, made and filled from the image's `destination` on first use."""
+        volume = self._find(name)
+        if volume is None:
+            volume = self.create(name)
+        if copy and not os.listdir(volume.mountpoint) and any(_has_entry(layer, destination) for layer in layers):
+            self.runtime.task(
+                "labkernel.runtime.copies:copy_up",
+                lowers=list(layers),
+                path=destination,
+                target=str(volume.mountpoint),
+            )
+        return volume.mountpoint
+
+    def _find(self, name: str) -> Volume | None:
+        row = self.db.find("SELECT name, created_at, labels FROM volumes WHERE name = ?", (name,))
+        return Volume(self, row["name"], row["created_at"], json.loads(row["labels"])) if row else None
+
+    def _used(self) -> dict[str, Sequence[str]]:
+        """Volume -> ids of the containers that mount it."""
+        found: dict[str, Any] = {}
+        for row in self.db.query("SELECT id, settings FROM containers WHERE settings LIKE '%\"volume\"%'"):
+            for mount in json.loads(row["settings"]).get("mounts", ()):
+                if mount.get("type") == "volume" and (self.layout.containers / row["id"]).is_dir():
+                    found.setdefault(mount["name"], []).append(row["id"])
+        return found
+
+
+class Volume:
+    """One named volume."""
+
+    def __init__(self, volumes: Volumes, name: str, created_at: float, labels: Mapping[str, str]) -> None:
+        self._volumes = volumes
+        self.name = name
+        self.created_at = created_at
+        self.labels = dict(labels)
+
+    @property
+    def id(self) -> str:
+        return self.name
+
+    @property
+    def short_id(self) -> str:
+        return self.name[:20]
+
+    @property
+    def mountpoint(self) -> Path:
+        """The directory with the volume's files."""
+        return self._volumes.layout.volumes / self.name / "_data"
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """As `docker volume inspect` shows it."""
+        return {
+            "CreatedAt": timestamp(int(self.created_at * 1e9)),
+            "Driver": "local",
+            "Labels": self.labels or None,
+            "Mountpoint": str(self.mountpoint),
+            "Name": self.name,
+            "Options": None,
+            "Scope": "local",
+        }
+
+    def size_bytes(self) -> int:
+        """Disk space of the files, as far as this user may look."""
+        total = 0
+        for directory, _, files in os.walk(self.mountpoint):
+            for name in files:
+                try:
+                    total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+                except OSError:
+                    pass
+        return total
+
+    def remove(self, *, force: bool = False) -> None:
+        """Remove the volume and its files; see `Volumes.remove`."""
+        self._volumes.remove(self.name, force=force)
+
+    def reload(self) -> None:
+        """Read labels and age anew. Raises NoSuchVolume."""
+        fresh = self._volumes.get(self.name)
+        self.created_at, self.labels = fresh.created_at, fresh.labels
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Volume) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"<Volume: {self.short_id}>"
+
+    def _repr_html_(self) -> str:
+        return VolumeList([self])._repr_html_()
+
+
+class VolumeList(list[Volume]):
+    """Volumes that display themselves as `docker volume ls` does."""
+
+    header = ("DRIVER", "VOLUME NAME", "CREATED")
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        return [("local", volume.name, human_age(volume.created_at)) for volume in self]
+
+    def __repr__(self) -> str:
+        return table_text(self.header, self.rows())
+
+    def _repr_html_(self) -> str:
+        return table_html(self.header, self.rows())
+
+
+def _has_entry(layer: str, destination: str) -> bool:
+    return os.path.lexists(f"{layer}/{destination.strip('/')}")
+
+
+def _words(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):  # the API's {"value": true}
+        return [str(key) for key, on in value.items() if on]
+    return [str(word) for word in value] if isinstance(value, (list, tuple, set)) else [str(value)]
