@@ -23,7 +23,7 @@ const MIB = 1048576;
 const PANELS = [
   { key: "cpu", title: "CPU", unit: "% of one core", least: 10, weight: 3 },
   { key: "mem", title: "Memory", unit: "MiB", least: 4, weight: 3 },
-  { key: "thr", title: "Throttled by the CPU limit", unit: "% of time", least: 10, weight: 1.7 },
+  { key: "thr", title: "Throttled", unit: "% of time, by the CPU limit", least: 10, weight: 1.7 },
   { key: "pids", title: "Processes", unit: "", least: 4, weight: 1.7 },
 ];
 
@@ -71,11 +71,10 @@ function say(value, unit) {
   return `${value.toFixed(digits)}${unit.startsWith("%") ? " %" : unit ? ` ${unit}` : ""}`;
 }
 
-/** A round number at or above `value`. @param {number} value */
-function ceiling(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  const steps = [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
-  return (steps.find((step) => step * power >= value * 0.9999) ?? 10) * power;
+/** A round step so that about `lines` of them reach `value`. @param {number} value @param {number} lines */
+function roundStep(value, lines) {
+  const power = 10 ** Math.floor(Math.log10(value / lines));
+  return ([1, 2, 5].find((step) => step * power * lines >= value * 0.9999) ?? 10) * power;
 }
 
 /** @param {HTMLElement} element */
@@ -154,7 +153,8 @@ function panel(c, store, look, colours, place) {
     }),
   );
   for (const limit of limits) if (limit < high * 6 && limit > high) high = limit;
-  high = ceiling(high * 1.04);
+  const step = Math.max(roundStep(high * 1.04, bottom - top > 70 ? 5 : 3), key === "pids" ? 1 : 0);
+  high = Math.ceil((high * 1.04) / step) * step;
   /** @param {number} t */
   const px = (t) => left + ((t - look.from) / (look.to - look.from)) * (right - left);
   /** @param {number} value */
@@ -171,17 +171,15 @@ function panel(c, store, look, colours, place) {
   c.fillStyle = colours.muted;
   c.fillText(unit, place.x + 9 + titleWidth, place.y + 8);
 
-  const lines = bottom - top > 70 ? 4 : 2;
   c.textAlign = "right";
-  for (let i = 0; i <= lines; i++) {
-    const y = Math.round(py((high * i) / lines)) + 0.5;
+  for (let value = 0; value <= high * 1.0001; value += step) {
+    const y = Math.round(py(value)) + 0.5;
     c.strokeStyle = colours.grid;
     c.beginPath();
     c.moveTo(left, y);
     c.lineTo(right, y);
     c.stroke();
-    const value = (high * i) / lines;
-    c.fillText(value >= 10 || Number.isInteger(value) ? value.toFixed(0) : value.toFixed(1), left - 5, y);
+    c.fillText(step >= 1 ? value.toFixed(0) : value.toFixed(1), left - 5, y);
   }
   axis(c, look, px, bottom, colours, place.axis);
 
@@ -257,10 +255,10 @@ function curve(c, data, key, look, px, py, bottom, filled) {
 function axis(c, look, px, bottom, colours, labels) {
   const span = look.to - look.from;
   const room = Math.max(2, Math.floor((px(look.to) - px(look.from)) / 62));
-  const step = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((s) => span / s <= room) ?? 7200;
+  const each = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600].find((s) => span / s <= room) ?? 7200;
   c.fillStyle = colours.muted;
   c.textAlign = "center";
-  for (let t = Math.ceil(look.from / step) * step; t <= look.to + 1e-6; t += step) {
+  for (let t = Math.ceil(look.from / each) * each; t <= look.to + 1e-6; t += each) {
     const x = Math.round(px(t)) + 0.5;
     c.strokeStyle = colours.grid;
     c.beginPath();
@@ -463,7 +461,7 @@ function view(model, store, el) {
   /** @param {number} step */
   const move = (step) => {
     const { from, to } = look();
-    cross = Math.min(to, Math.max(from, (cross ?? to) + (step * (to - from)) / 60));
+    cross = Math.min(to, Math.max(from, (cross ?? Math.min(to, now())) + (step * (to - from)) / 60));
     ask();
   };
   /** @type {Record<string, () => void>} */

@@ -67,7 +67,8 @@ class _Feed:
             if before is not None and point.time_s > before.time_s:
                 passed = (point.time_s - before.time_s) * 1e4
                 cpu = max(0, point.cpu_usec - before.cpu_usec) / passed
-                throttled = max(0, (point.throttled_usec or 0) - (before.throttled_usec or 0)) / passed
+                if point.throttled_usec is not None:
+                    throttled = max(0, point.throttled_usec - (before.throttled_usec or 0)) / passed
             pids = _NAN if point.pids is None else float(point.pids)
             self.rows.extend((point.time_s - origin, cpu, float(point.memory_bytes), throttled, pids))
         if len(self.rows) > 2 * self._capacity:

@@ -64,12 +64,14 @@ def lab() -> Iterator[Lab]:
         "JUPYTER_CONFIG_DIR": str(home / ".config"),
         "JUPYTER_DATA_DIR": str(home / ".data"),
         "JUPYTER_RUNTIME_DIR": str(home / ".runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(home / ".lab-settings"),
         "IPYTHONDIR": str(home / ".ipython"),
         "LABKERNEL_ROOT": str(home / ".root"),
         "LABKERNEL_RUNTIME_DIR": str(home / ".run"),
     }
-    settings = home / ".config" / "labconfig"
+    settings = home / ".lab-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     command = [
         sys.executable,
         "-m",
