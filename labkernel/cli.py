@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,15 @@ class TerminalHost(Host):
 
     def warn(self, text: str) -> None:
         print(f"WARNING: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def warn_once(self, text: str) -> None:
+        # Once per store and boot: the runtime directory does not outlive a reboot.
+        marker = self.engine.layout.runtime_dir / f"told-{zlib.crc32(text.encode()):08x}"
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL, 0o600))
+        except OSError:
+            return
+        self.warn(text)
 
     def error(self, err: LabkernelError) -> None:
         first, *rest = err.render()

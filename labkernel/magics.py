@@ -40,8 +40,9 @@ class NotebookHost(Host):
 
     notebook = True
 
-    def __init__(self, open_engine: Callable[[], Engine], prog: str) -> None:
+    def __init__(self, open_engine: Callable[[], Engine], prog: str, told: set[str] | None = None) -> None:
         super().__init__(open_engine, prog)
+        self._told = set() if told is None else told
         self._decoders: dict[str, codecs.IncrementalDecoder] = {}
 
     def write(self, stream: str, data: bytes) -> None:
@@ -67,6 +68,11 @@ class NotebookHost(Host):
     def warn(self, text: str) -> None:
         # On stdout: nbgrader gives no points to a test cell that wrote to stderr.
         self._print("stdout", f"WARNING: {text}\n")
+
+    def warn_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self.warn(text)
 
     def error(self, err: LabkernelError) -> None:
         self._print("stdout", "\n".join(err.render()) + "\n")
@@ -135,6 +141,7 @@ class Extension:
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
         self.lab = Lab()
+        self.told: set[str] = set()
         self.help_lines = HelpLines(MAGICS, _children)
         self.discarded = ShowDiscarded(MAGICS)
         self.matcher = command_matcher(_ROOTS, lambda prog: NotebookHost(self.lab._open, prog))
@@ -154,7 +161,7 @@ class Extension:
         """One line of a magic: variables, words, command. A `;` at the end keeps its value from being shown."""
         names = {**self.shell.user_ns, **(local_ns or {})}
         argv, silent = split(expand(line, names))
-        host = NotebookHost(self.lab._open, prog)
+        host = NotebookHost(self.lab._open, prog, self.told)
         value = invoke(root, argv, host, prog, meta={f"labkernel.{key}": text for key, text in meta.items()})
         return None if silent else value
 

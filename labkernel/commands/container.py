@@ -214,14 +214,9 @@ def logs(ctx: click.Context, container: str, **flags: Any) -> None:
 
 def _show_logs(host: Host, container: Any, settings: dict[str, Any]) -> None:
     """Both streams, each to its own, in the order in which they were written."""
-    reader = getattr(container, "log_frames", None)
     try:
-        if reader is not None:
-            for name, data in reader(**settings):
-                host.write(name, data)
-        else:
-            for data in container.logs(stdout=True, stderr=True, stream=True, **settings):
-                host.write("stdout", data)
+        for name, data in container.log_records(**settings):
+            host.write(name, data)
     except KeyboardInterrupt:
         if not settings["follow"]:
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -178,10 +177,9 @@ def _stdin(host: Host, attachment: Any, *, raw: bool, keys: bytes, detached: thr
             stack.enter_context(_raw_terminal(fd))
 
         def on_keys() -> None:
-            # shutdown() wakes the thread that is reading; close() would not. The command goes on without us.
+            # Ends the read in progress too; the command goes on without us.
             detached.set()
-            with socket.socket(fileno=os.dup(attachment.fileno())) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
+            attachment.close()
 
         feeder = threading.Thread(
             target=_feed, args=(fd, stop_read, attachment, keys if raw else b"", on_keys), name="labkernel-stdin",

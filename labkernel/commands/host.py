@@ -61,6 +61,10 @@ class Host:
         """One line about something the user should know and did not ask for."""
         raise NotImplementedError
 
+    def warn_once(self, text: str) -> None:
+        """The same for what is true of this release whatever the command: told once, not at every command."""
+        self.warn(text)
+
     def error(self, err: LabkernelError) -> None:
         """An error that does not end the command (one of several names)."""
         raise NotImplementedError

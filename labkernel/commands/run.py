@@ -53,6 +53,10 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     option("--cpu-quota", metavar="int", type=int, help="CPU time per period, in microseconds"),
     option("--cpu-period", metavar="int", type=int, help="Length of the CPU period, in microseconds"),
     option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)"),
+    option("--cpuset-mems", metavar="string", help="MEMs in which to allow execution (0-3, 0,1)"),
+    option("--memory-swappiness", metavar="int", type=int, help="Tune container memory swappiness (0 to 100)"),
+    many("--group-add", help="Add additional groups to join"),
+    option("--domainname", metavar="string", help="Container NIS domain name"),
     option("--pids-limit", metavar="int", type=int, help="Limit of processes and threads (-1 for unlimited)"),
     flag("--read-only", help="Mount the container's root filesystem as read only"),
     many("--tmpfs", help="Mount a tmpfs directory (PATH[:OPTIONS])"),
@@ -78,6 +82,8 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     option("--platform", metavar="string", help="Platform the image must have (for example linux/amd64)"),
     many("--add-host", help="Add a custom host-to-IP mapping (host:ip)"),
     many("--dns", help="Set custom DNS servers"),
+    many("--dns-search", help="Set custom DNS search domains"),
+    many("--dns-option", help="Set DNS options"),
     many("-p", "--publish", help="Publish a container's port to the host (kept; networks come in a later release)"),
     option("--cidfile", metavar="string", help="Write the container ID to the file"),
     option(
@@ -90,12 +96,12 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     _absent("--device", why="containers see docker's default devices only"),
     _absent("--gpus", why="containers see docker's default devices only"),
     _absent("--network-alias", "--ip", "--ip6", "--mac-address", "--link", why=_NETWORKS),
-    _absent("--dns-search", "--dns-option", "--expose", why=_NETWORKS),
+    _absent("--expose", "-P", "--publish-all", why=_NETWORKS),
     _absent("--volumes-from", why="name the volume with -v NAME:TARGET"),
     _absent("--sysctl", "--cgroup-parent", "--cgroupns", "--ipc", "--pid", "--uts", "--userns", why="leave it out"),
     _absent("--health-cmd", "--health-interval", "--health-timeout", "--health-retries", why="leave it out"),
     _absent("--log-driver", "--log-opt", why="the json-file log is what there is"),
-    _absent("--blkio-weight", "--device-read-bps", "--device-write-bps", "--group-add", why="leave it out"),
+    _absent("--blkio-weight", "--device-read-bps", "--device-write-bps", why="leave it out"),
 ]  # fmt: skip
 
 
@@ -206,7 +212,9 @@ def _pull(host: Host, image: str, policy: str) -> None:
 
 def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:
     for warning in container.warnings or ():
-        host.warn(warning)
+        # That there is no bridge network is no news after the first time; a limit that does not hold always is.
+        told_once = flags["network"] is None and not flags["publish"] and "network" in warning
+        (host.warn_once if told_once else host.warn)(warning)
     if flags["cidfile"]:
         path = host.working_dir() / flags["cidfile"]
         if path.exists():
@@ -236,10 +244,10 @@ def exec_(ctx: click.Context, container: str, arguments: tuple[str, ...], **flag
         raise UsageError("the input device is not a TTY", exit_code=1)
     found = host.engine.containers.get(container)
     before = time.monotonic()
-    attachment = found.exec_attached(
+    attachment = found.open_exec(
         list(arguments),
         environment=environment_of(flags, host.working_dir()),
-        user=flags["user"],
+        user=flags["user"] or "",
         workdir=flags["workdir"],
         privileged=flags["privileged"],
         tty=tty,
@@ -281,10 +289,6 @@ def attach(ctx: click.Context, container: str, **flags: Any) -> Any:
     """Attach local standard input, output, and error streams to a running container."""
     host = host_of(ctx)
     found = host.engine.containers.get(container)
-    if found.status != "running":
-        raise UsageError(
-            "You cannot attach to a stopped container, start it first", resolution=f"start {found.name}", exit_code=1
-        )
     return _attached(host, found, flags)
 
 
@@ -292,7 +296,7 @@ def _attached(host: Host, found: Any, flags: dict[str, Any]) -> Any:
     config = found.attrs.get("Config") or {}
     stdin = bool(config.get("OpenStdin")) and not flags.get("no_stdin") and host.stdin_fd() is not None
     before = time.monotonic()
-    attachment = host.engine.runtime.attach(found.id, stdin=stdin)
+    attachment = found.open_attachment(stdin=stdin)
     exit_code = foreground.stream(
         host,
         attachment,
