@@ -65,7 +65,10 @@ class BlobWriter:
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append `data`. Raises DiskFull when the disk is."""
         try:
-            self._file.write(data)
+            rest = memoryview(data)
+            while rest:
+                # A disk that is nearly full takes a part first; the next write then says ENOSPC.
+                rest = rest[self._file.write(rest) :]
         except OSError as err:
             raise storage_error("writing a blob", err) from err
         self._hash.update(data)
