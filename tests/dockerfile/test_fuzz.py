@@ -1,0 +1,150 @@
+"""Whatever the text, only DockerfileError comes out, with a line that exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from labkernel.dockerfile.graph import verify
+from labkernel.dockerfile.ignorefile import ignores
+from labkernel.dockerfile.lint import lint
+from labkernel.dockerfile.variables import expand, expand_words
+from labkernel.errors import DockerfileError
+
+PIECES = st.sampled_from(
+    [
+        *(
+            [
+                "FROM a\n",
+                "FROM a AS b\n",
+                "RUN ",
+                "COPY ",
+                "ADD ",
+                "ENV ",
+                "LABEL ",
+                "ARG ",
+                "CMD ",
+                "ONBUILD ",
+                "HEALTHCHECK ",
+                "SHELL ",
+                "EXPOSE ",
+            ]
+        ),
+        *(
+            [
+                "VOLUME ",
+                "USER ",
+                "WORKDIR ",
+                "STOPSIGNAL ",
+                "MAINTAINER ",
+                "# escape=`\n",
+                "# check=skip=",
+                "\\\n",
+                "\n",
+                "<<EOF",
+                "EOF\n",
+                "<<-'x y'",
+            ]
+        ),
+        *(
+            [
+                "--mount=type=",
+                "--mount=",
+                "cache,",
+                "target=/x",
+                "--from=0",
+                "--from=b",
+                "--interval=",
+                "1s",
+                "--chmod=",
+                "=",
+                '"',
+                "'",
+                "\\",
+                "`",
+                "$",
+                "${",
+                "}",
+                ":-",
+            ]
+        ),
+        *(
+            [
+                '["a"]',
+                "[1]",
+                "[",
+                "]",
+                "{",
+                ",",
+                "80-90/tcp",
+                ":",
+                "/",
+                "//",
+                "#",
+                "##",
+                "%",
+                "*",
+                "?",
+                "é",
+                "\x00",
+                "\ufeff",
+                "\xa0",
+                "\ud800",
+                "a",
+                "b",
+                " ",
+                "\t",
+                "\r",
+                "AS",
+                "NONE",
+                "CMD ",
+            ]
+        ),
+    ]
+)
+
+
+def refusal(act: Callable[[], object]) -> DockerfileError | None:
+    try:
+        act()
+    except DockerfileError as err:
+        return err
+    return None
+
+
+DOCKERFILES = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=40).map("".join))
+
+
+@settings(max_examples=400, deadline=None)
+@given(DOCKERFILES)
+def test_dockerfiles(text: str) -> None:
+    err = refusal(lambda: lint(verify(text)))
+    if err is not None:
+        assert err.brief
+        assert err.line is not None
+        assert 1 <= err.line <= (err.end_line or err.line) <= text.count("\n") + 1
+
+
+@settings(max_examples=400, deadline=None)
+@given(DOCKERFILES, st.dictionaries(st.sampled_from("ab"), st.text(max_size=20)))
+def test_words(word: str, env: dict[str, str]) -> None:
+    for run in (expand, expand_words):
+        err = refusal(lambda run=run: run(word, env))  # type: ignore[misc]
+        assert err is None or err.brief
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.text("ab*?[]!^-\\/.#", max_size=12), max_size=4), st.text("ab*/.-\n", max_size=12))
+def test_ignore(patterns: list[str], path: str) -> None:
+    err = refusal(lambda: ignores(patterns, path))
+    assert err is None or err.brief
+
+
+@pytest.mark.parametrize("text", ["${a:-" * 12_000, '"$' * 30_000, "[" * 60_000, "ONBUILD " * 7_000])
+def test_deep_nesting_is_refused_not_fatal(text: str) -> None:
+    refusal(lambda: expand(text, {}))
+    refusal(lambda: lint(verify(f"FROM a\nENV x={text}\nCMD {text}\n")))
+    refusal(lambda: lint(verify(f"FROM a\n{text}\n")))
