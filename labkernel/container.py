@@ -141,7 +141,7 @@ class Container:
         if status == "paused":
             raise ConflictError("cannot start a paused container, try unpause instead")
         if status != "running":
-            self._containers.runtime.start(self.id)
+            self._containers.start(self.id)
 
     def stop(self, *, timeout: float | None = None, signal: str | int | None = None) -> None:
         """Ask it to end (its stop signal), after `timeout` seconds kill it. Without effect when it does not run."""

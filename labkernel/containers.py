@@ -62,6 +62,8 @@ class Containers:
         self.cgroup_parent = cgroup_parent(layout)
         self._programs: dict[tuple[str, tuple[str, ...]], str | None] = {}
         self._layers: dict[str, Words] = {}
+        # Started by this process and not yet seen so in a state file: the supervisor answers before it writes that.
+        self._fresh: set[str] = set()
 
     @property
     def driver_name(self) -> str:
@@ -152,7 +154,9 @@ class Containers:
         """Create, attach and start in one go: the container and its live output. Raises StartError."""
         container = self.create(image, command, **settings)
         with self._taken_back_when_failing(container):
-            return container, self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
+            attachment = self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
+        self._fresh.add(container.id)
+        return container, attachment
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
@@ -214,10 +218,19 @@ class Containers:
 
     # -- what Container calls ---------------------------------------------------------------------------------------
 
+    def start(self, id: str) -> None:
+        """See `Container.start`."""
+        self.runtime.start(id)
+        self._fresh.add(id)
+
     def state(self, id: str) -> dict[str, Any]:
         """The state of a container; see `Container.runtime_state`."""
         path = f"{self.layout.root}/containers/{id}/state.json"
         state = _read_state(path)
+        if id in self._fresh:
+            self._fresh.discard(id)
+            if state is None or state["status"] not in ("running", "paused"):
+                state = self.runtime.states([id]).get(id) or state
         if state is None:
             if not self._is_there(id):
                 raise NoSuchContainer(id[:12])
@@ -522,6 +535,7 @@ class Containers:
 
     def _forget(self, container: Container, *, volumes: bool | None = None) -> None:
         """Drop the row, and the anonymous volumes of one that removes itself."""
+        self._fresh.discard(container.id)
         with self.db.transaction() as tx:
             tx.execute("DELETE FROM containers WHERE id = ?", (container.id,))
         if volumes or (volumes is None and container.settings.get("auto_remove")):
