@@ -11,6 +11,7 @@ descriptor but 0 to 2 is closed and the working directory is checked to lie insi
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ import socket
 import stat
 from typing import Any
 
-from ..linux import capabilities, netlink, pty, seccomp, syscalls
+from ..linux import capabilities, mounts, netlink, pty, seccomp, syscalls
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, protocol, rootfs
 
@@ -68,7 +69,7 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         data, fds = protocol.receive(sock)
         if not data:
             os._exit(0)  # the supervisor has gone, or does not need this child any more
-        request = protocol.json.loads(data)
+        request = json.loads(data)
         if request.get("quit"):
             os._exit(0)
         _become_container(sock, request, fds, settings)
@@ -107,7 +108,7 @@ def _prepare(settings: dict[str, Any]) -> None:
 
 def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any]) -> None:
     with open(request["config"], "rb") as file:
-        config = protocol.json.loads(file.read())
+        config = json.loads(file.read())
     own = config.get("labkernel") or {}
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
@@ -184,7 +185,7 @@ def bind_console(slave: int) -> None:
     """Bind the pty to /dev/console (runtime-spec config.md, `terminal`)."""
     try:
         os.close(os.open("/dev/console", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o620))
-        rootfs.mount(f"/dev/pts/{os.minor(os.fstat(slave).st_rdev)}", "/dev/console", None, rootfs.MS_BIND)
+        mounts.mount(f"/dev/pts/{os.minor(os.fstat(slave).st_rdev)}", "/dev/console", None, mounts.MS_BIND)
     except OSError:
         pass  # only a comfort: a program that wants it sees its absence
 

@@ -14,6 +14,7 @@ from ..linux.cgroups import Cgroup
 from .logs import LogWriter
 from .loop import Connection, Timer
 from .pool import Warm
+from .rootfs import forget_volatile
 from .streams import Follower, InputPipe
 
 
@@ -102,6 +103,11 @@ class Instance:
         """SIGKILL to the first process (its pid namespace dies with it) and, without one, to the whole cgroup."""
         if self.pidfd >= 0:
             self.signal(signal.SIGKILL)
+        self.kill_rest()
+
+    def kill_rest(self) -> None:
+        """SIGKILL to what the end of the first process does not end: processes of a shared pid namespace, frozen
+        ones."""
         spaces = {space["type"] for space in (self.config.get("linux") or {}).get("namespaces") or ()}
         if self.cgroup is not None and ("pid" not in spaces or self.status == "paused"):
             self.cgroup.kill()
@@ -119,9 +125,12 @@ class Instance:
     def clean_mount_points(self) -> None:
         """Remove mount points the start had to make in the image, where they are still empty in the upper directory:
         they are ours and not part of what the container did."""
-        upper = (self.own.get("rootfs") or {}).get("upper")
+        rootfs = self.own.get("rootfs") or {}
+        upper = rootfs.get("upper")
         if not upper:
             return
+        # Made by the kernel with mode 0: a plain user could not delete the store.
+        forget_volatile(rootfs.get("work"))
         for path in reversed(self.created_paths):
             name = upper + path
             try:

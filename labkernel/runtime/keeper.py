@@ -32,7 +32,7 @@ class Context:
     """What outlives a supervisor. `held`: container id -> {"state": …, "fds": {name: descriptor}}; `exits`: pid ->
     exit code of orphans that the supervisor has not confirmed."""
 
-    __slots__ = ("births", "exits", "held", "keeper_pid", "link", "listener", "mark", "scratch", "settings")
+    __slots__ = ("births", "exits", "held", "keeper_pid", "link", "listener", "mark", "parents", "scratch", "settings")
 
     def __init__(self, settings: dict[str, Any], listener: socket.socket) -> None:
         self.settings = settings
@@ -44,6 +44,7 @@ class Context:
         self.link: socket.socket | None = None
         self.keeper_pid = 0
         self.births = 0
+        self.parents: set[str] = set()  # cgroup parents in use
 
 
 def main() -> None:
@@ -201,6 +202,8 @@ def _hear(context: Context, link: socket.socket) -> bool:
             os.close(fd)
     elif "forget" in message:
         context.exits.pop(message["forget"], None)
+    elif "parent" in message:
+        context.parents.add(message["parent"])
     elif "steady" in message:
         context.births = 0
     elif "bye" in message:

@@ -161,7 +161,8 @@ class Connection:
         try:
             self._parse()
         except (ValueError, KeyError, TypeError) as err:
-            print(f"bad request: {err!r}", file=sys.stderr, flush=True)
+            sys.stderr.write(f"bad request: {err!r}\n")
+            sys.stderr.flush()
             self.close()
 
     def _parse(self) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from ..errors import LabkernelError
 from . import instances
 from .instances import Instance
 from .streams import InputPipe
@@ -14,25 +15,25 @@ from .streams import InputPipe
 def recover(sup: Any) -> None:
     """Adopt what the keeper holds; settle what state.json claims to run and no longer does; drop left-over cgroups."""
     held = sup.context.held
-    if sup.context.births > 1:
-        paths = {}
-        for container_id in held:
-            try:
-                inst = instances.load(sup.root, container_id)
-            except Exception:
-                continue
-            paths[container_id] = (inst.own.get("log") or {}).get("path") or f"{inst.directory}/log.json"
-        sup.journal.repair(paths)
+    paths = {}
+    for container_id in held:
+        try:
+            inst = instances.load(sup.root, container_id)
+        except LabkernelError:
+            continue
+        paths[container_id] = (inst.own.get("log") or {}).get("path") or f"{inst.directory}/log.json"
+    sup.journal.repair(paths)
     for container_id, entry in list(held.items()):
         _adopt(sup, container_id, entry)
     _settle(sup)
-    sup.put_off(lambda: _sweep_cgroups(sup))
+    if sup.context.parents:
+        _sweep_later(sup, 50)
 
 
 def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
     try:
         inst = instances.load(sup.root, container_id)
-    except Exception:
+    except LabkernelError:
         return
     if inst.status in ("exited", "dead") and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
         # Its end was recorded and nobody was told; those who ask again read it from disk.
@@ -51,17 +52,29 @@ def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
     _adopt_streams(sup, inst, entry["fds"])
     inst.open_log()
     sup.instances[container_id] = inst
-    sup.parents.add(inst.own.get("cgroup_parent") or "")
+    sup.note_parent(inst.own.get("cgroup_parent") or "")
     if inst.pidfd < 0 or (inst.state["pid_start"] and instances.process_start(pid) != inst.state["pid_start"]):
-        if inst.pidfd < 0:
-            inst.pidfd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        code = sup.context.exits.get(pid)
-        if code is None:
-            inst.state["error"] = "the exit status was lost"
-        sup.loop.later(0, lambda: sup.finish(inst, 255 if code is None else code, own_child=False))
+        _adopt_ended(sup, inst, pid)
         return
     inst.try_save()
     sup.watch_streams(inst)
+
+
+def _adopt_ended(sup: Any, inst: Instance, pid: int) -> None:
+    """It has ended and is reaped. The keeper has told its exit code, or the word is still on its way."""
+    if inst.pidfd >= 0:
+        os.close(inst.pidfd)
+    inst.pidfd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def settle() -> None:
+        if inst.pidfd >= 0 and inst.pid == pid:
+            code = sup.context.exits.get(pid)
+            if code is None:
+                inst.state["error"] = "the exit status was lost: supervisor and keeper were both killed"
+            sup.finish(inst, 255 if code is None else code, own_child=False)
+
+    sup.orphans[pid] = lambda code: sup.finish(inst, code, own_child=False)
+    sup.loop.later(0.0 if pid in sup.context.exits else 2.0, settle)
 
 
 def _adopt_streams(sup: Any, inst: Instance, fds: dict[str, int]) -> None:
@@ -112,7 +125,7 @@ def _settle(sup: Any) -> None:
             continue
         try:
             inst = instances.load(sup.root, name)
-        except Exception:
+        except LabkernelError:
             continue
         if inst.pid and inst.state["pid_start"] and instances.process_start(inst.pid) == inst.state["pid_start"]:
             _adopt(sup, name, {"state": {}, "fds": {}})
@@ -124,25 +137,48 @@ def _settle(sup: Any) -> None:
             sup.put_off(lambda inst=inst: sup.remove(inst))
 
 
-def _sweep_cgroups(sup: Any) -> None:
-    """Remove empty groups of children that a killed supervisor had waiting."""
+def _sweep_later(sup: Any, tries: int) -> None:
+    def sweep() -> None:
+        if not sweep_cgroups(sup) and tries:
+            sup.loop.later(0.1, lambda: _sweep_later(sup, tries - 1))
+
+    sup.put_off(sweep)
+
+
+def sweep_cgroups(sup: Any) -> bool:
+    """Remove groups no container uses (a killed supervisor's waiting children had them); False while one is busy."""
     used = {
         path
         for inst in sup.instances.values()
         for path in ((inst.state.get("cgroup") or {}).get("paths") or {}).values()
+        if inst.running
     }
-    for parent in {parent for parent in sup.parents if parent}:
+    used |= {path for warm in sup.pool.waiting if warm.cgroup is not None for path in warm.cgroup.directories}
+    clean = True
+    for parent in sup.context.parents:
         for base in dict.fromkeys(sup.hierarchy.bases.values()):
             folder = f"{base}/{parent.strip('/')}"
-            try:
-                names = os.listdir(folder)
-            except OSError:
-                continue
-            for name in names:
-                path = f"{folder}/{name}"
-                if name.startswith(f"c{os.getpid()}-") or path in used or not os.path.isdir(path):
-                    continue
-                try:
-                    os.rmdir(path)
-                except OSError:
-                    pass
+            for path in _folders(folder):
+                if path not in used:
+                    clean = _try_rmdir(path) and clean
+    return clean
+
+
+def _folders(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _try_rmdir(path: str) -> bool:
+    for inner in _folders(path):
+        _try_rmdir(inner)
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    return True

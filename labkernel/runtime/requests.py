@@ -4,6 +4,7 @@ descriptors). An error raised here becomes the answer. `HANDLERS` is the whole l
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, fro
         if stream == protocol.STDIN and takes_input and inst.input is not None:
             inst.input.write(data, conn)
         elif stream == protocol.CONTROL:
-            control = protocol.json.loads(data)
+            control = json.loads(data)
             if control.get("close_stdin") and takes_input and inst.input is not None:
                 inst.input.half_close()
             if control.get("resize"):

@@ -178,6 +178,7 @@ def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
         for path in (rootfs.get("upper"), rootfs.get("work")):
             if path:
                 os.makedirs(path, 0o755, exist_ok=True)
+        forget_volatile(rootfs.get("work"))
         mounts.mount_overlay(
             root,
             rootfs["lower"],
@@ -189,6 +190,16 @@ def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
         return
     mount(rootfs["path"], root, None, MS_BIND | MS_REC)
     mounts.make_private(root)
+
+
+def forget_volatile(work: str | None) -> None:
+    """A volatile overlay leaves a mark that forbids mounting it again: the machine might have crashed before all was
+    on disk. For containers that is the user's own bargain (kernel overlayfs.rst, "Volatile mount")."""
+    for name in ("work/incompat/volatile", "work/incompat", "work"):
+        try:
+            os.rmdir(f"{work}/{name}")
+        except OSError:
+            pass
 
 
 def _move(source: str, root_fd: int, name: str, created: list[str]) -> None:

@@ -244,7 +244,8 @@ def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs:
             inst.cgroup.join(0)
         flags = 0
         for space in (inst.config.get("linux") or {}).get("namespaces") or ():
-            if not space.get("path") and space["type"] != "user":
+            # Without a cgroup of its own the container stays in the machine's cgroup namespace.
+            if space["type"] != "user" and (space["type"] != "cgroup" or inst.cgroup is not None):
                 flags |= FLAGS[space["type"]]
         syscalls.setns(pidfd, flags)
         fd = sock.detach()

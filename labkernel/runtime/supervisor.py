@@ -59,7 +59,6 @@ class Supervisor:
         self.orphans: dict[int, Callable[[int], None]] = {}
         self.exited: dict[str, dict[str, Any]] = {}
         self.chores: list[Callable[[], bool | None]] = []
-        self.parents: set[str] = set()
         self.started_at = time.time()
         self.idle_since = time.monotonic()
         self.uid = os.getuid()
@@ -143,7 +142,7 @@ class Supervisor:
             inst.cgroup = warm.cgroup
             inst.pidfd = warm.pidfd
             inst.setup, inst.setup_error = warm, None
-            self.parents.add(profile["cgroup_parent"])
+            self.note_parent(profile["cgroup_parent"])
             self._limit(inst)
             theirs = self._make_streams(inst)
         except (OSError, LabkernelError) as err:
@@ -361,7 +360,7 @@ class Supervisor:
         pid = inst.pid
         self.orphans.pop(pid, None)
         self.loop.unwatch(inst.pidfd)
-        inst.kill_all()
+        inst.kill_rest()
         for fd, stream in list(inst.outputs.items()):
             while self.pump(inst, fd, stream):
                 pass
@@ -533,9 +532,7 @@ class Supervisor:
         self.pool.discard()
         if self.worker is not None:
             self.worker.dismiss()
-        for parent in self.parents:
-            if parent:
-                self.hierarchy.remove_parent(parent)
+        self._remove_parents()
         for directory in (f"{self.runtime_dir}/stage", f"{self.runtime_dir}/run"):
             try:
                 os.rmdir(directory)
@@ -543,6 +540,21 @@ class Supervisor:
                 pass
         self._tell_keeper({"bye": True})
         os._exit(0)
+
+    def note_parent(self, parent: str) -> None:
+        if parent and parent not in self.context.parents:
+            self.context.parents.add(parent)
+            self._tell_keeper({"parent": parent})
+
+    def _remove_parents(self) -> None:
+        from .recovery import sweep_cgroups
+
+        for _ in range(100):  # the kernel takes a moment to let go of the groups of processes that have just ended
+            if sweep_cgroups(self):
+                break
+            time.sleep(0.01)
+        for parent in self.context.parents:
+            self.hierarchy.remove_parent(parent)
 
     # The keeper
 

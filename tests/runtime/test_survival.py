@@ -1,0 +1,161 @@
+"""kill -9 of client, supervisor and keeper: no container, no log line and no exit status is lost."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from labkernel.runtime.client import SupervisorLost
+
+COUNT = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); [ $((i % 8)) = 0 ] && sleep 0.01; done; exit 7"
+EXPECTED = b"".join(b"line %d\n" % number for number in range(400))
+
+
+def kill_and_wait(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+
+
+def victim(lab: Any, role: str) -> int:
+    info = lab.runtime.ensure()
+    return info.pid if role == "supervisor" else info.keeper_pid
+
+
+@pytest.mark.parametrize("role", ["supervisor", "keeper"])
+def test_one_kill_loses_nothing(lab: Any, role: str) -> None:
+    container_id = lab.create("sh", "-c", COUNT)
+    pid = lab.runtime.start(container_id)
+    waited: list[int] = []
+    waiter = threading.Thread(target=lambda: waited.append(lab.runtime.wait(container_id).exit_code))
+    waiter.start()
+    before = lab.runtime.ensure()
+    kill_and_wait(victim(lab, role))
+    after = lab.runtime.ensure()
+    assert (after.pid, after.keeper_pid) != (before.pid, before.keeper_pid)
+    assert lab.runtime.states([container_id])[container_id]["pid"] in (pid, 0)
+    waiter.join(30)
+    assert waited == [7]
+    assert lab.log(container_id) == EXPECTED
+
+
+def test_many_kills_in_turn(lab: Any) -> None:
+    container_id = lab.create("sh", "-c", COUNT)
+    lab.runtime.start(container_id)
+    for role in ("supervisor", "supervisor", "keeper", "supervisor", "keeper", "keeper"):
+        kill_and_wait(victim(lab, role))
+    assert lab.runtime.wait(container_id).exit_code == 7
+    assert lab.log(container_id) == EXPECTED
+
+
+def test_exit_between_supervisors(lab: Any) -> None:
+    """The container ends while the supervisor is stopped and then killed: its successor tells the status."""
+    container_id = lab.create("sh", "-c", "read x; echo bye; exit 5", stdin_open=True)
+    attachment = lab.runtime.run(container_id, stdin=True)
+    info = lab.runtime.ensure()
+    pidfd = os.pidfd_open(attachment.pid)
+    os.kill(info.pid, signal.SIGSTOP)
+    with open(f"/proc/{attachment.pid}/fd/0", "wb", buffering=0) as stdin:
+        stdin.write(b"\n")
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+    kill_and_wait(info.pid)
+    assert lab.runtime.wait(container_id).exit_code == 5
+    assert lab.log(container_id) == b"bye\n"
+    with pytest.raises(SupervisorLost):
+        attachment.wait()
+
+
+def test_attached_client_gets_a_clear_end_and_comes_back(lab: Any) -> None:
+    container_id = lab.create("sh", "-c", "echo one; read x; echo two $x", stdin_open=True)
+    attachment = lab.runtime.run(container_id, stdin=True)
+    assert attachment.read() == ("stdout", b"one\n")
+    kill_and_wait(lab.runtime.ensure().pid)
+    with pytest.raises(SupervisorLost):
+        attachment.read()
+    with lab.runtime.attach(container_id, stdin=True, logs=True) as again:
+        again.send(b"more\n")
+        assert b"".join(data for _, data in again) == b"one\ntwo more\n"
+        assert again.exit_code == 0
+
+
+def test_attached_client_does_not_notice_a_lost_keeper(lab: Any) -> None:
+    container_id = lab.create("cat", stdin_open=True)
+    with lab.runtime.run(container_id, stdin=True) as attachment:
+        kill_and_wait(lab.runtime.ensure().keeper_pid)
+        attachment.send(b"still here\n")
+        assert attachment.read() == ("stdout", b"still here\n")
+        attachment.close_stdin()
+        assert attachment.wait().exit_code == 0
+
+
+def test_terminal_survives(lab: Any) -> None:
+    container_id = lab.create("sh", "-c", "read x; echo got $x; read y; echo got $y", tty=True, stdin_open=True)
+    first = lab.runtime.run(container_id, stdin=True)
+    first.send(b"a\n")
+    kill_and_wait(lab.runtime.ensure().pid)
+    first.close()
+    with lab.runtime.attach(container_id, stdin=True, logs=True) as second:
+        second.send(b"b\n")
+        text = b"".join(data for _, data in second)
+    assert b"got a" in text
+    assert b"got b" in text
+
+
+def test_new_containers_start_after_every_kill(lab: Any) -> None:
+    for role in ("supervisor", "keeper", "supervisor"):
+        kill_and_wait(victim(lab, role))
+        assert lab.output("echo", "hello") == (b"hello\n", b"", 0)
+
+
+def test_killed_client_leaves_the_container(lab: Any) -> None:
+    container_id = lab.create("sh", "-c", "echo up; read x; echo down", stdin_open=True)
+    code = (
+        "import sys; from pathlib import Path; from labkernel.runtime.client import Runtime\n"
+        "base = Path(sys.argv[1]); rt = Runtime(socket=base/'rt/supervisor.sock', root=base/'root',"
+        " runtime_dir=base/'rt', driver=sys.argv[3])\n"
+        "a = rt.run(sys.argv[2]); print(a.read()[1], flush=True); a.wait()"
+    )
+    driver = lab.runtime.driver
+    client = subprocess.Popen([sys.executable, "-c", code, str(lab.base), container_id, driver], stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"b'up\\n'\n"
+    client.kill()
+    client.wait()
+    client.stdout.close()
+    assert lab.runtime.states([container_id])[container_id]["status"] == "running"
+    with lab.runtime.attach(container_id, stdin=True) as attachment:
+        attachment.send(b"\n")
+        assert attachment.wait().exit_code == 0
+    assert lab.log(container_id) == b"up\ndown\n"
+
+
+def test_killed_while_output_floods(lab: Any) -> None:
+    """Kills at arbitrary moments of heavy output: every byte is in the log once."""
+    container_id = lab.create("sh", "-c", "i=0; while [ $i -lt 6000 ]; do echo 0123456789 $i; i=$((i+1)); done")
+    lab.runtime.start(container_id)
+    for _ in range(4):
+        kill_and_wait(lab.runtime.ensure().pid)
+    assert lab.runtime.wait(container_id).exit_code == 0
+    assert lab.log(container_id) == b"".join(b"0123456789 %d\n" % number for number in range(6000))
+
+
+def test_idle_supervisor_leaves(lab: Any) -> None:
+    runtime = lab.new_runtime(idle_exit_s=0.1)
+    info = runtime.ensure()
+    pidfds = [os.pidfd_open(pid) for pid in (info.pid, info.keeper_pid)]
+    deadline = time.monotonic() + 20
+    for pidfd in pidfds:
+        assert select.select([pidfd], [], [], max(0.1, deadline - time.monotonic()))[0]
+        os.close(pidfd)
+    assert not runtime.socket.exists()
+    assert lab.output("echo", "again")[0] == b"again\n"
