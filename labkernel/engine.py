@@ -18,6 +18,7 @@ from .store.layout import Layout
 if TYPE_CHECKING:
     from .builds import Builds
     from .comparisons import Comparisons
+    from .consistency import Problem
     from .containers import Containers
     from .images import Images
     from .metrics import Metrics
@@ -114,6 +115,12 @@ class Engine:
         from .runtime.probe import probe
 
         return [*probe(self.layout, fresh=fresh), *self.vms.probe(fresh=fresh)]
+
+    def check(self, *, verify: bool = False) -> list[Problem]:
+        """What is inconsistent in the store or leaked outside it; empty when nothing is. Changes nothing."""
+        from .consistency import check
+
+        return check(self, verify=verify)
 
     def monitor(self, *things: Any, **options: Any) -> Any:
         """A live widget of the CPU, memory, throttling and pids of containers and VMs. Needs a notebook."""

@@ -16,7 +16,7 @@ MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     *("images", "image", "removal", "bases", "basefiles", "packages"),
     *("builds", "containers", "container", "filters", "inspection", "networks", "volumes", "registries"),
-    *("vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
+    *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 
