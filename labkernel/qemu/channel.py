@@ -1,4 +1,4 @@
-"""The frames spoken with the guest's init over virtio-serial. Pure: bytes in, frames out; the other end is guest/init.c.
+"""The frames spoken with the guest's init over virtio-serial. Pure: bytes in, frames out. The other end: guest/init.c.
 
 A frame is kind (1 byte), 0, process number (2 bytes), payload length (4 bytes), payload; numbers are big endian. The
 kinds 0, 1 and 2 are the standard streams, as in Docker's attach protocol. Process 0 is the command of the VM, higher
@@ -21,7 +21,7 @@ _HEADER = struct.Struct(">BxHI")
 
 
 class Kind(IntEnum):
-    """What a frame is. 0–31 are streams and requests, from 32 on the guest answers."""
+    """What a frame is. 0 to 31 are streams and requests, from 32 on the guest answers."""
 
     STDIN = 0
     STDOUT = 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from labkernel.errors import VMError
@@ -25,8 +26,12 @@ class Qmp:
         self._pending = b""
         self._ready = False
 
-    def execute(self, command: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, **arguments: Any) -> Any:
+    def execute(
+        self, command: str, *, timeout_s: float = DEFAULT_TIMEOUT_S, fds: Sequence[int] = (), **arguments: Any
+    ) -> Any:
         """Run one command and return what it returns. Events that come meanwhile are dropped.
+
+        `fds` travel with the request (SCM_RIGHTS), for `getfd`.
 
         Raises VMError when QEMU refuses, does not answer in time, or is gone.
         """
@@ -34,15 +39,17 @@ class Qmp:
         if not self._ready:
             self._read(deadline)  # the greeting
             self._ready = True
-            self._ask("qmp_capabilities", {}, deadline)
-        return self._ask(command, arguments, deadline)
+            self._ask("qmp_capabilities", {}, (), deadline)
+        return self._ask(command, arguments, fds, deadline)
 
-    def _ask(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
+    def _ask(self, command: str, arguments: dict[str, Any], fds: Sequence[int], deadline: float) -> Any:
         request: dict[str, Any] = {"execute": command}
         if arguments:
             request["arguments"] = arguments
         try:
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            line = json.dumps(request).encode() + b"\n"
+            sent = socket.send_fds(self._socket, [line], list(fds)) if fds else 0
+            self._socket.sendall(line[sent:])
         except OSError as err:
             raise VMError(f"QEMU does not take commands any more: {err}") from err
         while True:

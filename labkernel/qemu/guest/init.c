@@ -40,6 +40,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifndef SOURCE_DIGEST
+#define SOURCE_DIGEST "unknown"
+#endif
 #define PROTOCOL 1
 #define PORT_NAME "labkernel.0"
 #define MAX_PROCESSES 32
@@ -65,6 +68,7 @@ struct process {
     unsigned char *in_buf;
 };
 
+static const char source_digest[] __attribute__((used)) = "labkernel-init:" SOURCE_DIGEST; /* see compiling.py */
 static struct process processes[MAX_PROCESSES];
 static int port = -1;
 static int child_signals = -1;
@@ -76,7 +80,7 @@ static unsigned input_len;
 static void power_off(void)
 {
     sync();
-    reboot(RB_POWER_OFF);
+    reboot(RB_AUTOBOOT); /* QEMU runs with -no-reboot and ends; powering off would need ACPI */
     for (;;)
         pause();
 }
