@@ -25,30 +25,28 @@ _TINT = {"container": "#c9e0f0", "vm": "#fbe9de"}  # opaque: one area over anoth
 PALETTE = (CONTAINER, MACHINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 _INK, _MUTED, _GRID, _LIMIT = "#1b1f24", "#57606a", "#d8dee4", "#8c1d40"
 _MIB = 1 << 20
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-}
+
+
+def _dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") -> None:
+    """Our look, set on the axes themselves: rcParams are global, and a live plot ends in a thread of its own."""
+    axes.set_facecolor("white")
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, color=_GRID, linewidth=0.7)
+    axes.tick_params(colors=_MUTED, labelsize=9.5)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(_MUTED)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
+    axes.set_ylabel(y_label, color=_INK, fontsize=9.5)
+    axes.set_xlabel(x_label, color=_INK, fontsize=9.5)
 
 
 def _new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -76,26 +74,28 @@ def mimebundle(figure: Figure, text: str, *, width: int | None = None) -> tuple[
 
 def comparison_figure(comparison: Comparison) -> Figure:
     """CPU and memory over time with both curves, and each figure of the table on a scale where the container is 1."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        figure = _new_figure(11.0, 5.6)
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1), hspace=0.06, wspace=0.06)
-        cpu = figure.add_subplot(grid[0, 0])
-        memory = figure.add_subplot(grid[1, 0], sharex=cpu)
-        ratios = figure.add_subplot(grid[:, 1])
-        _draw_cpu(cpu, comparison)
-        _draw_memory(memory, comparison)
-        _draw_ratios(ratios, comparison)
-        cpu.tick_params(labelbottom=False)
-        longest = max((run.wall_s for run in comparison.runs), default=1.0)
-        memory.set_xlim(0, longest * 1.03)
-        memory.set_xlabel("seconds since the run was asked for")
-        command = comparison.command_text
-        short = command if len(command) <= 70 else command[:69] + "…"
-        figure.suptitle(f"{comparison.image}: {short}", x=0.01, ha="left", fontsize=13, fontweight="bold")
-        figure.supxlabel(_footnote(comparison), x=0.01, ha="left", fontsize=8, color=_MUTED, linespacing=1.5)
+    figure = _new_figure(11.0, 5.6)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1), hspace=0.06, wspace=0.06)
+    cpu = figure.add_subplot(grid[0, 0])
+    memory = figure.add_subplot(grid[1, 0], sharex=cpu)
+    _draw_cpu(cpu, comparison)
+    _draw_memory(memory, comparison)
+    _draw_ratios(figure.add_subplot(grid[:, 1]), comparison)
+    cpu.tick_params(labelbottom=False)
+    longest = max((run.wall_s for run in comparison.runs), default=1.0)
+    memory.set_xlim(0, longest * 1.03)
+    _headline(figure, f"{comparison.image}: {_shortened(comparison.command_text, 80)}")
+    figure.supxlabel(_footnote(comparison), x=0.01, ha="left", fontsize=8, color=_MUTED, linespacing=1.5)
     return figure
+
+
+def _headline(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+
+
+def _shortened(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _footnote(comparison: Comparison) -> str:
@@ -168,6 +168,7 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
                 linewidth=1.8 if typical else 0.6,
                 alpha=1 if typical else 0.35,
                 label=label if typical else None,
+                zorder=2,
             )
             if typical:
                 axes.stairs(percents, edges, color=_TINT[kind], fill=True, linewidth=0, zorder=1.2)
@@ -178,8 +179,7 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(0, max(axes.get_ylim()[1], 110.0) * 1.02)
     if comparison.cpus:
         _limit(axes, comparison.cpus * 100, f"container's CPU limit: {comparison.cpus:g}")
-    axes.set_ylabel("CPU (% of one core)")
-    axes.set_title("CPU", loc="left", fontsize=10.5, fontweight="bold")
+    _dress(axes, "CPU", y_label="% of one core")
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: (labels[i] != "container", i))
     axes.legend(
@@ -190,6 +190,7 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
         ncols=3,
         frameon=False,
         fontsize=9,
+        labelcolor=_INK,
         borderaxespad=0.1,
         handlelength=2.2,
     )
@@ -210,13 +211,13 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
             axes.plot(times, values, color=colour, linestyle=style, linewidth=width, alpha=alpha)
             if typical:
                 axes.fill_between(times, values, color=_TINT[kind], linewidth=0, zorder=1.2)
-    if comparison.memory_bytes and comparison.memory_bytes / _MIB < 4 * top:
+    if comparison.memory_bytes and comparison.memory_bytes / _MIB < 8 * top:
         limit = comparison.memory_bytes / _MIB
         _limit(axes, limit, f"container's memory limit: {limit:g} MiB")
         top = max(top, limit)
     axes.set_ylim(0, max(top, 1.0) * 1.12)
-    axes.set_ylabel("memory (MiB)")
-    axes.set_title("Memory: the container's cgroup, the process of QEMU", loc="left", fontsize=10.5, fontweight="bold")
+    title = "Memory: the container's cgroup, the process of QEMU"
+    _dress(axes, title, y_label="MiB", x_label="seconds since the run was asked for")
 
 
 def memory_curve(run: Run) -> tuple[list[float], list[float]]:
@@ -268,19 +269,20 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         _value(axes, ends[0], place, say(left), colours[0], side=-1)
         _value(axes, ends[1], place, say(right), colours[1], side=1)
         _text = f"{label}:  {ratio_text(theirs / ours)}"
-        axes.annotate(_text, (0.01, place + 0.24), xycoords=("axes fraction", "data"), fontsize=9.5, fontweight="bold")
+        axes.annotate(
+            _text, (0.01, place + 0.24), xycoords=("axes fraction", "data"), fontsize=9.5, fontweight="bold", color=_INK
+        )
     low, high = min(reach), max(reach)
     span = max(math.log10(high / low), 0.5)
     axes.set_xscale("log")
+    _dress(axes, f"{comparison.vm_label} / container", x_label="relative to the container (logarithmic)")
+    axes.grid(visible=False, axis="y")
     axes.set_xlim(low / 10 ** (span * 0.42), high * 10 ** (span * 0.42))
     axes.set_ylim(-0.45, len(rows) - 0.35)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.axvline(1, color=CONTAINER, linewidth=0.9, alpha=0.5, zorder=0)
     axes.xaxis.set_major_formatter(lambda value, _position: f"{value:g}×")  # noqa: RUF001
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("relative to the container (logarithmic)")
-    axes.set_title(f"{comparison.vm_label} / container", loc="left", fontsize=10.5, fontweight="bold")
 
 
 def _value(axes: Axes, x: float, y: float, text: str, colour: str, *, side: int) -> None:
@@ -301,22 +303,20 @@ def _value(axes: Axes, x: float, y: float, text: str, colour: str, *, side: int)
 
 def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     """CPU, memory, throttling and processes over time, with limits as lines and start, stop and OOM marked."""
-    import matplotlib
-
     throttled = any(s.limits.cpus for s in series) or any(_any_throttled(s) for s in series)
     panels = ["cpu", "memory", *(["throttled"] if throttled else []), "pids"]
     origin = min((s.samples[0].time_s for s in series if s.samples), default=0.0)
-    with matplotlib.rc_context(_STYLE):
-        heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
-        figure = _new_figure(9.0, 0.9 + 1.25 * sum(heights))
-        grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
-        for axes, name in zip([row[0] for row in grid], panels, strict=True):
-            _draw_history(axes, series, name, origin)
-        grid[-1][0].set_xlabel("seconds")
-        figure.suptitle(title or ", ".join(s.name for s in series), x=0.01, ha="left", fontweight="bold")
+    heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
+    figure = _new_figure(9.0, 0.9 + 1.05 * sum(heights))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+    for axes, name in zip([row[0] for row in grid], panels, strict=True):
+        _draw_history(axes, series, name, origin)
+    grid[-1][0].set_xlabel("seconds", color=_INK, fontsize=9.5)
+    _headline(figure, title or ", ".join(s.name for s in series))
+    if len(series) > 1:
         handles, labels = grid[0][0].get_legend_handles_labels()
-        if len(series) > 1:
-            figure.legend(handles, labels, loc="outside upper right", ncols=min(4, len(series)), frameon=False)
+        place: Any = {"loc": "outside upper right", "ncols": min(4, len(series)), "frameon": False, "labelcolor": _INK}
+        figure.legend(handles, labels, **place)
     return figure
 
 
@@ -344,11 +344,16 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         for event in one.events if name == "cpu" or len(series) == 1 else ():
             _draw_event(axes, event.time_s - origin, event.kind, event.text, colour, named=name == "cpu")
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
-        if limit and limit < 4 * top:
-            _limit(axes, limit, f"limit {limit:g}{' MiB' if name == 'memory' else ' %'}")
+        words = f"limit {limit:g}{' MiB' if name == 'memory' else ' %'}"
+        if limit and limit < 8 * top:
+            _limit(axes, limit, words)
             top = max(top, limit)
+        elif limit:
+            place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": _LIMIT}
+            axes.annotate(f"{words}, far above", (0.995, 0.98), **place)
     axes.set_ylim(0, top * 1.15)
-    axes.set_ylabel(label, fontsize=9)
+    axes.locator_params(axis="y", nbins=3 if name in ("throttled", "pids") else 5, integer=True)
+    _dress(axes, y_label=label)
 
 
 def _history_points(series: Series, name: str, origin: float) -> tuple[list[float], list[float]]:

@@ -144,6 +144,7 @@ function panel(c, store, look, colours, place) {
   const right = place.x + place.w - 6;
   const top = place.y + 20;
   const bottom = place.y + place.h - (place.axis ? 18 : 6);
+  // A limit far above the curve would flatten it: then it is only named.
   /** @type {number[]} */
   const limits = key === "cpu" || key === "mem" ? store.targets.map((one) => one[key] ?? NaN) : [];
   let high = least;
@@ -152,7 +153,7 @@ function panel(c, store, look, colours, place) {
       if (data.t[i] >= look.from && data.t[i] <= look.to && value > high) high = value;
     }),
   );
-  for (const limit of limits) if (limit < high * 6 && limit > high) high = limit;
+  for (const limit of limits) if (limit < high * 8 && limit > high) high = limit;
   const step = Math.max(roundStep(high * 1.04, bottom - top > 70 ? 5 : 3), key === "pids" ? 1 : 0);
   high = Math.ceil((high * 1.04) / step) * step;
   /** @param {number} t */
@@ -308,8 +309,14 @@ function marks(c, store, px, top, bottom, colours, named) {
 function limitLines(c, limits, store, box, colours, unit) {
   const drawn = new Set();
   limits.forEach((limit) => {
-    if (!(limit <= box.high) || drawn.has(limit)) return;
+    if (!Number.isFinite(limit) || drawn.has(limit)) return;
     drawn.add(limit);
+    if (limit > box.high) {
+      c.fillStyle = colours.alarm;
+      c.textAlign = "right";
+      c.fillText(`limit ${say(limit, unit)}, far above`, box.right - 3, box.top + 8);
+      return;
+    }
     const y = Math.round(box.py(limit)) + 0.5;
     c.strokeStyle = colours.alarm;
     c.setLineDash([6, 4]);

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..display import human_memory, table_text
 from ..errors import UsageError
-from ..metrics import Sample, Sampler, Series
+from ..metrics import Sample, Sampler, Series, state_of
 
 _FIELDS = 5  # t, cpu, memory, throttled, pids: float64 each, little-endian; monitor.js reads the same
 _SENT_AGAIN = 1500  # points of history a full frame brings to a page that was reloaded
@@ -26,20 +26,27 @@ _AFTER_END_S = 1.0
 _NAN = float("nan")
 
 
-def monitor(*things: Any, hz: float = 5.0, window_s: float = 60.0, title: str = "") -> Monitor:
+def monitor(
+    *things: Any, hz: float = 5.0, window_s: float = 60.0, duration_s: float | None = None, title: str = ""
+) -> Monitor:
     """A live plot of containers and VMs (also lists of them). Shows itself as the value of a cell.
 
     `hz` samples a second, 1 to 10; `window_s` is what the plot shows at first (15, 60, 300; 0: all). It ends by itself
-    when all its targets have ended. Raises UsageError for something that cannot be followed.
+    when all its targets have ended. With `duration_s` it ends after so many seconds at the latest, and the cell that
+    shows it lasts as long (so a notebook that is executed without a browser has the picture too); Jupyter's stop button
+    ends it early. Raises UsageError for something that cannot be followed.
     """
     flat: list[Any] = []
     for thing in things:
         flat.extend(thing if isinstance(thing, list | tuple) else [thing])
     if not flat:
         raise UsageError("nothing to monitor", resolution="name a container or a VM: lab.monitor(c)")
+    for thing in flat:
+        if state_of(thing) is None and not isinstance(getattr(thing, "pid", thing), int | None):
+            raise UsageError(f"cannot be monitored: {thing!r}", resolution="give it a container, a VM or a pid")
     if not 1 <= hz <= 10:
         raise UsageError(f"hz={hz:g} is not between 1 and 10", resolution="use a Sampler for more samples a second")
-    return Monitor(flat, hz=hz, window_s=window_s, title=title)
+    return Monitor(flat, hz=hz, window_s=window_s, duration_s=duration_s, title=title)
 
 
 class _Feed:
@@ -91,11 +98,12 @@ class _Feed:
 class Monitor:
     """A running (or ended) monitor. `series` has what was measured; `stop()` ends it, `wait()` waits for its end."""
 
-    def __init__(self, things: list[Any], *, hz: float, window_s: float, title: str) -> None:
+    def __init__(self, things: list[Any], *, hz: float, window_s: float, duration_s: float | None, title: str) -> None:
         self._sampler = Sampler(hz=hz, window_s=3600.0)
         self.series = [self._sampler.add(thing) for thing in things]
         self.title = title
         self.window_s = window_s
+        self.duration_s = duration_s
         self._interval_s = 1.0 / hz
         self._capacity = int(3600 * hz)
         self._feeds = [_Feed(series, self._capacity) for series in self.series]
@@ -151,6 +159,8 @@ class Monitor:
                 elif gone_since is None:
                     gone_since = now
                 elif now - gone_since >= _AFTER_END_S:  # a restart within a second goes on in the same plot
+                    break
+                if self.duration_s is not None and now - self._origin >= self.duration_s:
                     break
                 due = max(due + self._interval_s, now)
                 self._stop.wait(due - now)
@@ -235,6 +245,11 @@ class Monitor:
         data = {**self._view_bundle(), "text/plain": f"{self._heading()}: live, needs a running kernel"}
         display(data, raw=True, display_id=handle)  # type: ignore[no-untyped-call]
         self.start()
+        if self.duration_s is not None:
+            try:
+                self.wait()
+            except KeyboardInterrupt:
+                self.stop()
 
     def _view_bundle(self) -> dict[str, Any]:
         if self._view is None:

@@ -1,0 +1,184 @@
+"""The kernel's half of lab.monitor(): what it sends, when it ends, what it leaves. The browser's half: tests/ui."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from labkernel.errors import UsageError
+from labkernel.metrics import Event, Sample
+from labkernel.widgets.monitor import Monitor, monitor
+
+
+class Work:
+    """A process that is followed like a container without a cgroup."""
+
+    def __init__(self, name: str = "web") -> None:
+        self.name = name
+        self.process = subprocess.Popen(["sleep", "60"])
+
+    def runtime_state(self) -> dict[str, Any]:
+        code = self.process.poll()
+        if code is None:
+            return {"status": "running", "pid": self.process.pid, "cgroup": {"version": 0, "paths": {}}}
+        return {"status": "exited", "exit_code": code}
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def work() -> Any:
+    made = Work()
+    yield made
+    made.end()
+
+
+class View:
+    """Stands where the anywidget stands."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[dict[str, Any], list[tuple[float, ...]]]] = []
+
+    def send(self, message: dict[str, Any], buffers: list[bytes]) -> None:
+        self.sent.append((message, list(struct.iter_unpack("<5d", buffers[0]))))
+
+
+def a_monitor(*things: Any, **options: Any) -> tuple[Monitor, View]:
+    made, view = monitor(*things, **options), View()
+    made._view = view
+    return made, view
+
+
+def test_first_frames_are_full_and_later_ones_bring_what_is_new(work: Work) -> None:
+    made, view = a_monitor(work)
+    made.tick()
+    made.tick()
+    message, rows = view.sent[-1]
+    assert message["full"]
+    assert message["counts"] == [2]
+    assert message["fresh"] == [1]
+    assert message["targets"] == [{"name": "web", "kind": "container", "cpu": None, "mem": None}]
+    assert [mark["kind"] for mark in message["marks"]] == ["start"]
+    assert math.isnan(rows[0][1])
+    assert rows[1][2] > 0
+    made._origin -= 100
+    made.tick()
+    message, rows = view.sent[-1]
+    assert not message["full"]
+    assert len(rows) == 1
+    assert "targets" not in message
+    assert message["marks"] == []
+    made._message(None, {"kind": "hello"}, [])
+    made.tick()
+    assert view.sent[-1][0]["full"], "a page that was reloaded asks for everything"
+    made.stop()
+
+
+def test_gaps_are_sent_as_nan() -> None:
+    made, view = a_monitor({"status": "created"})
+    series = made.series[0]
+    series.points.extend([Sample(time.monotonic(), 0, 1)])
+    made._push()
+    series.points.append(None)
+    made._push()
+    made._push()
+    assert [message["fresh"] for message, _ in view.sent] == [[1], [1], [0]]
+    assert all(math.isnan(figure) for figure in view.sent[1][1][-1][1:])
+
+
+def test_it_ends_with_its_targets_and_leaves_a_picture(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.update_display", lambda data, **_: updates.append(data))
+    made, view = a_monitor(work, hz=10)
+    made._handles.append("x")
+    made.start()
+    work.end()
+    assert made.wait(30)
+    assert view.sent[-1][0]["state"] == "ended"
+    assert [mark["kind"] for mark in view.sent[-1][0]["marks"]] == ["start", "stop"]
+    assert set(updates[0]) == {"image/png", "text/plain"}
+    assert "ended" in repr(made)
+
+
+def test_a_target_that_is_removed_has_ended(work: Work) -> None:
+    made, _ = a_monitor(work, hz=10)
+    from labkernel.errors import NoSuchContainer
+
+    def gone() -> dict[str, Any]:
+        raise NoSuchContainer("web")
+
+    made.start()
+    work.runtime_state = gone  # type: ignore[method-assign]
+    work.end()
+    assert made.wait(30)
+
+
+def test_stop_and_duration_end_it(work: Work) -> None:
+    made, _ = a_monitor(work)
+    made.start()
+    made._message(None, {"kind": "stop"}, [])
+    assert made.wait(30)
+    timed, _ = a_monitor(work, duration_s=0.3)
+    assert timed.start().wait(30)
+
+
+def test_a_dead_page_does_not_end_the_measuring(work: Work) -> None:
+    made = monitor(work)
+
+    class Dead:
+        def send(self, *_: Any, **__: Any) -> None:
+            raise RuntimeError("comm is closed")
+
+    made._view = Dead()
+    made.tick()
+    made.tick()
+    assert len(made.series[0].samples) == 2
+    made.stop()
+
+
+def test_no_picture_without_matplotlib(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    data, _ = monitor(work)._picture()
+    assert set(data) == {"text/plain"}
+    assert "no picture" in data["text/plain"]
+
+
+def test_a_frame_is_cheap() -> None:
+    made, _ = a_monitor([{"status": "running", "pid": os.getpid(), "cgroup": {}}] * 4)
+    costs = []
+    for _ in range(50):
+        made.tick()
+        costs.append(made.frame_cpu_s)
+    print(f"a frame of 4 targets without the comm: {sorted(costs)[25] * 1e3:.2f} ms of CPU")
+    made._sampler.stop()
+
+
+def test_bad_calls_are_refused(work: Work) -> None:
+    with pytest.raises(UsageError, match="nothing to monitor"):
+        monitor()
+    with pytest.raises(UsageError, match="not between"):
+        monitor(work, hz=100)
+    with pytest.raises(UsageError, match="cannot be monitored"):
+        monitor("web")
+
+
+def test_the_figure_draws_gaps_limits_and_events() -> None:
+    made, _ = a_monitor({"status": "created"}, title="a title")
+    series = made.series[0]
+    series.limits = series.limits._replace(memory_bytes=64 << 20, cpus=0.5)
+    for i in range(10):
+        series.points.append(None if i == 5 else Sample(float(i), i * 100_000, 10 << 20, pids=2, throttled_usec=i))
+    series.events.extend([Event(0.0, "start"), Event(8.0, "oom"), Event(9.0, "stop", "137")])
+    figure = made.figure()
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["CPU", "memory", "throttled", "processes"]
+    words = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert {"start", "OOM", "stop (137)", "limit 50 %", "limit 64 MiB"} <= words
