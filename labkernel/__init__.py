@@ -44,7 +44,7 @@ def _jupyter_labextension_paths() -> list[dict[str, str]]:
 
 
 def _jupyter_server_extension_points() -> list[dict[str, str]]:
-    return [{"module": "labkernel.api.jupyter"}]
+    return [{"module": "labkernel"}]
 
 
 def _load_jupyter_server_extension(server_app: Any) -> None:
