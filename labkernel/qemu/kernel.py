@@ -88,6 +88,21 @@ def get_kernel(kernels: Path, *, notify: Notify, fetch: bool = True) -> Kernel:
     raise _no_kernel("none is kept in the store, and this machine has no readable one")
 
 
+def describe(kernels: Path) -> str:
+    """In words, which kernel a VM would get; nothing is fetched or made. Raises VMError when there is no way to one."""
+    given = os.environ.get(ENVIRONMENT)
+    if given:
+        return _given(Path(given)).source
+    own = next(_of_this_machine(), None)
+    if own is not None:
+        return own.source
+    for entry in sorted(kernels.glob("*/kernel.json")):
+        return f"{_read_kept(entry.parent).release}, kept in the store"
+    if shutil.which("apt-get") and shutil.which("dpkg-deb") and platform.machine() in _PACKAGES:
+        return f"{_PACKAGES[platform.machine()]} will be fetched with apt-get when it is first needed"
+    raise _no_kernel("none is kept in the store, and there is no apt-get here to fetch one with")
+
+
 def _no_kernel(details: str) -> VMError:
     package = _PACKAGES.get(platform.machine(), "linux-image")
     return VMError(

@@ -31,7 +31,7 @@ class Qmp:
     ) -> Any:
         """Run one command and return what it returns. Events that come meanwhile are dropped.
 
-        `fds` travel with the request (SCM_RIGHTS), for `getfd`.
+        Names of arguments are written with `_` for QEMU's `-`. `fds` travel with the request (SCM_RIGHTS), for `getfd`.
 
         Raises VMError when QEMU refuses, does not answer in time, or is gone.
         """
@@ -45,7 +45,7 @@ class Qmp:
     def _ask(self, command: str, arguments: dict[str, Any], fds: Sequence[int], deadline: float) -> Any:
         request: dict[str, Any] = {"execute": command}
         if arguments:
-            request["arguments"] = arguments
+            request["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
             line = json.dumps(request).encode() + b"\n"
             sent = socket.send_fds(self._socket, [line], list(fds)) if fds else 0

@@ -57,7 +57,7 @@ def make_template(path: Path, machine: Machine, launcher: Path, *, scratch: Path
 def _migrate(session: Session, out: int) -> None:
     qmp = session.process.qmp
     # The default is made for networks: 128 MiB/s, and a guest whose memory is dirtied faster never ends.
-    qmp.execute("migrate-set-parameters", **{"max-bandwidth": 1 << 34})
+    qmp.execute("migrate-set-parameters", max_bandwidth=1 << 34)
     qmp.execute("getfd", fds=[out], fdname="template")
     qmp.execute("migrate", uri="fd:template")
     deadline = time.monotonic() + _MIGRATION_TIMEOUT_S

@@ -267,7 +267,8 @@ static const char *enter_root(const char *device, int readonly)
 {
     static char problem[256];
     mkdir("/root", 0755);
-    for (int tries = 0; mount(device, "/root", "ext4", readonly ? MS_RDONLY : 0, "") < 0; tries++) {
+    /* noinit_itable: no kernel thread that writes empty inode tables to a disk thrown away in a moment */
+    for (int tries = 0; mount(device, "/root", "ext4", readonly ? MS_RDONLY : 0, "noinit_itable") < 0; tries++) {
         if ((errno != ENOENT && errno != ENXIO) || tries == 2000) {
             snprintf(problem, sizeof problem, "mount %s: %s", device, strerror(errno));
             return problem;
