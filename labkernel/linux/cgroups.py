@@ -173,8 +173,12 @@ class Cgroup:
             return
         # A child starts with its parent's rules, which are the usual ones: one read instead of a dozen writes.
         wanted = {device_rule(rule) for rule in rules if rule.get("allow")}
-        if set(_lines(f"{directory}/devices.list")) != wanted or any(not rule.get("allow") for rule in rules[1:]):
+        if set(_lines(f"{directory}/devices.list")) == wanted and all(rule.get("allow") for rule in rules[1:]):
+            return
+        try:
             _write_device_rules(directory, rules)
+        except PermissionError as err:  # inside another container, whose own rules allow less
+            self.unenforced.append(("devices", str(err.strerror)))
 
     def remove(self, *, timeout_s: float = 1.0) -> bool:
         """Remove the directories; EBUSY (a zombie not yet reaped) is tried again until the time is up.
@@ -265,10 +269,14 @@ class Hierarchy:
             path = f"{path}/{part}"
             try:
                 os.mkdir(path, 0o755)
-                if self.version == 1 and base == self.bases.get("devices"):
-                    _write_device_rules(path, DEVICE_RULES)
+                made = True
             except FileExistsError:
-                pass
+                made = False
+            if made and self.version == 1 and base == self.bases.get("devices"):
+                try:
+                    _write_device_rules(path, DEVICE_RULES)
+                except OSError:
+                    pass  # each group then sets its own, or says that it cannot
             if self.version == 2:
                 _delegate(path, list(self.bases))
 
