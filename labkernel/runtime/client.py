@@ -26,7 +26,8 @@ from ..errors import DriverError, LabkernelError, RuntimeFailure
 from . import protocol
 
 _CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.keeper import main;main()"
-_REPEATABLE = {"wait", "states", "info", "attach", "resize", "stop"}
+# A task's first answer comes before it begins, so without an answer it can be sent again.
+_REPEATABLE = {"wait", "states", "info", "attach", "resize", "stop", "task"}
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -283,6 +284,7 @@ class Runtime:
             except EOFError:
                 sock.close()
                 if message["op"] in _REPEATABLE and time.monotonic() < deadline:
+                    time.sleep(0.005)
                     continue
                 raise SupervisorLost(f"the supervisor was lost during {message['op']}") from None
             except BaseException:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from .rootfs import forget_volatile
+
 _SMALL = ("config.json", "state.json", "log.json", "hostname", "hosts", "resolv.conf", "upper", "work")
 
 
@@ -51,10 +53,7 @@ def _remove_small(path: str) -> bool:
         for name in names:
             full = f"{path}/{name}"
             if name == "work":
-                # The kernel leaves work/work and, after a volatile mount, work/incompat/volatile.
-                for inner in ("work/work", "work/work/incompat/volatile", "work/work/incompat"):
-                    _quiet_rmdir(f"{path}/{inner}")
-                _quiet_rmdir(f"{path}/work/work")
+                forget_volatile(full)
                 os.rmdir(full)
             elif name == "upper":
                 os.rmdir(full)
@@ -64,13 +63,6 @@ def _remove_small(path: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _quiet_rmdir(path: str) -> None:
-    try:
-        os.rmdir(path)
-    except OSError:
-        pass
 
 
 def _remove_all(path: str) -> str | None:

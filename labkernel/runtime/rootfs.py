@@ -195,6 +195,10 @@ def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
 def forget_volatile(work: str | None) -> None:
     """A volatile overlay leaves a mark that forbids mounting it again: the machine might have crashed before all was
     on disk. For containers that is the user's own bargain (kernel overlayfs.rst, "Volatile mount")."""
+    try:
+        os.unlink(f"{work}/work/incompat/volatile/dirty")
+    except OSError:
+        pass
     for name in ("work/incompat/volatile", "work/incompat", "work"):
         try:
             os.rmdir(f"{work}/{name}")

@@ -49,6 +49,8 @@ class Follower:
         """Read on from the log until the client has enough or the log is at its end."""
         while self.behind and self.conn.open and self.conn.pending <= LOW_BYTES:
             block = os.pread(self.fd, 262144, self.offset)
+            if len(block) == 262144 and b"\n" not in block:
+                block = os.pread(self.fd, 2 << 20, self.offset)  # one record of escaped bytes, at most 6 for each
             end = block.rfind(b"\n") + 1
             if not end:
                 self.behind = False

@@ -24,8 +24,6 @@ from ..linux import mounts, syscalls
 from . import protocol
 from .loop import Connection
 
-_PREFIX = "labkernel."
-
 
 class Worker:
     """The supervisor's handle: `sock` takes (request, client connection, descriptors)."""
@@ -44,7 +42,7 @@ class Worker:
 def hand_over(sup: Any, conn: Connection, message: dict[str, Any], fds: list[int]) -> None:
     """Handle a task request: give the connection to the worker, which is started when there is none."""
     call = str(message.get("call"))
-    if not call.startswith(_PREFIX) or ":" not in call:
+    if not all(part.isidentifier() for part in call.replace(":", ".", 1).split(".")) or call.count(":") != 1:
         raise RuntimeFailure(f"not a task: {call!r}")
     request = protocol.dumps(message)
     if len(request) > 150_000:
