@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from .container import Container, ContainerList, disk_bytes
 from .errors import ConflictError, ContainerExit, LabkernelError, NoSuchContainer, NoSuchImage, TaskError, UsageError
+from .provision import Programs, find_warnings, make_mounts, spec_mount
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
 from .runtime.names import random_name
 from .runtime.settings import NAME, normalize, parse_command
-from .runtime.spec import finalize_args, finalize_capabilities, finalize_spec, security_options
-from .volumes import ANONYMOUS_LABEL, Volumes
+from .runtime.spec import finalize_args, finalize_spec
+from .volumes import Volumes
 
 if TYPE_CHECKING:
     from .image import Image
@@ -37,14 +38,9 @@ Notify = Callable[[str], None]
 # `list` is a method of Containers, so the types that need the built-in one are named here.
 Words = list[str]
 Chunks = list[bytes]
-Mounts = list[dict[str, Any]]
 Found = list[Container]
 
 LEFTOVER_AGE_S = 60.0
-NETWORK_WARNING = (
-    "this container has no network but loopback: bridge networks come with a later release "
-    "(`--network host` shares this machine's, `--network none` asks for none)"
-)
 
 
 class Containers:
@@ -60,7 +56,7 @@ class Containers:
         self.images = images
         self.volumes = volumes
         self.cgroup_parent = cgroup_parent(layout)
-        self._programs: dict[tuple[str, tuple[str, ...]], str | None] = {}
+        self._programs = Programs(layout.root / "seccomp")
         self._layers: dict[str, Words] = {}
         # Started by this process and not yet seen so in a state file: the supervisor answers before it writes that.
         self._fresh: set[str] = set()
@@ -96,14 +92,14 @@ class Containers:
         directory = str(self.layout.container_dir(id))
         os.mkdir(directory, 0o755)
         try:
-            mounts = self._mounts(found, given, made)
+            mounts = make_mounts(self.volumes, found.config, given, self._lower(found), made)
             record = {
                 "command": words,
                 "args": args,
                 "settings": given,
                 "labels": {**(found.config.get("Labels") or {}), **given.get("labels", {})},
                 "mounts": mounts,
-                "warnings": self._warnings(given),
+                "warnings": find_warnings(self.driver, given),
             }
             self._write_config(id, directory, found, record)
             return self._insert(id, name, found, ref, record)
@@ -320,7 +316,7 @@ class Containers:
     def _write_config(self, id: str, directory: str, image: Image, record: dict[str, Any]) -> None:
         settings = record["settings"]
         masked, host_mounts = image.host_masks
-        program = self._seccomp_program(settings, record["warnings"])
+        program = self._programs.find(settings, record["warnings"])
         config = finalize_spec(
             id=id,
             command=record["command"],
@@ -328,7 +324,7 @@ class Containers:
             settings=settings,
             rootfs=self._rootfs(directory, image, settings),
             directory=directory,
-            mounts=[*host_mounts, *(_spec_mount(mount) for mount in record["mounts"])],
+            mounts=[*host_mounts, *(spec_mount(mount) for mount in record["mounts"])],
             single_id=self.driver.single_id,
             limits=self.driver.cgroup_version != 0,
             devices=self.driver.name == "root" and self.driver.cgroups.get("devices") == "kernel",
@@ -380,100 +376,6 @@ class Containers:
             resolution=f"`container rm {name}`, or choose another --name",
             exit_code=125,
         )
-
-    def _mounts(self, image: Image, settings: Mapping[str, Any], made: Words) -> Mounts:
-        """Volumes and bind mounts as kept in the record; makes what has to be made. Anonymous ones go to `made`."""
-        wanted = [
-            {"type": "bind" if v["source"].startswith("/") else "volume", **v} for v in settings.get("volumes", ())
-        ]
-        wanted += settings.get("mounts", ())
-        taken = {mount["destination"] for mount in wanted} | {os.path.normpath(p) for p in settings.get("tmpfs", ())}
-        for path in image.config.get("Volumes") or ():
-            place = os.path.normpath(path)
-            if place not in taken:
-                wanted.append({"type": "volume", "source": "", "destination": place, "mode": "rw"})
-        return [self._mount(image, mount, made) for mount in wanted]
-
-    def _mount(self, image: Image, mount: Mapping[str, Any], made: Words) -> dict[str, Any]:
-        kind, source, destination = mount["type"], mount["source"], mount["destination"]
-        modes = mount["mode"].split(",")
-        kept = {"type": kind, "destination": destination, "rw": "ro" not in modes, "mode": mount["mode"]}
-        if kind == "tmpfs":
-            return {**kept, "source": "", "size": mount.get("size")}
-        if kind == "bind":
-            try:
-                os.makedirs(source, exist_ok=True)  # as docker's -v: a missing directory is made
-            except FileExistsError:
-                pass  # a file
-            except OSError as err:
-                raise UsageError(f"error while creating mount source path '{source}': {err.strerror}") from err
-            return {**kept, "source": source}
-        name, labels = source, None
-        if not name:
-            name, labels = secrets.token_hex(32), {ANONYMOUS_LABEL: ""}
-            made.append(name)
-        self.volumes.create(name, labels=labels)
-        path = self.volumes.prepare(
-            name,
-            layers=self._lower(image),
-            destination=destination,
-            copy="nocopy" not in modes,
-        )
-        return {**kept, "name": name, "source": str(path), "anonymous": labels is not None}
-
-    def _warnings(self, settings: Mapping[str, Any]) -> Words:
-        """What of the settings does not hold here."""
-        found: Words = []
-        limits = {
-            "memory": ("mem_limit", "mem_reservation", "memswap_limit"),
-            "cpu": ("nano_cpus", "cpu_quota", "cpu_shares", "cpu_period"),
-            "pids": ("pids_limit",),
-            "cpuset": ("cpuset_cpus", "cpuset_mems"),
-            "blkio": ("blkio_weight",),
-        }
-        causes = {capability.name: capability.cause for capability in self.driver.capabilities}
-        for controller, keys in limits.items():
-            if self.driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
-                cause = causes.get(f"cgroup {controller}") or "no such cgroup"
-                found.append(f"the {controller} limit is not enforced here: {cause}")
-        mode = settings.get("network_mode") or settings.get("network") or "default"
-        if settings.get("network_disabled"):
-            mode = "none"
-        if mode in ("default", "bridge"):
-            found.append(NETWORK_WARNING)
-        elif mode not in ("none", "host"):
-            raise UsageError(
-                f"network {mode} not found", resolution="this release has --network none and host; others come later"
-            )
-        if settings.get("ports") or settings.get("publish_all_ports"):
-            found.append("published ports are not reachable: they come with bridge networks in a later release")
-        if settings.get("mac_address"):
-            found.append("the MAC address is ignored: it comes with bridge networks in a later release")
-        if self.driver.overlay == "copy":
-            found += [line for line in self.driver.warnings if line.startswith("no overlay")]
-        return found
-
-    def _seccomp_program(self, settings: Mapping[str, Any], warnings: Words) -> str | None:
-        """The compiled filter's path, None for `seccomp=unconfined` or, with a warning, where none can be made."""
-        option = security_options(settings).get("seccomp", "")
-        if option == "unconfined":
-            return None
-        key = (option, tuple(finalize_capabilities(settings)))
-        if key not in self._programs:
-            from .linux import seccomp
-
-            profile = seccomp.load_profile(option, key[1]) if option else seccomp.docker_profile(key[1])
-            try:
-                path: str | None = seccomp.cached_program(profile, str(self.layout.root / "seccomp"))
-            except LabkernelError as err:
-                if option:
-                    raise
-                warnings.append(f"no system call filter: {err.brief} ({err.resolution})")
-                path = None
-            if option or path is None:
-                return path  # a file may change; a library may be installed meanwhile
-            self._programs[key] = path
-        return self._programs[key]
 
     def _check_platform(self, image: Image, settings: Mapping[str, Any]) -> None:
         wanted = settings.get("platform")
@@ -571,22 +473,6 @@ class Containers:
         except OSError:
             return False
         return age_s > LEFTOVER_AGE_S and len(id) == 64 and NAME.fullmatch(id) is not None
-
-
-def _spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's mount as the runtime-spec has it."""
-    access = "rw" if mount["rw"] else "ro"
-    if mount["type"] == "tmpfs":
-        size = [f"size={mount['size']}"] if mount.get("size") else []
-        options = ["nosuid", "nodev", "noexec", *size, *(["ro"] if access == "ro" else [])]
-        return {"destination": mount["destination"], "type": "tmpfs", "source": "tmpfs", "options": options}
-    propagation = next((m for m in mount["mode"].split(",") if m.endswith(("private", "slave", "shared"))), "rprivate")
-    return {
-        "destination": mount["destination"],
-        "type": "bind",
-        "source": mount["source"],
-        "options": ["rbind", access, propagation],
-    }
 
 
 def _read_state(path: str) -> dict[str, Any] | None:

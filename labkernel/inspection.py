@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .runtime.logs import timestamp
-from .runtime.spec import DEFAULT_SHM_BYTES, MASKED_PATHS, READONLY_PATHS
+from .runtime.spec import DEFAULT_SHM_BYTES, MASKED_PATHS, READONLY_PATHS, network_mode
 
 if TYPE_CHECKING:
     from .container import Container
@@ -42,7 +42,7 @@ def inspect_container(container: Container) -> dict[str, Any]:
         "GraphDriver": _graph_driver(own["rootfs"]),
         "Mounts": [_mount(mount) for mount in container.record.get("mounts", ())],
         "Config": _config(container, config),
-        "NetworkSettings": _network_settings(_network_mode(container)),
+        "NetworkSettings": _network_settings(network_mode(container.settings)),
         "Labkernel": {"Driver": container._containers.driver_name, "Warnings": container.warnings},
     }
 
@@ -70,13 +70,6 @@ def _state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "Health": state["health"]} if state.get("health") else found
 
 
-def _network_mode(container: Container) -> str:
-    settings = container.settings
-    if settings.get("network_disabled"):
-        return "none"
-    return str(settings.get("network_mode") or settings.get("network") or "default")
-
-
 def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
     settings = container.settings
     restart = settings.get("restart_policy") or {"name": "no", "max_retries": 0}
@@ -86,7 +79,7 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "Binds": binds or None,
         "ContainerIDFile": "",
         "LogConfig": {"Type": "json-file", "Config": {}},
-        "NetworkMode": _network_mode(container),
+        "NetworkMode": network_mode(container.settings),
         "PortBindings": {},
         "RestartPolicy": {"Name": restart["name"], "MaximumRetryCount": restart["max_retries"]},
         "AutoRemove": bool(settings.get("auto_remove")),

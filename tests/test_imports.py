@@ -15,7 +15,7 @@ LEAVES = {"errors", "display"}
 MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     *("images", "image", "removal", "bases", "basefiles", "packages"),
-    *("builds", "containers", "container", "filters", "inspection", "networks", "volumes", "registries"),
+    *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}

@@ -75,7 +75,7 @@ def finalize_spec(
 
     `mounts` are the volumes as runtime-spec mounts, `hidden` further masked paths; `devices` says whether a device
     cgroup is wanted, `limits` whether there is any cgroup. Raises UsageError when there is no command to run."""
-    hostname = settings.get("hostname") or (os.uname().nodename if _network(settings) == "host" else id[:12])
+    hostname = settings.get("hostname") or (os.uname().nodename if network_mode(settings) == "host" else id[:12])
     options = security_options(settings)
     all_open = options.get("systempaths") == "unconfined"
     capabilities = finalize_capabilities(settings)
@@ -236,14 +236,15 @@ def stop_signal(image_config: Mapping[str, Any], settings: Mapping[str, Any]) ->
     return parse_signal(word)
 
 
-def _network(settings: Mapping[str, Any]) -> str:
+def network_mode(settings: Mapping[str, Any]) -> str:
+    """`default`, `none`, `host` or another network's name."""
     if settings.get("network_disabled"):
         return "none"
     return settings.get("network_mode") or settings.get("network") or "default"
 
 
 def _namespaces(settings: Mapping[str, Any]) -> list[str]:
-    return [name for name in NAMESPACES if name != "network" or _network(settings) != "host"]
+    return [name for name in NAMESPACES if name != "network" or network_mode(settings) != "host"]
 
 
 def _user(settings: Mapping[str, Any], image_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,157 @@
+"""What a new container needs before its configuration can be written: volumes, a system call filter, warnings.
+
+Part of the containers service, which calls it while it creates; nothing here knows the database's containers.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .errors import LabkernelError, UsageError
+from .runtime.driver import Driver
+from .runtime.spec import finalize_capabilities, network_mode, security_options
+from .volumes import ANONYMOUS_LABEL, Volumes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NETWORK_WARNING = (
+    "this container has no network but loopback: bridge networks come with a later release "
+    "(`--network host` shares this machine's, `--network none` asks for none)"
+)
+
+_LIMITS = {
+    "memory": ("mem_limit", "mem_reservation", "memswap_limit"),
+    "cpu": ("nano_cpus", "cpu_quota", "cpu_shares", "cpu_period"),
+    "pids": ("pids_limit",),
+    "cpuset": ("cpuset_cpus", "cpuset_mems"),
+    "blkio": ("blkio_weight",),
+}
+
+
+def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
+    """What of the settings does not hold on this machine or in this release. Raises UsageError for a network that
+    does not exist."""
+    found: list[str] = []
+    causes = {capability.name: capability.cause for capability in driver.capabilities}
+    for controller, keys in _LIMITS.items():
+        if driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
+            cause = causes.get(f"cgroup {controller}") or "no such cgroup"
+            found.append(f"the {controller} limit is not enforced here: {cause}")
+    mode = network_mode(settings)
+    if mode in ("default", "bridge"):
+        found.append(NETWORK_WARNING)
+    elif mode not in ("none", "host"):
+        raise UsageError(
+            f"network {mode} not found", resolution="this release has --network none and host; others come later"
+        )
+    if settings.get("ports") or settings.get("publish_all_ports"):
+        found.append("published ports are not reachable: they come with bridge networks in a later release")
+    if settings.get("mac_address"):
+        found.append("the MAC address is ignored: it comes with bridge networks in a later release")
+    if driver.overlay == "copy":
+        found += [line for line in driver.warnings if line.startswith("no overlay")]
+    return found
+
+
+def make_mounts(
+    volumes: Volumes,
+    image_config: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    layers: Sequence[str],
+    anonymous: list[str],
+) -> list[dict[str, Any]]:
+    """Volumes and bind mounts, as the container's record keeps them; makes the volumes and directories they name.
+
+    `layers` are the image's directories, top first, for copy-up. Names of new anonymous volumes go to `anonymous` at
+    once, so that the caller can take them back when something later fails."""
+    wanted: list[Mapping[str, Any]] = [
+        {"type": "bind" if volume["source"].startswith("/") else "volume", **volume}
+        for volume in settings.get("volumes", ())
+    ]
+    wanted += settings.get("mounts", ())
+    taken = {mount["destination"] for mount in wanted} | {os.path.normpath(p) for p in settings.get("tmpfs", ())}
+    for path in image_config.get("Volumes") or ():
+        place = os.path.normpath(path)
+        if place not in taken:
+            wanted.append({"type": "volume", "source": "", "destination": place, "mode": "rw"})
+    return [_make_mount(volumes, mount, layers, anonymous) for mount in wanted]
+
+
+def _make_mount(
+    volumes: Volumes, mount: Mapping[str, Any], layers: Sequence[str], anonymous: list[str]
+) -> dict[str, Any]:
+    kind, source, destination = mount["type"], mount["source"], mount["destination"]
+    modes = mount["mode"].split(",")
+    kept = {"type": kind, "destination": destination, "rw": "ro" not in modes, "mode": mount["mode"]}
+    if kind == "tmpfs":
+        return {**kept, "source": "", "size": mount.get("size")}
+    if kind == "bind":
+        try:
+            os.makedirs(source, exist_ok=True)  # as docker's -v: a missing directory is made
+        except FileExistsError:
+            pass  # a file
+        except OSError as err:
+            raise UsageError(f"error while creating mount source path '{source}': {err.strerror}") from err
+        return {**kept, "source": source}
+    name, labels = source, None
+    if not name:
+        name, labels = secrets.token_hex(32), {ANONYMOUS_LABEL: ""}
+        anonymous.append(name)
+    volumes.create(name, labels=labels)
+    path = volumes.prepare(name, layers=layers, destination=destination, copy="nocopy" not in modes)
+    return {**kept, "name": name, "source": str(path), "anonymous": labels is not None}
+
+
+def spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's mount as the runtime-spec has it."""
+    access = "rw" if mount["rw"] else "ro"
+    if mount["type"] == "tmpfs":
+        size = [f"size={mount['size']}"] if mount.get("size") else []
+        options = ["nosuid", "nodev", "noexec", *size, *(["ro"] if access == "ro" else [])]
+        return {"destination": mount["destination"], "type": "tmpfs", "source": "tmpfs", "options": options}
+    propagation = next((m for m in mount["mode"].split(",") if m.endswith(("private", "slave", "shared"))), "rprivate")
+    return {
+        "destination": mount["destination"],
+        "type": "bind",
+        "source": mount["source"],
+        "options": ["rbind", access, propagation],
+    }
+
+
+class Programs:
+    """Compiled system call filters, remembered by profile and capabilities; their files lie in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._known: dict[tuple[str, ...], str] = {}
+
+    def find(self, settings: Mapping[str, Any], warnings: list[str]) -> str | None:
+        """Path of the program for these settings. None for `seccomp=unconfined` and, with a line in `warnings`, where
+        none can be made. Raises UsageError for a profile that cannot be read."""
+        option = security_options(settings).get("seccomp", "")
+        if option == "unconfined":
+            return None
+        capabilities = tuple(finalize_capabilities(settings))
+        known = self._known.get(capabilities)
+        if known is not None and option in ("", "builtin"):
+            return known
+        from .linux import seccomp
+
+        own_profile = option not in ("", "builtin")
+        profile = seccomp.load_profile(option, capabilities) if own_profile else seccomp.docker_profile(capabilities)
+        try:
+            path = seccomp.cached_program(profile, str(self.directory))
+        except UsageError:
+            raise
+        except LabkernelError as err:
+            if own_profile:
+                raise
+            warnings.append(f"no system call filter: {err.brief} ({err.resolution})")
+            return None
+        if not own_profile:  # a file may change
+            self._known[capabilities] = path
+        return path
