@@ -83,6 +83,7 @@ class Images:
         self.catalog = Catalog(db)
         self.locks = Locks(layout.locks)
         self._known: dict[str, Image] = {}
+        self._claimed = False
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
@@ -275,6 +276,7 @@ class Images:
                 f"lab/host needs the root driver; this is `{self.driver.name}`, whose overlay over / does not work",
                 resolution="use lab/busybox or lab/debian here",
             )
+        self._claim_layers()
         paths = [self.layer_path(layer) for layer in reversed(image.layers)]
         # From the bottom: a directory that a layer's tar leaves out gets its attributes from the layers below.
         for index in range(len(paths) - 1, -1, -1):
@@ -287,6 +289,7 @@ class Images:
 
         `lowers` are the directories of the layers below it, top first.
         """
+        self._claim_layers()
         target = self.layer_path(layer)
         with self.locks.exclusive(f"layer-{target.name}"):
             if target.is_dir():
@@ -452,6 +455,24 @@ class Images:
         if known is None or known._row != row:
             known = self._known[row.id] = Image(self, row)
         return known
+
+    def _claim_layers(self) -> None:
+        """Make sure that the unpacked layers are of this driver's kind: owners and whiteouts differ between them."""
+        if self._claimed:
+            return
+        kind, known = f"{self.driver.name} ({self.driver.id_mapping})", self.db.setting("layers-of")
+        if known not in (None, kind):
+            if self.db.find("SELECT 1 FROM containers"):
+                raise DriverError(
+                    f"the containers of this store were made with the driver {known}; this is {kind}",
+                    resolution=f"set LABKERNEL_DRIVER={known.split()[0]}, remove them, or use another LABKERNEL_ROOT",
+                )
+            from .removal import forget_unpacked
+
+            forget_unpacked(self)
+        if known != kind:
+            self.db.remember("layers-of", kind)
+        self._claimed = True
 
     def _drop_unnamed(self, layer: LayerInfo) -> None:
         if layer.digest not in self.catalog.needed_blobs():

@@ -123,7 +123,7 @@ class _Merge:
                 name = _place(member.name)
                 # Newer base-files brings the merged-/usr links itself: they are here already.
                 is_merge_link = member.issym() and member.name.strip("./") in _MERGED
-                if name and not is_merge_link and not name.startswith(_NO_FILES):
+                if name and not is_merge_link and not f"{name}/".startswith(_NO_FILES):
                     self._take(archive, member, name)
 
     def finish(self) -> None:

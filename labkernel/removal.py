@@ -83,6 +83,12 @@ def sweep(images: Images) -> int:
     return freed
 
 
+def forget_unpacked(images: Images) -> None:
+    """Remove every unpacked layer; they are a cache, and come back from their blobs."""
+    with images.locks.exclusive("content", timeout_s=ADDING_WAIT_S):
+        _remove_layers(images, list(images.layout.layers.iterdir()))
+
+
 def find_name(images: Images, image: Image, ref: str) -> str | None:
     """The canonical name that `ref` is, None when `ref` is an id (or a prefix of one)."""
     try:
