@@ -282,7 +282,8 @@ class Images:
         for index in range(len(paths) - 1, -1, -1):
             if not os.path.isdir(paths[index]):
                 self.unpack(image.layers[len(paths) - 1 - index], paths[index + 1 :])
-        return paths
+        # A layer that occurs twice (two empty ones) counts at its top place: overlay refuses a directory twice.
+        return list(dict.fromkeys(paths))
 
     def unpack(self, layer: LayerInfo, lowers: Sequence[Path] = ()) -> Path:
         """Unpack one layer unless it is; two processes that ask at once do it once. Returns its directory.

@@ -17,6 +17,7 @@ SERVICES = {
     *("images", "image", "removal", "bases", "basefiles", "packages"),
     *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
+    *("buildcache", "buildcontext", "buildlayers", "buildresult"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 

@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from ..errors import LayerError
@@ -108,18 +109,21 @@ def diff_layer(
     *,
     upper: str,
     blob_tmp: str,
-    lower: str | None = None,
+    lowers: Sequence[str] = (),
     stubs: Sequence[str] = (),
     layers: str | None = None,
     compress: bool = True,
     clamp_s: int | None = None,
+    userxattr: bool = False,
+    single_id: bool = False,
 ) -> dict[str, Any]:
     """Write what the overlay upper directory `upper` holds as a layer blob to the path `blob_tmp`.
 
-    One pass: tar -> diff ID -> gzip -> digest. Byte order of names, so equal directories give equal layers. `lower` is
-    the topmost lower directory: when the root directory's owner or mode differ from there, the layer says so. `stubs`
-    are paths the runtime made as mount points; still empty, they are removed first. With `layers` (the store's
-    directory of unpacked layers) `upper` is renamed to layers/<diff ID>: the upper directory becomes the layer.
+    One pass: tar -> diff ID -> gzip -> digest. Byte order of names, so equal directories give equal layers. `lowers`
+    are the directories it was mounted over, top first: when owner or mode of the root directory differ from there, the
+    layer says so; and directories which overlay marked opaque as an optimisation, with nothing below to hide, lose
+    the mark, also on disk. `stubs` are paths made as mount points; still empty, they are removed first. With `layers`
+    (the store's directory of unpacked layers) `upper` is renamed to layers/<diff ID>: it becomes the layer.
 
     Returns {"diff_id", "digest", "media_type", "blob_bytes", "tar_bytes", "size_bytes", "members"}.
     Raises LayerError, OSError; `blob_tmp` is then gone.
@@ -132,9 +136,11 @@ def diff_layer(
         tar = TarWriter(writer)
         packer = Packer(tar, whiteouts=True, clamp_s=clamp_s)
         with Root.open(upper) as root:
-            if lower is not None and _differs(root.fd, lower):
+            if lowers and _differs(root.fd, lowers[0]):
                 packer.root(root.fd)
-            packer.tree([root.fd])
+            with ExitStack() as stack:
+                packer.below = [stack.enter_context(Root.open(path)) for path in lowers] if lowers else None
+                packer.tree([root.fd])
         tar.close()
         diff_id, digest = writer.finish()
     except BaseException:

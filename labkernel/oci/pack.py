@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from ..errors import LayerError
 from . import ownership
 from .extract import OPAQUE, WHITEOUT
+from .rootfd import Root
 from .tarstream import CHUNK, TarWriter
 
 OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
@@ -65,6 +66,7 @@ class Packer:
         self.members = 0
         self.size_bytes = 0
         self.skip: Callable[[bytes], bool] = lambda path: False
+        self.below: Sequence[Root] | None = None  # what the packed directory was mounted over, where that is known
 
     def tree(self, fds: Sequence[int], path: bytes = b"", *, opaque: bool = False) -> None:
         """Everything below the directories `fds` (top first), named below `path`; without the directory itself."""
@@ -93,7 +95,7 @@ class Packer:
                 if below < 0:
                     continue
                 opened.append(below)
-                opaque = is_opaque(below)
+                opaque = is_opaque(below) and not self._hides_nothing(below, path)
                 if opaque:
                     break
             self._header(opened[0], path + b"/", status)
@@ -101,6 +103,18 @@ class Packer:
         finally:
             for fd in opened:
                 os.close(fd)
+
+    def _hides_nothing(self, fd: int, path: bytes) -> bool:
+        # Overlay marks every new directory opaque to save look-ups. Kept, the mark would make the same layer mean
+        # something else over another base.
+        if self.below is None or any(root.lstat(path) is not None for root in self.below):
+            return False
+        for name in OPAQUE_XATTRS:
+            try:
+                os.removexattr(fd, name)
+            except OSError:
+                continue
+        return True
 
     def root(self, fd: int) -> None:
         """The tree's own directory as member `./`."""

@@ -26,18 +26,6 @@ _REG, _LINK, _SYM, _CHR, _BLK, _DIR, _FIFO = b"0", b"1", b"2", b"3", b"4", b"5",
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 
 
-class _Decompressor(Protocol):
-    eof: bool
-
-    def feed(self, data: bytes, limit: int) -> bytes: ...
-
-    @property
-    def pending(self) -> bool: ...
-
-    @property
-    def unused(self) -> bytes: ...
-
-
 class _Gunzip:
     def __init__(self) -> None:
         from isal import isal_zlib
@@ -60,13 +48,11 @@ class _Gunzip:
         return bytes(self._inner.unused_data)
 
 
-class _Unzstd:
-    def __init__(self) -> None:
-        try:
-            from compression import zstd  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            from backports import zstd
-        self._inner: Any = zstd.ZstdDecompressor()
+class _Inflater:
+    """zstd, xz and bzip2: their decompressors are one interface."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
 
     def feed(self, data: bytes, limit: int) -> bytes:
         return bytes(self._inner.decompress(data, limit))
@@ -84,12 +70,36 @@ class _Unzstd:
         return bytes(self._inner.unused_data)
 
 
+def _unzstd() -> _Inflater:
+    try:
+        from compression import zstd  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        from backports import zstd
+    return _Inflater(zstd.ZstdDecompressor())
+
+
+def _unxz() -> _Inflater:
+    import lzma
+
+    return _Inflater(lzma.LZMADecompressor())
+
+
+def _bunzip2() -> _Inflater:
+    import bz2
+
+    return _Inflater(bz2.BZ2Decompressor())
+
+
 def _decompressor(head: bytes) -> Callable[[], Any] | None:
     # By the bytes, as every engine does: media types in the wild are wrong often enough.
     if head.startswith(b"\x1f\x8b"):
         return _Gunzip
     if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50):
-        return _Unzstd
+        return _unzstd
+    if head.startswith(b"\xfd7zXZ"):  # xz and bzip2 are no layer formats, but ADD unpacks them
+        return _unxz
+    if head.startswith(b"BZh"):
+        return _bunzip2
     return None
 
 
@@ -152,10 +162,10 @@ class BlobStream:
         # gzip members and zstd frames may follow each other; zero padding may follow them, anything else may not.
         rest = inner.unused + self._input
         rest = rest or os.read(self._fd, CHUNK)
-        while 0 < len(rest) < 4 and (more := os.read(self._fd, CHUNK)):  # a frame is known by its first four bytes
+        while 0 < len(rest) < 6 and (more := os.read(self._fd, CHUNK)):  # a frame is known by its first bytes
             rest += more
         self._input = b""
-        if _decompressor(rest + bytes(4)) is self._make:
+        if _decompressor(rest + bytes(6)) is self._make:
             assert self._make is not None
             self._inner, self._input = self._make(), rest
             return b""
@@ -421,3 +431,21 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def is_tar(fd: int) -> bool:
+    """Whether the file `fd` (read from its start) is a tar, plain or compressed, that ADD unpacks."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    try:
+        block = BlobStream(fd, max_bytes=1 << 62).read(BLOCK)
+    except LayerError:
+        return False
+    finally:
+        os.lseek(fd, 0, os.SEEK_SET)
+    if len(block) < BLOCK:
+        return False
+    try:
+        stored = int(block[148:156].strip(b"\0 ") or b"-1", 8)
+    except ValueError:
+        return False
+    return stored == sum(block) - sum(block[148:156]) + 8 * 32

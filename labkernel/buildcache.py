@@ -1,0 +1,143 @@
+"""What builds remember: layers by the content of their step, and digests of context files by their stat.
+
+A key is a digest of (parent, instruction, digests of inputs), never of times or names of images, so equal work is found
+again whoever did it, in any process. Rows keep what made them, so that a miss can say why ("COPY changed: app.py").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .oci.selection import content_digest
+from .store.blobs import Blobs
+from .store.catalog import LayerInfo
+from .store.database import Database
+
+SELECTION = "the selected files"  # the whole of what COPY takes, beside the entries for single files
+_RACY_NS = 100_000_000  # a file this young may change again within one tick of the clock
+
+
+@dataclass(frozen=True)
+class CachedStep:
+    """A remembered step. `created` is an RFC 3339 moment; `record` what `BuildCache.store` was given."""
+
+    layer: LayerInfo | None
+    created: str
+    record: dict[str, Any]
+
+
+def digest_of(*parts: Any) -> str:
+    """One digest of JSON values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class BuildCache:
+    """The table `build_cache`. Rows whose blob has gone count as missing."""
+
+    def __init__(self, db: Database, blobs: Blobs) -> None:
+        self._db = db
+        self._blobs = blobs
+        self._used: list[str] = []
+
+    def find(self, key: str) -> CachedStep | None:
+        """The step of this key, None when it is not known."""
+        row = self._db.find("SELECT * FROM build_cache WHERE key = ?", (key,))
+        if row is None:
+            return None
+        layer = None
+        if row["diff_id"] is not None:
+            layer = LayerInfo(row["diff_id"], row["digest"], row["media_type"], row["layer_bytes"])
+            if not self._blobs.has(layer.digest) or self._blobs.size(layer.digest) != layer.size_bytes:
+                return None
+        record = json.loads(row["config"])
+        self._used.append(key)
+        return CachedStep(layer, record["created"], record)
+
+    def store(self, key: str, layer: LayerInfo | None, record: Mapping[str, Any]) -> None:
+        """Remember a finished step. `record` holds at least `created`; `place` and `inputs` serve `why`."""
+        now = time.time()
+        columns = tuple(layer) if layer else (None, None, None, 0)
+        with self._db.transaction() as tx:
+            tx.execute(
+                "INSERT OR REPLACE INTO build_cache VALUES (?, NULL, ?, ?, ?, ?, ?, ?, ?)",
+                (key, *columns, json.dumps(dict(record)), now, now),
+            )
+
+    def touch(self) -> None:
+        """Note in one go that the found steps were used now."""
+        used, self._used = self._used, []
+        if used:
+            with self._db.transaction() as tx:
+                now = time.time()
+                tx.executemany("UPDATE build_cache SET used_at = ? WHERE key = ?", [(now, key) for key in used])
+
+    def why(self, place: str, inputs: Mapping[str, str], text: str) -> str:
+        """Why there is no row for a step at `place` (parent and kind of instruction): what differed last time."""
+        rows = self._db.query(
+            "SELECT config FROM build_cache WHERE json_extract(config, '$.place') = ? ORDER BY created_at DESC",
+            (place,),
+        )
+        records = [json.loads(row[0]) for row in rows]
+        same = next((record for record in records if record.get("text") == text), None)
+        if same is None:
+            return f"instruction changed: it was {_short(records[0]['text'])}" if records else "not built before"
+        name = text.split(" ", 1)[0]
+        before: dict[str, str] = same.get("inputs") or {}
+        changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
+        changed = [key for key in changed if key != SELECTION] or changed
+        if not changed:
+            return "its layer is no longer in the store"
+        shown = ", ".join(sorted(changed)[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        return f"{name} changed: {shown}"
+
+    def prune(self, *, keep: int = 0) -> int:
+        """Forget all steps but the `keep` last used; returns how many. Their content goes with the next sweep."""
+        with self._db.transaction() as tx:
+            done = tx.execute(
+                "DELETE FROM build_cache WHERE key NOT IN (SELECT key FROM build_cache ORDER BY used_at DESC LIMIT ?)",
+                (keep,),
+            )
+            return int(done.rowcount)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+class ContextDigests:
+    """sha256 of context files, remembered by (size, mtime, ctime, inode) across builds of the same directory."""
+
+    def __init__(self, db: Database, directory: str) -> None:
+        self._db = db
+        self._setting = f"build-context:{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}"
+        self._known: dict[str, list[Any]] | None = None
+        self._changed = False
+        self._lock = threading.Lock()
+
+    def __call__(self, dir_fd: int, name: bytes, path: bytes, status: os.stat_result) -> str:
+        if self._known is None:
+            with self._lock:
+                self._known = self._known or self._db.setting(self._setting, {})
+        text = os.fsdecode(path)
+        stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+        known = self._known.get(text)
+        if known is not None and known[:4] == stamp:
+            return str(known[4])
+        digest = content_digest(dir_fd, name, path, status)
+        if status.st_ctime_ns < time.time_ns() - _RACY_NS:
+            self._known[text] = [*stamp, digest]
+            self._changed = True
+        return digest
+
+    def save(self) -> None:
+        """Keep what was learned."""
+        if self._changed and self._known is not None:
+            self._changed = False
+            self._db.remember(self._setting, self._known)

@@ -1,0 +1,129 @@
+"""The build context: a directory whose files COPY and ADD may take, less what `.dockerignore` leaves out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .buildcache import ContextDigests
+from .dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
+from .dockerfile.instructions import Add, Copy
+from .errors import BuildError, UsageError
+from .oci.rootfd import Root
+from .oci.selection import select
+from .store.database import Database
+
+
+class Context:
+    """An open context, a context manager. `files` (name -> content) are there beside, and instead of, the directory's.
+
+    Nothing is read before the first COPY. Links inside the directory that lead out of it end at its own root.
+    """
+
+    def __init__(
+        self, directory: Path | None, files: Mapping[str, bytes] | None, db: Database, *, ignore: str | None = None
+    ) -> None:
+        self._db = db
+        self._ignore_text = ignore
+        self._made: str | None = None
+        if files:
+            directory = self._with_files(directory, files)
+        self.directory = directory
+        self._root: Root | None = None
+        self._ignore: IgnoreMatcher | None = None
+        self._digests: ContextDigests | None = None
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._digests is not None:
+            self._digests.save()
+        if self._root is not None:
+            self._root.__exit__()
+            self._root = None
+        if self._made is not None:
+            shutil.rmtree(self._made, ignore_errors=True)
+
+    def descriptors(self) -> list[int]:
+        """The open directory, for a task that copies from it; empty when nothing has been selected."""
+        return [self._root.fd] if self._root is not None else []
+
+    def select(self, step: Copy | Add, sources: Sequence[str], exclude: IgnoreMatcher | None) -> list[dict[str, Any]]:
+        """What `step` takes (see `oci.selection.select`). Raises BuildError in docker's words."""
+        if self.directory is None:
+            raise BuildError(
+                f"{step.name} failed: this build has no context to take {sources[0]} from",
+                resolution="give it a directory, or use COPY --from or a heredoc",
+            )
+        for source in sources:
+            if posixpath.normpath(source.lstrip("/") or ".").split("/")[0] == "..":
+                raise BuildError(
+                    f"{step.name} failed: forbidden path outside the build context: {source}",
+                    resolution="move the file into the context, or choose a context above it",
+                )
+        root = self._open()
+        try:
+            return select(root, sources, leave_out=self._ignore, exclude=exclude, digest=self._digests)
+        except FileNotFoundError as err:
+            raise self._missing(step, str(err.filename)) from None
+        except OSError as err:
+            name = os.fsdecode(err.filename) if err.filename else "a file"
+            raise BuildError(f"{step.name} failed: cannot read {name} in the build context: {err.strerror}") from err
+
+    def _open(self) -> Root:
+        if self._root is None:
+            assert self.directory is not None
+            try:
+                self._root = Root.open(str(self.directory))
+            except OSError as err:
+                raise UsageError(f"unable to prepare context: {self.directory}: {err.strerror}") from err
+            text = self._ignore_text
+            if text is None:
+                try:
+                    text = (self.directory / ".dockerignore").read_text(errors="replace")
+                except OSError:
+                    text = ""
+            self._ignore = ignore_matcher(text) if text.strip() else None
+            self._digests = ContextDigests(self._db, str(self.directory))
+        return self._root
+
+    def _missing(self, step: Copy | Add, name: str) -> BuildError:
+        ignored = self._ignore is not None and self._ignore.ignores(name.strip("/"))
+        where = posixpath.dirname(name.strip("/"))
+        try:
+            names = os.listdir(f"{self.directory}/{where}")
+        except OSError:
+            names = []
+        near = difflib.get_close_matches(posixpath.basename(name), names, 1)
+        if ignored:
+            hint = "a line of .dockerignore leaves it out"
+        elif near:
+            hint = f"did you mean {posixpath.join(where, near[0])}?"
+        else:
+            hint = f"the build context is {self.directory}"
+        return BuildError(
+            f"{step.name} failed: file not found in build context or excluded by .dockerignore: "
+            f"stat {name}: file does not exist",
+            resolution=hint,
+        )
+
+    def _with_files(self, directory: Path | None, files: Mapping[str, bytes]) -> Path:
+        self._made = tempfile.mkdtemp(prefix="labkernel-context-")
+        if directory is not None:
+            shutil.copytree(directory, self._made, symlinks=True, dirs_exist_ok=True)
+        for name, data in files.items():
+            clean = posixpath.normpath(name)
+            if clean.startswith(("/", "..")):
+                raise UsageError(f"a file of the build needs a name inside the context: {name}")
+            path = Path(self._made, clean)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            os.utime(path, (0, 0))
+        return Path(self._made)

@@ -1,0 +1,254 @@
+"""The two ways a build step makes a layer: a short-lived container for RUN, a task of the worker for files.
+
+Both end the same way: the upper directory becomes layers/<diff ID>, its tar becomes a blob, nothing else stays. Left
+out: what instructions mean (buildsteps.py) and when a layer is made at all (buildcache.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import DriverError, LabkernelError, TaskError
+from .provision import Programs
+from .runtime.copies import remove_tree
+from .runtime.driver import cgroup_parent
+from .runtime.spec import finalize_spec
+from .store.blobs import temporary_directory
+from .store.catalog import LayerInfo
+
+if TYPE_CHECKING:
+    from .images import Images
+    from .runtime.client import Runtime
+    from .runtime.driver import Driver
+    from .store.blobs import Blobs
+    from .store.layout import Layout
+
+Output = Callable[[bytes], None]
+
+
+class RunEnded(Exception):
+    """The command of a RUN ended with a status other than 0, or could not be started."""
+
+    def __init__(self, status: int, error: str = "", *, oom_killed: bool = False) -> None:
+        super().__init__(error)
+        self.status = status
+        self.error = error
+        self.oom_killed = oom_killed
+
+
+class LayerMaker:
+    """Makes layers in one store, with its driver."""
+
+    def __init__(self, layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images) -> None:
+        self._layout = layout
+        self._blobs = blobs
+        self._runtime = runtime
+        self._driver = driver
+        self._images = images
+        self._programs = Programs(layout.root / "seccomp")
+        self._present: set[str] = set()
+
+    def directories(self, layers: Sequence[LayerInfo]) -> list[str]:
+        """Directories of the layers, top first; unpacks what is missing.
+
+        A layer that occurs twice (two empty ones) is named once, at its top place: overlay refuses the same directory
+        twice, and below itself a layer adds nothing.
+        """
+        found: dict[str, None] = {}
+        for layer in reversed(layers):
+            path = self._images.layer_path(layer)
+            if layer.diff_id not in self._present:
+                self._images.unpack(layer)
+                self._present.add(layer.diff_id)
+            found[str(path)] = None
+        return list(found)
+
+    def place(
+        self, layers: Sequence[LayerInfo], operations: Sequence[dict[str, Any]], *, fds: Sequence[int] = ()
+    ) -> tuple[LayerInfo, int, list[str]]:
+        """A layer made by file operations (see `oci.steps.make_layer`): (layer, bytes of its files, warnings)."""
+        self._need_overlay()
+        lowers = self.directories(layers)
+        with temporary_directory(self._layout, "build") as base:
+            try:
+                done = self._task(
+                    "labkernel.oci.steps:make_layer",
+                    fds=fds,
+                    base=str(base),
+                    lowers=lowers,
+                    plan=self._plan(base, operations),
+                    layers=str(self._layout.layers),
+                )
+                return *self._adopt(base / "blob", done), done["warnings"]
+            finally:
+                self._clear(base)
+
+    def scan(self, layers: Sequence[LayerInfo], patterns: Sequence[str]) -> list[dict[str, Any]]:
+        """What COPY --from would take from the merged file system of `layers`. Raises FileNotFoundError."""
+        self._need_overlay()
+        lowers = self.directories(layers)
+        with temporary_directory(self._layout, "scan") as base:
+            found = self._task("labkernel.oci.steps:scan", base=str(base), lowers=lowers, patterns=list(patterns))
+            if found.get("missing") is not None:
+                raise FileNotFoundError(2, "no such file or directory", found["missing"])
+            sources: list[dict[str, Any]] = found["sources"]
+            return sources
+
+    def run(
+        self,
+        layers: Sequence[LayerInfo],
+        *,
+        argv: Sequence[str],
+        config: Mapping[str, Any],
+        environment: Sequence[str],
+        network: str,
+        files: Mapping[str, bytes],
+        hidden: Sequence[str],
+        mounts: Sequence[dict[str, Any]],
+        on_output: Output,
+    ) -> tuple[LayerInfo, int]:
+        """Run `argv` over `layers` in a container of its own and keep what it changed: (layer, bytes of its files).
+
+        `files` (absolute path -> content) are there, executable, while it runs and not afterwards. Raises RunEnded.
+        """
+        self._need_overlay()
+        lowers = self.directories(layers)
+        with self._container_directory() as (id, directory):
+            upper = self._new_upper(directory, lowers)
+            bound = [*mounts, *_bind_files(directory, files)]
+            spec = finalize_spec(
+                id=id,
+                command=argv,
+                image_config={key: config[key] for key in ("Env", "User", "WorkingDir") if config.get(key)},
+                settings={
+                    "entrypoint": [],
+                    "environment": list(environment),
+                    "network_mode": network,
+                    "hostname": "labkernel-build",
+                },
+                rootfs=self._rootfs(directory, lowers, upper),
+                directory=str(directory),
+                mounts=bound,
+                single_id=self._driver.single_id,
+                limits=self._driver.cgroup_version != 0,
+                devices=self._driver.name == "root" and self._driver.cgroups.get("devices") == "kernel",
+                seccomp_program=self._programs.find({}, []),
+                cgroup_parent=cgroup_parent(self._layout),
+                hidden=hidden,
+            )
+            (directory / "config.json").write_text(json.dumps(spec))
+            self._carry_out(id, on_output)
+            done = self._task(
+                "labkernel.oci.layer:diff_layer",
+                upper=str(upper),
+                blob_tmp=str(directory / "blob"),
+                lowers=lowers,
+                layers=str(self._layout.layers),
+            )
+            return self._adopt(directory / "blob", done)
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _carry_out(self, id: str, on_output: Output) -> None:
+        try:
+            attachment = self._runtime.run(id)
+        except LabkernelError as err:
+            if err.exit_code in (126, 127):
+                raise RunEnded(err.exit_code, err.brief) from err
+            raise
+        with attachment:
+            for _, data in attachment:
+                on_output(data)
+        if attachment.exit_code != 0:
+            raise RunEnded(attachment.exit_code or 0, attachment.error, oom_killed=attachment.oom_killed)
+
+    def _rootfs(self, directory: Path, lowers: Sequence[str], upper: Path) -> dict[str, Any]:
+        if not lowers:
+            return {"kind": "dir", "path": str(upper)}
+        return {
+            "kind": "overlay",
+            "lower": list(lowers),
+            "upper": str(upper),
+            "work": str(directory / "work"),
+            "volatile": True,
+            "userxattr": self._driver.userxattr,
+        }
+
+    def _new_upper(self, directory: Path, lowers: Sequence[str]) -> Path:
+        upper = directory / "upper"
+        top = os.stat(lowers[0]) if lowers else None
+        if top is None or (top.st_uid == os.geteuid() and stat.S_IMODE(top.st_mode) == 0o755):
+            upper.mkdir()
+            upper.chmod(0o755)
+            (directory / "work").mkdir(mode=0o755)
+        else:
+            self._task("labkernel.oci.steps:prepare", base=str(directory), lowers=list(lowers))
+        return upper
+
+    @contextmanager
+    def _container_directory(self) -> Iterator[tuple[str, Path]]:
+        """A container without a row: nobody lists it. Its directory is locked, which tells it from a leftover."""
+        id = secrets.token_hex(32)
+        directory = self._layout.container_dir(id)
+        directory.mkdir(mode=0o755)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield id, directory
+        finally:
+            os.close(lock)
+            with suppress(LabkernelError):
+                self._runtime.remove(id, force=True)
+            if directory.exists():
+                remove_tree(str(directory))
+
+    def _task(self, call: str, *, fds: Sequence[int] = (), **args: Any) -> Any:
+        args |= {"userxattr": self._driver.userxattr, "single_id": self._driver.single_id}
+        return self._runtime.task(call, fds=fds, **args)
+
+    def _adopt(self, blob: Path, done: Mapping[str, Any]) -> tuple[LayerInfo, int]:
+        layer = LayerInfo(done["diff_id"], done["digest"], done["media_type"], int(done["blob_bytes"]))
+        self._blobs.adopt(blob, layer.digest, verify=False)
+        self._images.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
+        self._present.add(layer.diff_id)
+        return layer, int(done["size_bytes"])
+
+    def _clear(self, base: Path) -> None:
+        """What a failed task left belongs to ids of the namespaces, so it is removed inside them."""
+        if any(entry.is_dir() for entry in os.scandir(base)):
+            with suppress(LabkernelError):
+                self._runtime.task("labkernel.oci.layer:discard", paths=[str(base / name) for name in os.listdir(base)])
+
+    def _plan(self, base: Path, operations: Sequence[dict[str, Any]]) -> str:
+        # As a file: the list of a large context is longer than a request may be.
+        path = base / "plan"
+        try:
+            path.write_text(json.dumps(list(operations)))
+        except OSError as err:
+            raise TaskError.from_oserror("planning a step", err) from err
+        return str(path)
+
+    def _need_overlay(self) -> None:
+        if self._driver.overlay == "copy":
+            raise DriverError(
+                "building needs overlay file systems, which this machine does not mount here",
+                resolution="`labkernel doctor` says why; set LABKERNEL_ROOT to a directory on a local disk",
+            )
+
+
+def _bind_files(directory: Path, files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    mounts = []
+    for number, (path, data) in enumerate(files.items()):
+        source = directory / f"file{number}"
+        source.write_bytes(data)
+        source.chmod(0o755)
+        mounts.append({"destination": path, "type": "bind", "source": str(source), "options": ["rbind", "ro"]})
+    return mounts

@@ -1,0 +1,105 @@
+"""What a build tells: BuildStep records while it runs, and the BuildResult, which shows itself."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .display import human_size, table_text
+
+if TYPE_CHECKING:
+    from .image import Image
+
+
+@dataclass
+class BuildStep:
+    """One step as it stands. `number` runs from 1 to `total` over the stages that are needed.
+
+    `status`: `started`, `output` (`output` holds new bytes of the command), `cached`, `done`, `failed`. `size_bytes`:
+    of the files in its layer, None for a step that changed the config only. `why`: why it was not taken from the cache.
+    """
+
+    number: int
+    total: int
+    stage: str
+    text: str
+    line: int
+    end_line: int
+    status: str = "started"
+    duration_s: float = 0.0
+    size_bytes: int | None = None
+    layer: str | None = None
+    why: str = ""
+    output: bytes = b""
+
+    @property
+    def cached(self) -> bool:
+        return self.status == "cached"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; output as text."""
+        return {**vars(self), "output": self.output.decode(errors="replace")}
+
+
+@dataclass
+class BuildResult:
+    """A finished build: the image, the steps in order, warnings. Iterates as (image, steps), like the Docker SDK's."""
+
+    image: Image
+    steps: list[BuildStep]
+    warnings: list[str] = field(default_factory=list)
+    duration_s: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return self.image.id
+
+    @property
+    def tags(self) -> list[str]:
+        return self.image.tags
+
+    def __iter__(self) -> Any:
+        return iter((self.image, self.steps))
+
+    def _summary(self) -> str:
+        names = ", ".join(self.image.tags) or "no tag"
+        cached = sum(step.cached for step in self.steps)
+        return (
+            f"{self.image.id[7:19]}  {names}  {human_size(self.image.size_bytes)}  {len(self.image.layers)} layers  "
+            f"{len(self.steps)} steps, {cached} cached, {self.duration_s:.2f} s"
+        )
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                str(step.number),
+                step.text.split("\n")[0][:100],
+                "cached" if step.cached else f"{step.duration_s:.2f} s",
+                "" if step.size_bytes is None else human_size(step.size_bytes),
+                (step.layer or "")[7:19],
+                step.why,
+            ]
+            for step in self.steps
+        ]
+
+    def __repr__(self) -> str:
+        table = table_text(["STEP", "INSTRUCTION", "TIME", "SIZE", "LAYER", "WHY"], self._rows())
+        return "\n".join([self._summary(), table, *(f"warning: {text}" for text in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for step, (number, text, took, size, layer, why) in zip(self.steps, self._rows(), strict=True):
+            mark = "<span style='opacity:.6'>cached</span>" if step.cached else html.escape(took)
+            cells.append(
+                f"<tr><td>{number}</td><td style='text-align:left'><code>{html.escape(text)}</code></td>"
+                f"<td>{mark}</td><td>{html.escape(size)}</td><td><code>{layer}</code></td>"
+                f"<td style='text-align:left'>{html.escape(why)}</td></tr>"
+            )
+        head = "".join(f"<th>{name}</th>" for name in ("step", "instruction", "time", "size", "layer", "why"))
+        warnings = "".join(f"<div>&#9888; {html.escape(text)}</div>" for text in self.warnings)
+        return (
+            f"<div class='labkernel-build'><b>{html.escape(self._summary())}</b>"
+            f"<details><summary>steps</summary><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(cells)}</tbody></table></details>{warnings}</div>"
+        )

@@ -1,0 +1,424 @@
+"""Builds: a parsed Dockerfile becomes an image, step by step, with a cache by content.
+
+`Builds.build` plans which stages are needed, builds each on its State (buildsteps.py), and commits the last one; the
+tag is set at the very end. Whatever fails leaves no tag, no container, no mount and no half layer; steps that were
+finished stay in the cache, so the next build goes on there. Mechanism: dockerfile/ (language) and oci/ (layers).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .buildcache import BuildCache
+from .buildlayers import LayerMaker, RunEnded
+from .buildresult import BuildResult, BuildStep
+from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
+from .dockerfile.graph import global_scope, stage_dependencies, verify
+from .dockerfile.instructions import (
+    From,
+    Instruction,
+    Program,
+    Stage,
+    find_named_stage,
+    find_stage,
+    onbuild_instruction,
+)
+from .dockerfile.lint import Surroundings, lint, lint_error
+from .dockerfile.lint import options as lint_options
+from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
+from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, UsageError
+from .oci.config import host_architecture, new_document
+
+if TYPE_CHECKING:
+    from .containers import Containers
+    from .images import Images
+    from .runtime.client import Runtime
+    from .runtime.driver import Driver
+    from .store.blobs import Blobs
+    from .store.catalog import LayerInfo
+    from .store.database import Database
+    from .store.layout import Layout
+
+OnStep = Callable[[BuildStep], None]
+_KEPT_OUTPUT_BYTES = 16 << 10
+_SHOWN_LINES = 12
+
+
+class Builds:
+    """The builder of one store. Safe to use from several threads and processes at once."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        blobs: Blobs,
+        db: Database,
+        runtime: Runtime,
+        driver: Driver,
+        images: Images,
+        containers: Containers,
+    ) -> None:
+        self.layout = layout
+        self.blobs = blobs
+        self.db = db
+        self.images = images
+        self._maker = LayerMaker(layout, blobs, runtime, driver, images)
+
+    def build(
+        self,
+        dockerfile: str,
+        *,
+        context: str | Path | None = None,
+        tags: Sequence[str] = (),
+        build_args: Mapping[str, str] | None = None,
+        target: str | None = None,
+        no_cache: bool = False,
+        labels: Mapping[str, str] | None = None,
+        network: str = "default",
+        files: Mapping[str, bytes] | None = None,
+        ignore: str | None = None,
+        on_step: OnStep | None = None,
+    ) -> BuildResult:
+        """Build the text `dockerfile` and give the image `tags`.
+
+        `context` is the directory of COPY and ADD; `files` (name -> content) are added to it; `ignore` is the text of
+        a .dockerignore to use instead of the context's. `network`: `default`, `none` or `host`, for RUN. `on_step` is
+        called with each BuildStep as it starts, writes, ends.
+
+        Raises DockerfileError (before anything runs), BuildError (lines, `status` of a RUN), DiskFull, NoSuchImage,
+        InvalidReference. Nothing is tagged then, and nothing half done stays.
+        """
+        from .oci import reference
+
+        started = time.monotonic()
+        for name in tags:
+            reference.parse_tag(name)
+        if network not in ("default", "none", "host"):
+            raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
+        program = verify(dockerfile)
+        with self.images.adding():
+            work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None))
+            return work.carry_out(
+                Path(context) if context is not None else None,
+                tags=tags,
+                no_cache=no_cache,
+                labels=dict(labels or {}),
+                network=network,
+                files=files,
+                ignore=ignore,
+                started=started,
+            )
+
+    def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Forget the build cache; {"CachesDeleted": [count as text], "SpaceReclaimed": bytes}."""
+        count = BuildCache(self.db, self.blobs).prune()
+        freed = self.images.sweep() if count else 0
+        return {"CachesDeleted": [f"{count} steps"] if count else [], "SpaceReclaimed": freed}
+
+
+class _Build:
+    """One build under way."""
+
+    def __init__(
+        self, builds: Builds, program: Program, build_args: dict[str, str], target: str | None, on_step: OnStep
+    ) -> None:
+        self._builds = builds
+        self._program = program
+        self._build_args = build_args
+        self._on_step = on_step
+        self._lock = threading.Lock()
+        self._platform = _platform()
+        self._scope = global_scope(program, build_args, self._platform)
+        self._target = _find_target(program, target)
+        self._order = _needed(stage_dependencies(program, self._scope), self._target.index)
+        self._total = sum(1 + len(program.stages[index].commands) for index in self._order)
+        self._number = 0
+        self._states: dict[int, State] = {}
+        self._steps: list[BuildStep] = []
+        self._warnings: list[str] = []
+        self._cache = BuildCache(builds.db, builds.blobs)
+
+    def carry_out(
+        self,
+        directory: Path | None,
+        *,
+        tags: Sequence[str],
+        no_cache: bool,
+        labels: Mapping[str, str],
+        network: str,
+        files: Mapping[str, bytes] | None,
+        ignore: str | None,
+        started: float,
+    ) -> BuildResult:
+        from .buildcontext import Context
+
+        self._check()
+        epoch = self._build_args.get("SOURCE_DATE_EPOCH")
+        if epoch is not None and not epoch.isdigit():
+            raise UsageError(f"invalid SOURCE_DATE_EPOCH: {epoch}", resolution="seconds since 1970, as a number")
+        self._settings = Settings(
+            build_args=self._build_args,
+            no_cache=no_cache,
+            network=network,
+            epoch_s=int(epoch) if epoch is not None else None,
+            escape=self._program.dockerfile.escape,
+        )
+        with Context(directory, files, self._builds.db, ignore=ignore) as self._context:
+            for index in self._order:
+                self._states[index] = self._stage(self._program.stages[index])
+        state = self._states[self._target.index]
+        if labels:
+            state.config["Labels"] = {**(state.config.get("Labels") or {}), **labels}
+        image = self._builds.images.commit_layers(state.document, state.layers, list(tags))
+        self._cache.touch()
+        self._warn_unused()
+        return BuildResult(image, self._steps, self._warnings, time.monotonic() - started)
+
+    # -- planning ------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        wanted = lint_options(self._program.dockerfile, self._build_args.get("BUILDKIT_DOCKERFILE_CHECK"))
+        found = lint(self._program, wanted, Surroundings(build_args=self._build_args))
+        self._warnings += [finding.short() for finding in found]
+        error = lint_error(found, wanted)
+        if error is not None:
+            raise error
+
+    def _warn_unused(self) -> None:
+        declared = {name for arg in self._program.global_args for name, _ in arg.pairs}
+        for stage in self._program.stages:
+            declared |= {name for step in stage.commands if step.name == "ARG" for name, _ in step.pairs}  # type: ignore[attr-defined]
+        known = {*declared, *PROXY_ARGS, *PLATFORM_ARGS, *BUILDER_ARGS}
+        unused = sorted(set(self._build_args) - known)
+        if unused:
+            self._warnings.append(f"One or more build-args [{' '.join(unused)}] were not consumed")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    def _stage(self, stage: Stage) -> State:
+        state = self._base(stage)
+        builder = StageBuilder(
+            state,
+            settings=self._settings,
+            cache=self._cache,
+            maker=self._builds._maker,
+            context=self._context,
+            globals_=self._scope,
+            platform=self._platform | {"TARGETSTAGE": self._target.name or ""},
+            source_of=lambda ref: self._source(stage, ref),
+            warn=self._warn,
+        )
+        triggers = [onbuild_instruction(text) for text in state.config.pop("OnBuild", None) or ()]
+        self._total += len(triggers)
+        for trigger in triggers:
+            self._step(stage, trigger, builder, place=stage.from_)
+        for command in stage.commands:
+            self._step(stage, command, builder, place=command)
+        return state
+
+    def _base(self, stage: Stage) -> State:
+        step = self._begin(stage, stage.from_, stage.from_)
+        began = time.monotonic()
+        try:
+            state, known = self._find_base(stage)
+        except BaseException as err:
+            step.status, step.duration_s = "failed", time.monotonic() - began
+            self._on_step(step)
+            raise self._located(err, stage.from_, b"") from err
+        step.status, step.duration_s = "cached" if known else "done", time.monotonic() - began
+        self._on_step(step)
+        return state
+
+    def _find_base(self, stage: Stage) -> tuple[State, bool]:
+        """The state a stage starts from, and whether nothing had to be fetched for it."""
+        lexer = Lexer(self._program.dockerfile.escape)
+        name = lexer.process(stage.base, self._scope).result
+        platform = lexer.process(stage.platform, self._scope).result if stage.platform else ""
+        self._check_platform(platform, stage.from_)
+        earlier = find_named_stage(self._program.stages[: stage.index], name)
+        known = True
+        if earlier is not None:
+            state = self._states[earlier.index].copy()
+        elif name == "scratch":
+            state = State(new_document())
+        elif not name:
+            raise DockerfileError(f"base name ({stage.base}) should not be blank")
+        else:
+            known = self._builds.images._find(name) is not None
+            state = State.of_image(self._builds.images.resolve(name, notify=self._warn))
+        if "PATH" not in state.environment:
+            state.config["Env"] = [f"PATH={DEFAULT_PATH}", *(state.config.get("Env") or [])]
+        return state, known
+
+    def _check_platform(self, wanted: str, place: From) -> None:
+        if wanted and wanted.split("/")[:2] != ["linux", host_architecture()]:
+            raise BuildError(
+                f"FROM --platform={wanted}: only linux/{host_architecture()} can be built on this machine",
+                line=place.line,
+                end_line=place.end_line,
+                resolution="remove --platform",
+            )
+
+    def _source(self, stage: Stage, ref: str) -> Sequence[LayerInfo]:
+        """The layers that `--from=ref` copies out of."""
+        found = find_stage(self._program.stages, ref)
+        if found is not None:
+            return self._states[found.index].layers
+        if ref == "scratch":
+            return []
+        return self._builds.images.resolve(ref, notify=self._warn).layers
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, stage: Stage, instruction: Instruction, place: Instruction) -> BuildStep:
+        with self._lock:
+            self._number += 1
+            text = instruction.text if instruction is place else f"ONBUILD {instruction.text}"
+            step = BuildStep(
+                self._number, self._total, stage.name or str(stage.index), text, place.line, place.end_line
+            )
+            self._steps.append(step)
+        self._on_step(step)
+        return step
+
+    def _step(self, stage: Stage, instruction: Instruction, builder: StageBuilder, *, place: Instruction) -> None:
+        step = self._begin(stage, instruction, place)
+        began = time.monotonic()
+        tail: deque[bytes] = deque()
+
+        def output(data: bytes) -> None:
+            tail.append(data)
+            while len(tail) > 1 and sum(map(len, tail)) - len(tail[0]) > _KEPT_OUTPUT_BYTES:
+                tail.popleft()
+            step.status, step.output, step.duration_s = "output", data, time.monotonic() - began
+            self._on_step(step)
+
+        try:
+            outcome = builder.carry_out(instruction, output)
+        except BaseException as err:
+            step.status, step.output, step.duration_s = "failed", b"", time.monotonic() - began
+            self._on_step(step)
+            raise self._located(err, place, b"".join(tail), instruction) from err
+        step.status, step.output = "cached" if outcome.cached else "done", b""
+        step.duration_s = time.monotonic() - began
+        step.size_bytes, step.why = outcome.size_bytes, outcome.why
+        step.layer = outcome.layer.diff_id if outcome.layer else None
+        self._on_step(step)
+
+    def _located(
+        self, err: BaseException, place: Instruction, tail: bytes, instruction: Instruction | None = None
+    ) -> BaseException:
+        """The same failure with the lines of the Dockerfile it belongs to."""
+        lines = self._program.dockerfile.excerpt(place.line, place.end_line)
+        where: dict[str, Any] = {"line": place.line, "end_line": place.end_line}
+        if isinstance(err, RunEnded):
+            return self._run_failure(err, tail, lines, where, instruction)
+        if isinstance(err, DiskFull):
+            err.details = err.details or lines
+            return err
+        if isinstance(err, DockerfileError):
+            if err.line is None:
+                err.line, err.end_line = place.line, place.end_line
+            err.details = err.details or lines
+            return err
+        if isinstance(err, LabkernelError):
+            return BuildError(
+                err.brief,
+                details="\n".join(part for part in (err.details, lines) if part),
+                resolution=err.resolution,
+                link=err.link,
+                **where,
+            )
+        return err
+
+    def _run_failure(
+        self, err: RunEnded, tail: bytes, lines: str, where: dict[str, Any], instruction: Instruction | None
+    ) -> LabkernelError:
+        shown = tail.decode(errors="replace").rstrip().splitlines()[-_SHOWN_LINES:]
+        if "No space left on device" in tail.decode(errors="replace") and self._disk_is_full():
+            return DiskFull(
+                "the disk became full while the image was built",
+                details="\n".join([*shown, lines]),
+                resolution=DISK_FULL_HINT,
+            )
+        command = getattr(instruction, "text", "").split(" ", 1)[-1].splitlines()[0] if instruction else ""
+        why = "out of memory" if err.oom_killed else f"exit code: {err.status}"
+        brief = f'process "{command}" did not complete successfully: {why}'
+        if err.error and err.status in (126, 127) and not shown:
+            brief = f"{brief}: {err.error}"
+        return BuildError(
+            brief, status=err.status, details="\n".join([*shown, lines]), resolution=_hint(err.status, shown), **where
+        )
+
+    def _disk_is_full(self) -> bool:
+        import os
+
+        found = os.statvfs(self._builds.layout.root)
+        return found.f_bavail * found.f_frsize < 1 << 20 or found.f_favail < 16
+
+
+def _hint(status: int, shown: Sequence[str]) -> str:
+    text = "\n".join(shown)
+    if status == 127 or "not found" in text:
+        return "the command is not in the image at this step: install it in an earlier RUN, or check its spelling"
+    if any(word in text for word in ("resolve", "Network is unreachable", "Temporary failure")):
+        return "RUN has no network but loopback here: RUN --network=host shares this machine's"
+    return "the output above says why; the steps before it are cached, so the next build starts here"
+
+
+def _find_target(program: Program, target: str | None) -> Stage:
+    if target is None or target == "":
+        return program.stages[-1]
+    try:
+        found = find_stage(program.stages, target)
+    except DockerfileError:
+        found = None
+    if found is None:
+        names = [stage.name or str(stage.index) for stage in program.stages]
+        raise BuildError(
+            f'target stage "{target}" could not be found', resolution=f"the stages are: {', '.join(names)}"
+        )
+    return found
+
+
+def _needed(needs: Mapping[int, set[int]], target: int) -> list[int]:
+    """The stages `target` is made of, each after those it needs. The graph has no cycle (`verify`)."""
+    order: list[int] = []
+    stack = [(target, False)]
+    while stack:
+        index, ready = stack.pop()
+        if index in order:
+            continue
+        if ready:
+            order.append(index)
+            continue
+        stack.append((index, True))
+        stack += [(below, False) for below in sorted(needs[index], reverse=True)]
+    return order
+
+
+def _platform() -> dict[str, str]:
+    architecture = host_architecture()
+    variant = "v8" if architecture == "arm64" else ""
+    name = f"linux/{architecture}"
+    found: dict[str, str] = {}
+    for kind in ("BUILD", "TARGET"):
+        found |= {
+            f"{kind}PLATFORM": name,
+            f"{kind}OS": "linux",
+            f"{kind}OSVERSION": "",
+            f"{kind}ARCH": architecture,
+            f"{kind}VARIANT": variant,
+        }
+    return found
+
+
+__all__ = ["BuildResult", "BuildStep", "Builds"]

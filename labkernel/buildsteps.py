@@ -1,0 +1,521 @@
+"""What each Dockerfile instruction does to a stage: its config, its layers, its history, its variables.
+
+One method per instruction. A step that touches files asks the cache by content first and only then makes a layer;
+a step that changes the config is remembered too, so that a rebuild gives the same image, times included. Source:
+Dockerfile reference; image-spec config.md; BuildKit's frontend for the wording of history.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .buildcache import SELECTION, BuildCache, digest_of
+from .buildlayers import LayerMaker
+from .dockerfile import instructions as ins
+from .dockerfile.graph import parse_port
+from .dockerfile.ignorefile import IgnoreMatcher
+from .dockerfile.parser import Heredoc, parse_heredoc
+from .dockerfile.variables import PROXY_ARGS, Lexer, expand_heredoc
+from .errors import BuildError
+from .oci.config import timestamp
+from .oci.selection import selection_digest
+from .store.catalog import LayerInfo
+
+if TYPE_CHECKING:
+    from .buildcontext import Context
+    from .image import Image
+
+COMMENT = "labkernel.dockerfile.v0"
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_SHELL = ("/bin/sh", "-c")
+
+
+@dataclass
+class State:
+    """A stage so far: an image without a name. `args` are the ARG values in scope, not part of the image."""
+
+    document: dict[str, Any]
+    layers: list[LayerInfo] = field(default_factory=list)
+    args: dict[str, str] = field(default_factory=dict)
+    hidden: list[str] = field(default_factory=list)
+    mounts: list[dict[str, Any]] = field(default_factory=list)
+    command_set: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.document.setdefault("config", {})
+        return found
+
+    @property
+    def chain(self) -> str:
+        """Identity of the file system: a digest of its diff IDs."""
+        return digest_of([layer.diff_id for layer in self.layers])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(word.partition("=")[::2] for word in self.config.get("Env") or ())
+
+    def variables(self) -> dict[str, str]:
+        """What `$NAME` may mean: ENV wins over ARG."""
+        return {**self.args, **self.environment}
+
+    def copy(self) -> State:
+        """For another stage FROM this one: ARG values do not follow."""
+        return State(
+            copy.deepcopy(self.document), list(self.layers), hidden=list(self.hidden), mounts=list(self.mounts)
+        )
+
+    @classmethod
+    def of_image(cls, image: Image) -> State:
+        hidden, mounts = image.host_masks
+        document = copy.deepcopy(image.raw_config)
+        document.setdefault("config", {})
+        if document["config"] is None:
+            document["config"] = {}
+        document.setdefault("history", [])
+        return cls(document, list(image.layers), hidden=list(hidden), mounts=list(mounts))
+
+
+@dataclass
+class Outcome:
+    """How a step went."""
+
+    cached: bool
+    why: str = ""
+    layer: LayerInfo | None = None
+    size_bytes: int | None = None
+
+
+@dataclass
+class Settings:
+    """What holds for a whole build."""
+
+    build_args: Mapping[str, str]
+    no_cache: bool
+    network: str
+    epoch_s: int | None
+    escape: str
+
+
+class StageBuilder:
+    """Carries out the instructions of one stage on its State."""
+
+    def __init__(
+        self,
+        state: State,
+        *,
+        settings: Settings,
+        cache: BuildCache,
+        maker: LayerMaker,
+        context: Context,
+        globals_: Mapping[str, str],
+        platform: Mapping[str, str],
+        source_of: Callable[[str], Sequence[LayerInfo]],
+        warn: Callable[[str], None],
+    ) -> None:
+        """`source_of` gives the layers of what `--from` names (a stage or an image)."""
+        self.state = state
+        self._settings = settings
+        self._cache = cache
+        self._maker = maker
+        self._context = context
+        self._globals = globals_
+        self._platform = platform
+        self._source_of = source_of
+        self._warn = warn
+        self._lexer = Lexer(settings.escape)
+        self._rebuilt = ""  # the last step of this stage that was made anew
+
+    def carry_out(self, step: ins.Instruction, on_output: Callable[[bytes], None]) -> Outcome:
+        """Do one instruction. Raises LabkernelError, RunEnded; the state is then as it was before."""
+        if isinstance(step, ins.Run):
+            return self._run(step, on_output)
+        if isinstance(step, ins.Copy | ins.Add):
+            return self._transfer(step)
+        if isinstance(step, ins.Workdir):
+            return self._workdir(step)
+        before = copy.deepcopy(self.state.config)
+        message = self._configure(step)
+        return self._remember_config(step, message, before)
+
+    # -- words -------------------------------------------------------------------------------------------------
+
+    def expand(self, word: str) -> str:
+        """A word with the stage's variables replaced."""
+        return self._lexer.process(word, self.state.variables()).result
+
+    def _words(self, words: Sequence[str]) -> list[str]:
+        variables = self.state.variables()
+        return [found for word in words for found in self._lexer.process(word, variables).words]
+
+    # -- instructions that change the config --------------------------------------------------------------------
+
+    def _configure(self, step: ins.Instruction) -> str:
+        """Change the config; returns the words of the history."""
+        config = self.state.config
+        if isinstance(step, ins.Env):
+            pairs = [(self.expand(name), self.expand(value)) for name, value in step.pairs]
+            environment = self.state.environment
+            for name, value in pairs:
+                environment[name] = value
+            config["Env"] = [f"{name}={value}" for name, value in environment.items()]
+            return "ENV " + " ".join(f"{name}={value}" for name, value in pairs)
+        if isinstance(step, ins.Label):
+            labels = {self.expand(name): self.expand(value) for name, value in step.pairs}
+            config["Labels"] = {**(config.get("Labels") or {}), **labels}
+            return "LABEL " + " ".join(f"{name}={value}" for name, value in labels.items())
+        if isinstance(step, ins.Arg):
+            return self._arg(step)
+        if isinstance(step, ins.Cmd | ins.Entrypoint):
+            return self._command(step)
+        return self._configure_more(step, config)
+
+    def _configure_more(self, step: ins.Instruction, config: dict[str, Any]) -> str:
+        if isinstance(step, ins.User):
+            config["User"] = self.expand(step.user)
+            return f"USER {config['User']}"
+        if isinstance(step, ins.Expose):
+            ports = [port for word in self._words(step.ports) for port in parse_port(word)]
+            config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **{port: {} for port in ports}}
+            return f"EXPOSE [{' '.join(ports)}]"
+        if isinstance(step, ins.Volume):
+            paths = self._words(step.paths) if not step.text.rstrip().endswith("]") else [*map(self.expand, step.paths)]
+            if any(not path for path in paths):
+                raise BuildError("VOLUME specified can not be an empty string")
+            config["Volumes"] = {**(config.get("Volumes") or {}), **{path: {} for path in paths}}
+            return f"VOLUME [{' '.join(paths)}]"
+        if isinstance(step, ins.Stopsignal):
+            from .runtime.settings import parse_signal
+
+            config["StopSignal"] = self.expand(step.signal)
+            parse_signal(config["StopSignal"])
+            return f"STOPSIGNAL {config['StopSignal']}"
+        if isinstance(step, ins.Shell):
+            config["Shell"] = list(step.shell)
+            return f"SHELL {_quoted(step.shell)}"
+        if isinstance(step, ins.Healthcheck):
+            config["Healthcheck"] = _healthcheck(step)
+            return f"HEALTHCHECK {json.dumps(config['Healthcheck'])}"
+        if isinstance(step, ins.Onbuild):
+            config["OnBuild"] = [*(config.get("OnBuild") or []), step.expression]
+            return f"ONBUILD {step.expression}"
+        if isinstance(step, ins.Maintainer):
+            self.state.document["author"] = step.maintainer
+            return f"MAINTAINER {step.maintainer}"
+        raise BuildError(f"{step.name} is not supported yet", line=step.line, end_line=step.end_line)
+
+    def _arg(self, step: ins.Arg) -> str:
+        words = []
+        for raw_name, default in step.pairs:
+            name = self.expand(raw_name)
+            value = self._settings.build_args.get(name)
+            if value is None and default is not None:
+                value = self.expand(default)
+            elif value is None:
+                value = self._globals.get(name, self._platform.get(name))
+            if value is not None:
+                self.state.args[name] = value
+            words.append(name if value is None else f"{name}={value}")
+        return "ARG " + " ".join(words)
+
+    def _command(self, step: ins.Cmd | ins.Entrypoint) -> str:
+        config = self.state.config
+        words = list(step.args) if step.json_form else [*self._shell(), *step.args] if step.args else []
+        key = "Cmd" if isinstance(step, ins.Cmd) else "Entrypoint"
+        config[key] = words or None
+        if not words:
+            config.pop(key)
+        if key == "Cmd":
+            self.state.command_set = True
+        elif not self.state.command_set:
+            config.pop("Cmd", None)  # a command of the base image belongs to the base image's entry point
+        return f"{key.upper()} {_quoted(words)}"
+
+    def _shell(self) -> list[str]:
+        return list(self.state.config.get("Shell") or DEFAULT_SHELL)
+
+    def _remember_config(self, step: ins.Instruction, message: str, before: dict[str, Any]) -> Outcome:
+        document = self.state.document
+        parent = digest_of(before, document.get("history"), self.state.chain)
+        key = digest_of("config", 1, parent, message, self.state.config, document.get("author"))
+        found = None if self._settings.no_cache else self._cache.find(key)
+        created = found.created if found else self._now()
+        if found is None:
+            place = digest_of("config", self.state.chain, step.line)
+            self._cache.store(key, None, {"created": created, "text": message, "place": place})
+        self._add_history(message, created, empty=True)
+        return Outcome(cached=found is not None)
+
+    # -- instructions that make layers --------------------------------------------------------------------------
+
+    def _workdir(self, step: ins.Workdir) -> Outcome:
+        wanted = self.expand(step.path)
+        path = posixpath.normpath(posixpath.join("/", self.state.config.get("WorkingDir") or "/", wanted))
+        path = "/" + path.lstrip("/")
+        before = copy.deepcopy(self.state.config)
+        self.state.config["WorkingDir"] = path
+        message = f"WORKDIR {path}"
+        if path == "/":
+            return self._remember_config(step, message, before)
+        user = self.state.config.get("User") or ""
+        operation = {"do": "mkdir", "path": path, "owner": user, "mtime_ns": self._mtime_ns()}
+        try:
+            return self._layer(
+                message,
+                text=f"WORKDIR {path}",
+                inputs={"user": user},
+                make=lambda: self._maker.place(self.state.layers, [operation]),
+            )
+        except BaseException:
+            self.state.document["config"] = before
+            raise
+
+    def _run(self, step: ins.Run, on_output: Callable[[bytes], None]) -> Outcome:
+        if step.mount_flags:
+            raise _unsupported(step, "RUN --mount", "copy what the command needs with COPY, and remove it afterwards")
+        if step.security != "sandbox":
+            raise _unsupported(step, "RUN --security=insecure", "remove the flag")
+        if step.devices:
+            raise _unsupported(step, "RUN --device", "remove the flag")
+        argv, files, shown = self._command_of(step)
+        arguments = self._run_arguments()
+        environment = [f"{name}={value}" for name, value in arguments.items()]
+        network = step.network if step.network != "default" else self._settings.network
+        config = self.state.config
+        visible = {name: value for name, value in arguments.items() if name not in PROXY_ARGS}
+        prefix = f"|{len(visible)} {' '.join(f'{k}={v}' for k, v in visible.items())} " if visible else ""
+        inputs = {f"ARG {name}": value for name, value in visible.items()}
+        inputs |= {f"ENV {name}": value for name, value in self.state.environment.items()}
+        inputs |= {"USER": config.get("User") or "", "WORKDIR": config.get("WorkingDir") or ""}
+        inputs |= {"network": network, "argv": digest_of(argv, {k: v.decode() for k, v in files.items()})}
+        return self._layer(
+            f"RUN {prefix}{shown} # labkernel",
+            text=f"RUN {shown}",
+            inputs=inputs,
+            make=lambda: (
+                *self._maker.run(
+                    self.state.layers,
+                    argv=argv,
+                    config=config,
+                    environment=environment,
+                    network=network,
+                    files=files,
+                    hidden=self.state.hidden,
+                    mounts=self.state.mounts,
+                    on_output=on_output,
+                ),
+                [],
+            ),
+        )
+
+    def _run_arguments(self) -> dict[str, str]:
+        """ARG values a command sees: those in scope that no ENV hides, and the proxies."""
+        environment = self.state.environment
+        proxies = {name: self._settings.build_args[name] for name in PROXY_ARGS if name in self._settings.build_args}
+        return {name: value for name, value in {**proxies, **self.state.args}.items() if name not in environment}
+
+    def _command_of(self, step: ins.Run) -> tuple[list[str], dict[str, bytes], str]:
+        """(argv, files the command needs, how the history shows it)."""
+        if step.json_form:
+            return list(step.args), {}, " ".join(step.args)
+        line = step.args[0] if step.args else ""
+        files: dict[str, bytes] = {}
+        alone = _sole_heredoc(line) if len(step.heredocs) == 1 else None
+        if alone is not None:
+            body = step.heredocs[0].text
+            if body.startswith("#!"):
+                path = f"/dev/pipes/{alone.name}"
+                files[path] = body.encode("utf-8", "surrogateescape")
+                line = path
+            else:
+                line = body
+        elif step.heredocs:
+            line += "".join(f"\n{doc.content}{doc.name}" for doc in step.heredocs)
+        argv = [*self._shell(), line]
+        shown = " ".join([*self._shell(), step.heredocs[0].text if files else line]).rstrip("\n")
+        return argv, files, shown
+
+    def _transfer(self, step: ins.Copy | ins.Add) -> Outcome:
+        sources = [self.expand(word) for word in step.sources]
+        dest = self._destination(self.expand(step.dest))
+        if len(step.ordered) > 1 and not dest.endswith("/"):
+            raise BuildError(
+                f"When using {step.name} with more than one source file, "
+                "the destination must be a directory and end with a /"
+            )
+        self._refuse_unsupported(step, sources)
+        chown = self.expand(step.chown) if step.chown else None
+        chmod = self.expand(step.chmod) if step.chmod else None
+        exclude = IgnoreMatcher([self.expand(word) for word in step.exclude]) if step.exclude else None
+        origin: Any = 0
+        if isinstance(step, ins.Copy) and step.from_:
+            layers = self._source_of(step.from_)
+            if exclude is not None:
+                raise _unsupported(step, "COPY --exclude together with --from", "name what is to be copied")
+            selected = self._scan_stage(step, layers, sources) if sources else []
+            origin = self._maker.directories(layers)
+            default_owner = None
+        else:
+            selected = self._context.select(step, sources, exclude) if sources else []
+            default_owner = ""
+        unpack = isinstance(step, ins.Add) and step.unpack is not False
+        common = {"dest": dest, "chmod": chmod, "mtime_ns": self._mtime_ns()}
+        texts = [self._heredoc_text(doc) for doc in step.contents]
+        operations: list[dict[str, Any]] = [
+            {"do": "write", "name": doc.name, "data": text, "owner": chown or "", **common}
+            for doc, text in zip(step.contents, texts, strict=True)
+        ]
+        if selected:
+            operations.append(
+                {
+                    "do": "copy",
+                    "from": origin,
+                    "selected": selected,
+                    "unpack": unpack,
+                    "owner": chown or default_owner,
+                    "archive_owner": chown,
+                    **common,
+                }
+            )
+        elif sources:
+            self._warn(f"{step.name} {' '.join(sources)}: nothing matches, so nothing was copied (line {step.line})")
+        flags = f"--chown={chown} " if chown else ""
+        flags += f"--chmod={chmod} " if chmod else ""
+        flags += f"--from={step.from_} " if isinstance(step, ins.Copy) and step.from_ else ""
+        words = " ".join([*sources, *(f"<<{doc.name}" for doc in step.contents), dest])
+        inputs = {entry["path"] or ".": selection_digest([entry]) for entry in selected}
+        inputs = _finer(selected) if len(selected) == 1 else inputs
+        inputs |= {f"<<{doc.name}": digest_of(text) for doc, text in zip(step.contents, texts, strict=True)}
+        lowers = [] if step.link else self.state.layers
+        return self._layer(
+            f"{step.name} {flags}{words} # labkernel",
+            text=f"{step.name} {flags}{words}",
+            inputs=inputs | ({"link": "true"} if step.link else {}) | {SELECTION: selection_digest(selected)},
+            make=lambda: self._maker.place(lowers, operations, fds=self._context.descriptors()),
+        )
+
+    def _refuse_unsupported(self, step: ins.Copy | ins.Add, sources: Sequence[str]) -> None:
+        if isinstance(step, ins.Copy) and step.parents:
+            raise _unsupported(step, "COPY --parents", "give each directory a COPY of its own")
+        if isinstance(step, ins.Add):
+            remote = next(
+                (w for w in sources if w.startswith(("http://", "https://", "git@", "git://", "ssh://"))), None
+            )
+            if remote is not None:
+                raise _unsupported(step, f"ADD of a URL ({remote})", "download it first and COPY it")
+            if step.checksum:
+                raise BuildError("checksum can't be specified for non-HTTP(S) & non-Git sources")
+
+    def _scan_stage(self, step: ins.Copy, layers: Sequence[LayerInfo], sources: Sequence[str]) -> list[dict[str, Any]]:
+        try:
+            return self._maker.scan(layers, sources)
+        except FileNotFoundError as err:
+            raise BuildError(
+                f"{step.name} failed: stat {err.filename}: file does not exist in {step.from_}",
+                resolution=f"`RUN ls` in {step.from_} shows what there is; paths start at its /",
+            ) from None
+
+    def _destination(self, dest: str) -> str:
+        if not dest:
+            raise BuildError("the destination is empty")
+        full = posixpath.join("/", self.state.config.get("WorkingDir") or "/", dest)
+        directory = full.endswith(("/", "/.")) or dest == "."
+        return "/" + posixpath.normpath(full).lstrip("/") + ("/" if directory and full.strip("/.") else "")
+
+    def _heredoc_text(self, doc: Heredoc) -> str:
+        if not doc.expand:
+            return doc.text
+        return expand_heredoc(doc.text, self.state.variables(), escape=self._settings.escape)
+
+    # -- layers and history ---------------------------------------------------------------------------------------
+
+    def _layer(
+        self,
+        message: str,
+        *,
+        text: str,
+        inputs: Mapping[str, str],
+        make: Callable[[], tuple[LayerInfo, int, list[str]]],
+    ) -> Outcome:
+        """The layer of a step from the cache, or made by `make`; added to the state with its history."""
+        name = text.split(" ", 1)[0]
+        parent = self.state.chain
+        key = digest_of("layer", 1, parent, text, sorted(inputs.items()), self._settings.epoch_s)
+        found = None if self._settings.no_cache else self._cache.find(key)
+        if found is not None and found.layer is not None:
+            self._append(found.layer, message, found.created)
+            return Outcome(cached=True, layer=found.layer, size_bytes=int(found.record.get("size_bytes", 0)))
+        place = digest_of("layer", parent, name)
+        if self._settings.no_cache:
+            why = "--no-cache"
+        elif self._rebuilt:
+            why = f"follows {self._rebuilt}, which was made anew"
+        else:
+            why = self._cache.why(place, inputs, text)
+        layer, size_bytes, warnings = make()
+        for warning in warnings:
+            self._warn(f"{text.splitlines()[0]}: {warning}")
+        created = self._now()
+        record = {"created": created, "text": text, "place": place, "inputs": dict(inputs), "size_bytes": size_bytes}
+        self._cache.store(key, layer, record)
+        self._append(layer, message, created)
+        self._rebuilt = text.splitlines()[0][:40]
+        return Outcome(cached=False, why=why, layer=layer, size_bytes=size_bytes)
+
+    def _append(self, layer: LayerInfo, message: str, created: str) -> None:
+        self.state.layers.append(layer)
+        self._add_history(message, created, empty=False)
+
+    def _add_history(self, message: str, created: str, *, empty: bool) -> None:
+        entry: dict[str, Any] = {"created": created, "created_by": message, "comment": COMMENT}
+        if empty:
+            entry["empty_layer"] = True
+        self.state.document["history"] = [*(self.state.document.get("history") or []), entry]
+        self.state.document["created"] = created
+
+    def _now(self) -> str:
+        return timestamp(self._settings.epoch_s)
+
+    def _mtime_ns(self) -> int | None:
+        return None if self._settings.epoch_s is None else self._settings.epoch_s * 1_000_000_000
+
+
+def _sole_heredoc(line: str) -> Heredoc | None:
+    return parse_heredoc(line.strip()) if line.strip().count("<<") == 1 and " " not in line.strip() else None
+
+
+def _finer(selected: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """One input per file of a copied directory, so that a miss can name the file; the whole for very many."""
+    (source,) = selected
+    base = source["path"]
+    if len(source["entries"]) > 5000:
+        return {base or ".": selection_digest(selected)}
+    return {
+        posixpath.join(base, name) if name else base or ".": f"{kind}{mode:o}{digest}"
+        for name, kind, mode, _, _, digest in source["entries"]
+    }
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """As BuildKit words a list in the history."""
+    return "[" + " ".join(json.dumps(word, ensure_ascii=False) for word in words) + "]"
+
+
+def _healthcheck(step: ins.Healthcheck) -> dict[str, Any]:
+    fields = {
+        "Interval": step.interval_ns,
+        "Timeout": step.timeout_ns,
+        "StartPeriod": step.start_period_ns,
+        "StartInterval": step.start_interval_ns,
+        "Retries": step.retries,
+    }
+    return {"Test": list(step.test), **{name: value for name, value in fields.items() if value}}
+
+
+def _unsupported(step: ins.Instruction, what: str, instead: str) -> BuildError:
+    return BuildError(f"{what} is not supported yet", line=step.line, end_line=step.end_line, resolution=instead)

@@ -1,0 +1,292 @@
+"""Which files a COPY or ADD takes: sources with wildcards, found in a tree, each with a digest of its content.
+
+The same scan serves the build context (in the caller's process) and other stages (in the worker, on their merged
+layers), so that both give the cache the same kind of key: names, types, modes, owners, link targets, content; never
+times. A `Selection` is plain JSON. Source: Dockerfile reference, COPY; Go's path/filepath.Match for wildcards.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from ..errors import LayerError
+from .pack import is_whiteout
+from .rootfd import Root, clamp_path, open_in_root
+
+_MAX_LINKS = 40
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+# path -> digest of content; `status` lets a caller remember it
+Digester = Callable[[int, bytes, bytes, os.stat_result], str]
+
+
+class Filter(Protocol):
+    """What leaves paths out: `.dockerignore` and --exclude. `child` is asked from the top down."""
+
+    def child(self, path: str, parent: Sequence[bool] = ()) -> tuple[bool, tuple[bool, ...]]: ...
+
+    def can_skip(self, directory: str) -> bool: ...
+
+
+class Nothing:
+    """The filter that leaves nothing out."""
+
+    def child(self, path: str, parent: Sequence[bool] = ()) -> tuple[bool, tuple[bool, ...]]:
+        return False, ()
+
+    def can_skip(self, directory: str) -> bool:
+        return True
+
+
+def select(
+    root: Root,
+    patterns: Sequence[str],
+    *,
+    leave_out: Filter | None = None,
+    exclude: Filter | None = None,
+    owners: bool = False,
+    digest: Digester | None = None,
+) -> list[dict[str, Any]]:
+    """Find `patterns` (relative to the root) and everything below what they match.
+
+    Each found source is {"pattern", "path" (real, inside the root), "name" (last name as asked), "entries"}; entries
+    are [name below the source ("" for itself), type letter `d f l p c b`, mode, size, mtime_ns, digest], byte order.
+    `leave_out` sees paths from the root, `exclude` paths below the source. With `owners` they enter the digests. A
+    pattern with wildcards may match nothing. Raises FileNotFoundError for another one that is not there.
+    """
+    scan = _Scan(root, leave_out or Nothing(), exclude or Nothing(), owners, digest or content_digest)
+    found = []
+    for pattern in patterns:
+        wild = has_wildcards(pattern)
+        matched = sorted(_glob(root, clamp_path(os.fsencode(pattern)))) if wild else [clamp_path(os.fsencode(pattern))]
+        for path in matched:
+            source = scan.source(path)
+            if source is not None:
+                found.append({"pattern": pattern, **source})
+            elif not wild:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
+    return found
+
+
+def selection_digest(sources: Iterable[dict[str, Any]]) -> str:
+    """One digest of what would be copied, times left out."""
+    sha = hashlib.sha256()
+    for source in sources:
+        sha.update(f"{source['name']}\0".encode("utf-8", "surrogateescape"))
+        for name, kind, mode, _, _, digest in source["entries"]:
+            sha.update(f"{name}\0{kind}\0{mode:o}\0{digest}\0".encode("utf-8", "surrogateescape"))
+    return sha.hexdigest()
+
+
+class _Scan:
+    def __init__(self, root: Root, leave_out: Filter, exclude: Filter, owners: bool, digest: Digester) -> None:  # noqa: FBT001
+        self._root = root
+        self._leave_out = leave_out
+        self._exclude = exclude
+        self._owners = owners
+        self._digest = digest
+
+    def source(self, path: bytes) -> dict[str, Any] | None:
+        real = follow(self._root, path)
+        if real is None:
+            return None
+        ignored, state = self._state(real)
+        status = self._root.lstat(real)
+        if status is None or is_whiteout(status):
+            return None
+        entries: list[list[Any]] = []
+        if stat.S_ISDIR(status.st_mode):
+            if ignored and self._leave_out.can_skip(os.fsdecode(real)):
+                return None
+            fd = self._root.open_directory(real)
+            try:
+                self._directory(fd, real, b"", state, (), entries)
+            finally:
+                os.close(fd)
+            if ignored and not entries:
+                return None
+            entries.insert(0, self._entry(-1, b"", b"", real, status))
+        else:
+            if ignored:
+                return None
+            fd = self._root.open_directory(real.rpartition(b"/")[0])
+            try:
+                entries.append(self._entry(fd, real.rpartition(b"/")[2], b"", real, status))
+            finally:
+                os.close(fd)
+        name = os.fsdecode(path.rpartition(b"/")[2])
+        return {"path": os.fsdecode(real), "name": name, "entries": entries}
+
+    def _state(self, path: bytes) -> tuple[bool, tuple[bool, ...]]:
+        """What the ignore file says of `path`, and what `child` needs for the names below it."""
+        ignored = False
+        state: tuple[bool, ...] = ()
+        if path:
+            parts = os.fsdecode(path).split("/")
+            for count in range(1, len(parts) + 1):
+                ignored, state = self._leave_out.child("/".join(parts[:count]), state)
+        return ignored, state
+
+    def _directory(
+        self,
+        fd: int,
+        path: bytes,
+        below: bytes,
+        state: tuple[bool, ...],
+        excluded: tuple[bool, ...],
+        entries: list[list[Any]],
+    ) -> None:
+        with os.scandir(fd) as found:
+            listed = sorted((os.fsencode(entry.name), entry) for entry in found)
+        for name, entry in listed:
+            full = path + b"/" + name if path else name
+            relative = below + b"/" + name if below else name
+            ignored, inner = self._leave_out.child(os.fsdecode(full), state)
+            left_out, outer = self._exclude.child(os.fsdecode(relative), excluded)
+            directory = entry.is_dir(follow_symlinks=False)
+            if (ignored or left_out) and not (
+                directory
+                and (not ignored or not self._leave_out.can_skip(os.fsdecode(full)))
+                and (not left_out or not self._exclude.can_skip(os.fsdecode(relative)))
+            ):
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if is_whiteout(status) or stat.S_ISSOCK(status.st_mode):
+                continue
+            if not directory:
+                entries.append(self._entry(fd, name, relative, full, status))
+                continue
+            place = len(entries)
+            inside = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+            try:
+                self._directory(inside, full, relative, inner, outer, entries)
+            finally:
+                os.close(inside)
+            if len(entries) > place or not (ignored or left_out):
+                entries.insert(place, self._entry(-1, b"", relative, full, status))
+
+    def _entry(self, fd: int, name: bytes, relative: bytes, full: bytes, status: os.stat_result) -> list[Any]:
+        mode = status.st_mode
+        if stat.S_ISREG(mode):
+            kind, digest = "f", self._digest(fd, name, full, status)
+        elif stat.S_ISLNK(mode):
+            kind, digest = "l", os.fsdecode(os.readlink(name, dir_fd=fd))
+        elif stat.S_ISDIR(mode):
+            kind, digest = "d", ""
+        else:
+            kind = "p" if stat.S_ISFIFO(mode) else "c" if stat.S_ISCHR(mode) else "b"
+            digest = str(status.st_rdev)
+        if self._owners:
+            digest = f"{status.st_uid}:{status.st_gid}:{digest}"
+        return [os.fsdecode(relative), kind, stat.S_IMODE(mode), status.st_size, status.st_mtime_ns, digest]
+
+
+def content_digest(dir_fd: int, name: bytes, path: bytes, status: os.stat_result) -> str:
+    """sha256 of a regular file's bytes."""
+    fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+    try:
+        if status.st_size <= 1 << 16:
+            return hashlib.sha256(os.read(fd, (1 << 16) + 1)).hexdigest()
+        with open(fd, "rb", buffering=0, closefd=False) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    finally:
+        os.close(fd)
+
+
+def follow(root: Root, path: bytes) -> bytes | None:
+    """The real path inside the root, the last component followed too; None when there is nothing.
+
+    Raises LayerError for a loop of links.
+    """
+    done: list[bytes] = []
+    waiting = path.split(b"/") if path else []
+    links = 0
+    while waiting:
+        part = waiting.pop(0)
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            del done[-1:]
+            continue
+        here = b"/".join([*done, part])
+        status = root.lstat(here)
+        if status is None:
+            return None
+        if not stat.S_ISLNK(status.st_mode):
+            done.append(part)
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise LayerError(f"too many symbolic links: {os.fsdecode(path)}")
+        parent = open_in_root(root.fd, b"/".join(done), os.O_PATH | os.O_DIRECTORY)
+        try:
+            target = os.readlink(part, dir_fd=parent)
+        finally:
+            os.close(parent)
+        if target.startswith(b"/"):
+            done = []
+        waiting = target.split(b"/") + waiting
+    return b"/".join(done)
+
+
+def has_wildcards(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[\\")
+
+
+def _glob(root: Root, pattern: bytes) -> list[bytes]:
+    """Paths that match, component by component; wildcards never cross a slash and do match dot files."""
+    found = [b""]
+    for part in pattern.split(b"/"):
+        text = os.fsdecode(part)
+        if not has_wildcards(text):
+            found = [path + b"/" + part if path else part for path in found]
+            continue
+        test = re.compile(_translate(text), re.DOTALL)
+        wider = []
+        for path in found:
+            try:
+                fd = root.open_directory(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            try:
+                names = [name for name in os.listdir(fd) if test.fullmatch(name)]
+            finally:
+                os.close(fd)
+            wider += [(path + b"/" if path else b"") + os.fsencode(name) for name in names]
+        found = wider
+    return [path for path in found if root.lstat(path) is not None]
+
+
+def _translate(pattern: str) -> str:
+    """One component of Go's filepath.Match as a regular expression. Raises LayerError for a malformed one."""
+    out, pos = [], 0
+    while pos < len(pattern):
+        character = pattern[pos]
+        pos += 1
+        if character == "*":
+            out.append(".*")
+        elif character == "?":
+            out.append(".")
+        elif character == "\\" and pos < len(pattern):
+            out.append(re.escape(pattern[pos]))
+            pos += 1
+        elif character == "[":
+            end = pattern.find("]", pos + 2 if pattern[pos : pos + 1] == "^" else pos + 1)
+            if end < 0:
+                raise LayerError(
+                    f"syntax error in pattern: {pattern}", resolution="escape a literal [ with a backslash"
+                )
+            body = pattern[pos:end]
+            negated = body.startswith("^")
+            inner = re.sub(r"([\[&~|\]])", r"\\\1", body[1:] if negated else body)
+            out.append(f"[{'^' if negated else ''}{inner}]")
+            pos = end + 1
+        else:
+            out.append(re.escape(character))
+    return "".join(out)
