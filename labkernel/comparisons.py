@@ -9,30 +9,34 @@ under TCG (emulation) says little about KVM. Drawing is in `figures.py`.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from .display import human_memory, human_size, table_html, table_text
-from .errors import LabkernelError, UsageError
+from .display import table_html, table_text
+from .errors import StartError, UsageError
 from .metrics import Sampler, Series, dataframe
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .containers import Containers
+    from .image import Image
     from .images import Images
-    from .vms import VMs
+    from .runtime.client import Attachment
+    from .vms import VM, VMs
 
 Kind = Literal["container", "vm"]
 FORMAT = "labkernel.comparison/1"
 SAMPLES_PER_SECOND = 50.0
+VM_MEMORY_BYTES = 256 << 20
 _OUTPUT_KEPT = 4096
+_SHARED_SETTINGS = {"environment", "user", "working_dir", "entrypoint", "hostname", "read_only"}
 
 
 @dataclass
@@ -235,12 +239,19 @@ def seconds_text(seconds: float) -> str:
 
 def memory_text(size_bytes: float) -> str:
     """`38.2 MiB`"""
-    return re.sub(r"(?<=\d)(?=[A-Za-z])", " ", human_memory(size_bytes))
+    return _scaled(size_bytes, 1024, ("B", "KiB", "MiB", "GiB", "TiB"))
 
 
 def disk_text(size_bytes: float) -> str:
     """`181 MB`"""
-    return re.sub(r"(?<=\d)(?=[A-Za-z])", " ", human_size(size_bytes))
+    return _scaled(size_bytes, 1000, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(value: float, base: int, units: Sequence[str]) -> str:
+    place = 0
+    while value >= base and place < len(units) - 1:
+        value, place = value / base, place + 1
+    return f"{value:.3g} {units[place]}" if value < 100 else f"{value:.0f} {units[place]}"
 
 
 def ratio_text(ratio: float) -> str:
@@ -290,6 +301,11 @@ class Comparisons:
         """
         if runs < 1:
             raise UsageError(f"runs={runs}: at least one run is needed")
+        for key in settings.keys() - _SHARED_SETTINGS:
+            raise UsageError(
+                f"{key} cannot be compared: a container and a VM do not both have it",
+                resolution=f"what both have: {', '.join(sorted(_SHARED_SETTINGS))}",
+            )
         words = [command] if isinstance(command, str) else list(command or [])
         if isinstance(command, str):
             import shlex
@@ -299,6 +315,7 @@ class Comparisons:
         found = self._images.resolve(image, notify=say)
         bench = _Bench(self._containers, self._vms, found, words, settings)
         bench.memory, bench.cpus, bench.cold, bench.timeout_s = memory_bytes(memory), cpus, cold, timeout_s
+        bench.say = say
         say("making both ready: uname -r in a container and in a virtual machine")
         kernels = bench.kernels()
         done: list[Run] = []
@@ -328,7 +345,7 @@ class _Bench:
     """Runs one image and command either way and measures it; remembers what it learnt about the VM."""
 
     def __init__(
-        self, containers: Containers, vms: VMs, image: Any, command: list[str], settings: Mapping[str, Any]
+        self, containers: Containers, vms: VMs, image: Image, command: list[str], settings: Mapping[str, Any]
     ) -> None:
         self._containers, self._vms, self._image = containers, vms, image
         self._command, self._settings = command, dict(settings)
@@ -336,38 +353,52 @@ class _Bench:
         self.cpus: float | None = None
         self.cold = False
         self.timeout_s = 300.0
-        self.vm_memory = VM_MEMORY_BYTES
-        self.accelerator, self.start = "", ""
+        self.say: Callable[[str], None] = lambda _line: None
+        self.accelerator = self.start = self._guest_kernel = ""
+        self.found: list[str] = []
+
+    @property
+    def vm_memory(self) -> int:
+        return max(VM_MEMORY_BYTES, self.memory or 0)
+
+    @property
+    def vm_cpus(self) -> int:
+        return max(1, math.ceil(self.cpus or 1))
 
     def vm_words(self) -> str:
         return f"virtual machine ({self.accelerator.upper()})"
 
     def kernels(self) -> dict[str, str]:
         """`uname -r` from inside either; also the warm-up. Raises VMError when the guest does not answer."""
-        probe = ["uname", "-r"]
-        inside = self._run_container(probe, 0).output.strip()
-        machine = self._run_vm(probe, 0).output.strip()
-        # An image without uname (FROM scratch) shares the host's kernel all the same, and the guest's was chosen by us.
+        # Past the image's entrypoint, and with no user or directory of ours: this is not what is measured.
+        asking: dict[str, Any] = {"entrypoint": ["uname"]}
+        inside = machine = ""
+        try:
+            inside = self._run_container(["-r"], 0, {**asking, "network_mode": "none"}).output.strip()
+        except StartError:
+            pass  # an image without uname (FROM scratch) shares the host's kernel all the same
+        try:
+            machine = self._run_vm(["-r"], 0, asking).output.strip()
+        except StartError:
+            pass  # the guest's kernel was chosen by us: VMResult names it
         return {"container": inside or platform.release(), "vm": machine or self._guest_kernel}
 
-    _guest_kernel = "unknown"
-
     def container(self, number: int) -> Run:
-        return self._run_container(self._command, number)
+        return self._run_container(self._command, number, {**self._settings, **self._limits()})
 
     def vm(self, number: int) -> Run:
-        return self._run_vm(self._command, number)
+        return self._run_vm(self._command, number, self._settings)
 
     def _limits(self) -> dict[str, Any]:
-        limits: dict[str, Any] = {}
+        # Neither has a network: the VM has none of its own, and so there is nothing to warn of.
+        limits: dict[str, Any] = {"network_mode": "none"}
         if self.memory:
             limits["mem_limit"] = self.memory
         if self.cpus:
             limits["nano_cpus"] = int(self.cpus * 1e9)
         return limits
 
-    def _run_container(self, command: list[str], number: int) -> Run:
-        settings = {**self._settings, **self._limits()}
+    def _run_container(self, command: list[str], number: int, settings: Mapping[str, Any]) -> Run:
         asked_at = time.monotonic()
         container, attachment = self._containers.run_attached(self._image.id, command or None, **settings)
         sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.002)
@@ -377,20 +408,19 @@ class _Bench:
             output = _collect(attachment, asked_at + self.timeout_s)
             ended_at = time.monotonic()
             sampler.stop()
-            code = attachment.exit_code
+            self.found += [warning for warning in container.warnings if warning not in self.found]
             state = container.runtime_state()
-            exec_at = state.get("exec_at_monotonic") or attachment.exec_at
             usage = state.get("usage") or {}
             samples = _relative(series, asked_at)
-            # The supervisor reads the cgroup a last time before it goes; the last sample is up to 20 ms older.
+            # The supervisor reads the cgroup a last time before it goes; our last sample is up to 20 ms older.
             cpu_usec = usage.get("cpu_usec", samples[-1][1] if samples else None)
-            peaks = [usage.get("memory_peak_bytes"), *(s.memory_peak_bytes for s in series.samples)]
-            known = [peak for peak in peaks if peak] or [s.memory_bytes for s in series.samples]
+            peaks = [usage.get("memory_peak_bytes"), *(sample.memory_peak_bytes for sample in series.samples)]
+            known = [peak for peak in peaks if peak] or [sample.memory_bytes for sample in series.samples]
             return Run(
                 kind="container",
                 number=number,
-                exit_code=int(code if code is not None else -1),
-                first_instruction_s=exec_at - asked_at if exec_at else None,
+                exit_code=-1 if attachment.exit_code is None else attachment.exit_code,
+                first_instruction_s=attachment.exec_at - asked_at if attachment.exec_at else None,
                 wall_s=ended_at - asked_at,
                 cpu_s=None if cpu_usec is None else cpu_usec / 1e6,
                 peak_memory_bytes=max(known, default=None),
@@ -403,38 +433,76 @@ class _Bench:
             attachment.close()
             container.remove(force=True)
 
-    def _run_vm(self, command: list[str], number: int) -> Run:
-        raise NotImplementedError
+    def _run_vm(self, command: list[str], number: int, settings: Mapping[str, Any]) -> Run:
+        sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.01)
+        followed: list[Series] = []
+        asked: list[float] = []
+
+        def started(vm: VM) -> None:
+            asked.append(time.monotonic())  # again when QEMU had to be started a second time
+            if not followed:
+                followed.append(sampler.add(vm, kind="vm"))
+                sampler.start()
+
+        try:
+            result = self._vms.run(
+                self._image,
+                command or None,
+                mem_limit=self.vm_memory,
+                cpus=self.vm_cpus,
+                cold=self.cold,
+                timeout_s=self.timeout_s,
+                notify=self.say,
+                on_start=started,
+                **settings,
+            )
+        finally:
+            sampler.stop()
+        self.accelerator, self.start, self._guest_kernel = result.accelerator, result.start, result.kernel
+        self.found += [warning for warning in result.warnings if warning not in self.found]
+        samples = [entry for entry in _relative(followed[0], asked[-1]) if entry[0] >= 0] if followed else []
+        return Run(
+            kind="vm",
+            number=number,
+            exit_code=result.exit_code,
+            first_instruction_s=result.timings["exec_s"],
+            wall_s=result.timings["wall_s"],
+            cpu_s=result.usage.cpu_s,
+            peak_memory_bytes=max([result.usage.peak_rss_bytes, *(memory for _, _, memory in samples)]) or None,
+            disk_bytes=result.disk_bytes,
+            output=(result.stdout + result.stderr)[-_OUTPUT_KEPT:].decode(errors="replace"),
+            samples=samples,
+        )
 
 
 def _relative(series: Series, asked_at: float) -> list[tuple[float, int, int]]:
     return [(round(s.time_s - asked_at, 5), s.cpu_usec, s.memory_bytes) for s in series.samples]
 
 
-def _collect(attachment: Any, deadline: float) -> str:
+def _collect(attachment: Attachment, deadline: float) -> str:
     """Read what a run writes until it ends, keeping the end of it."""
     kept = b""
-    for _stream, data in attachment:
-        kept = (kept + data)[-_OUTPUT_KEPT:]
-        if time.monotonic() > deadline:
-            raise LabkernelError("the command did not end in time", resolution="give it a larger timeout_s")
+    try:
+        while (piece := attachment.read(max(0.0, deadline - time.monotonic()))) is not None:
+            kept = (kept + piece[1])[-_OUTPUT_KEPT:]
+    except TimeoutError:
+        raise UsageError("the command did not end in time", resolution="give it more time (`--timeout`)") from None
     return kept.decode(errors="replace")
 
 
 def _warnings(runs: list[Run], bench: _Bench) -> list[str]:
-    found = []
+    found = list(bench.found)
     failed = sorted({run.exit_code for run in runs if run.exit_code})
     if failed:
         found.append(f"the command ended with exit status {', '.join(map(str, failed))}")
-    if bench.accelerator == "tcg":
-        found.append("the VM ran under TCG: its processor is emulated in software, so its CPU figures are not KVM's")
     if bench.memory and bench.memory < bench.vm_memory:
         need = memory_text(bench.vm_memory)
         found.append(f"the VM got {need}, since its kernel needs memory of its own; the container's limit is smaller")
+    if bench.cpus and bench.cpus != bench.vm_cpus:
+        found.append(f"the container was limited to {bench.cpus:g} CPU; the VM had {bench.vm_cpus} whole")
+    if bench.accelerator == "tcg":
+        found.append("under TCG the VM's processor is emulated in software: its CPU figures are not those of KVM")
     return found
-
-
-VM_MEMORY_BYTES = 256 << 20
 
 
 def memory_bytes(memory: str | int | None) -> int | None:
