@@ -43,6 +43,9 @@ class TerminalHost(Host):
     def warn(self, text: str) -> None:
         print(f"WARNING: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
     def warn_once(self, text: str) -> None:
         # Once per store and boot: the runtime directory does not outlive a reboot.
         marker = self.engine.layout.runtime_dir / f"told-{zlib.crc32(text.encode()):08x}"
@@ -70,10 +73,10 @@ class TerminalHost(Host):
 
         yield redraw
 
-    def build_progress(self, dockerfile: str, *, plain: bool) -> Progress:
-        from .commands.progress import LineProgress
+    def build_progress(self, dockerfile: str, *, mode: str) -> Progress:
+        from .widgets.progress import terminal_progress
 
-        return LineProgress(self.line, lambda data: self.write("stdout", data))
+        return terminal_progress(mode=mode)  # type: ignore[arg-type]
 
     def stdin_fd(self) -> int | None:
         try:

@@ -69,6 +69,9 @@ class NotebookHost(Host):
         # On stdout: nbgrader gives no points to a test cell that wrote to stderr.
         self._print("stdout", f"WARNING: {text}\n")
 
+    def note(self, text: str) -> None:
+        self.line(text)
+
     def warn_once(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
@@ -93,18 +96,10 @@ class NotebookHost(Host):
 
         yield redraw
 
-    def build_progress(self, dockerfile: str, *, plain: bool) -> Progress:
-        from .commands.progress import LineProgress
+    def build_progress(self, dockerfile: str, *, mode: str) -> Progress:
+        from .widgets.progress import BuildProgress, terminal_progress
 
-        if not plain:
-            try:
-                from .widgets.progress import BuildProgress
-            except ImportError:
-                pass
-            else:
-                shown: Progress = BuildProgress(dockerfile)
-                return shown
-        return LineProgress(self.line, lambda data: self.write("stdout", data))
+        return terminal_progress(sys.stdout, "plain") if mode == "plain" else BuildProgress(dockerfile)
 
 
 class Lab:

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..errors import DockerfileError, UsageError
-from .grammar import command, flag, host_of, many, option
+from .container import confirm, pruned
+from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
 
 _BUILD_FLAGS = [
@@ -45,7 +46,7 @@ def build_flags(function: Any) -> Any:
 @option("-f", "--file", metavar="string", help='Name of the Dockerfile (default: "PATH/Dockerfile")')
 @click.argument("path")
 @click.pass_context
-def build(ctx: click.Context, path: str, file: str | None, **flags: Any) -> Any:
+def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> Any:
     """Build an image from a Dockerfile."""
     host = host_of(ctx)
     if path.startswith(("http://", "https://", "git://", "git@")):
@@ -87,7 +88,7 @@ def _read(host: Host, context: Path | None, file: str | None) -> tuple[str, Path
 @build_flags
 @option("--context", metavar="dir", help="Folder that COPY and ADD take files from (default: the notebook's)")
 @click.pass_context
-def cell(ctx: click.Context, context: str | None, **flags: Any) -> Any:
+def cell(ctx: click.Context, /, context: str | None, **flags: Any) -> Any:
     """Build an image; the Dockerfile is the text of the cell."""
     host = host_of(ctx)
     text = ctx.find_root().meta["labkernel.cell"]
@@ -116,7 +117,7 @@ def build_text(
     if quiet:
         result = host.engine.builds.build(text, on_step=lambda step: None, **settings)
     else:
-        with host.build_progress(text, plain=flags["progress"] == "plain") as on_step:
+        with host.build_progress(text, mode=flags["progress"]) as on_step:
             result = host.engine.builds.build(text, on_step=on_step, **settings)
     for warning in result.warnings or ():
         host.warn(str(warning))
@@ -129,6 +130,22 @@ def build_text(
         for name in flags["tag"]:
             host.line(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}")
     return result
+
+
+BUILDER = {"prune": Entry("build:prune", "Remove build cache"), "build": Entry("build:build", "Build an image")}
+builder = LabGroup("builder", help="Manage builds.", entries=BUILDER)
+
+
+@command("prune", "[OPTIONS]")
+@flag("-a", "--all", help="Remove all unused build cache, not just dangling ones")
+@flag("-f", "--force", help="Do not prompt for confirmation")
+@click.pass_context
+def prune(ctx: click.Context, *, all: bool, force: bool) -> Any:
+    """Remove build cache."""
+    host = host_of(ctx)
+    confirm(host, "This will remove the build cache.", force=force)
+    answer = host.engine.builds.prune()
+    return pruned("Deleted build cache:", answer["CachesDeleted"], answer["SpaceReclaimed"])
 
 
 def build_args(given: tuple[str, ...]) -> dict[str, str]:

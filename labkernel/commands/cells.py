@@ -187,7 +187,7 @@ def command_matcher(roots: Mapping[str, Any], host_for: Callable[[str], Any]) ->
     magic = re.compile(rf"^\s*(?:[A-Za-z_]\w*\s*=\s*)?%({'|'.join(roots)})\s+(.*)$")
 
     # The API version is checked by IPython; a priority above Jedi's lets ours run first.
-    @context_matcher(priority=2000, identifier="labkernel")
+    @context_matcher(priority=2000, identifier="labkernel")  # type: ignore[untyped-decorator]
     def labkernel_matcher(context: Any) -> Any:
         before = context.line_with_cursor[: context.cursor_position]
         if context.full_text.lstrip().startswith("%%dockerfile"):

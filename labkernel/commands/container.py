@@ -68,7 +68,7 @@ def each(host: Host, names: Sequence[str], act: Callable[[Any], object], *, miss
 @flag("-q", "--quiet", help="Only display container IDs")
 @flag("-s", "--size", help="Display total file sizes")
 @click.pass_context
-def ps(ctx: click.Context, **flags: Any) -> Listing:
+def ps(ctx: click.Context, /, **flags: Any) -> Listing:
     """List containers."""
     limit = 1 if flags["latest"] else flags["last"] if flags["last"] > 0 else None
     found = host_of(ctx).engine.containers.list(
@@ -198,7 +198,7 @@ def moment(text: str | None) -> float | None:
 @flag("--details", help="Show extra details provided to logs")
 @click.argument("container", type=CONTAINER)
 @click.pass_context
-def logs(ctx: click.Context, container: str, **flags: Any) -> None:
+def logs(ctx: click.Context, /, container: str, **flags: Any) -> None:
     """Fetch the logs of a container."""
     host = host_of(ctx)
     found = host.engine.containers.get(container)
@@ -244,7 +244,7 @@ def top(ctx: click.Context, container: str, ps_options: tuple[str, ...]) -> List
 @flag("--no-trunc", help="Do not truncate output")
 @words("containers", kind=CONTAINER)
 @click.pass_context
-def stats(ctx: click.Context, containers: tuple[str, ...], **flags: Any) -> Any:
+def stats(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> Any:
     """Display a live stream of container(s) resource usage statistics.
 
     In a notebook one reading is shown (lab.monitor(container) is the live picture), unless --stream is given.
@@ -344,7 +344,7 @@ def export(ctx: click.Context, container: str, output: str | None) -> None:
 @click.argument("container", type=CONTAINER)
 @click.argument("repository", required=False)
 @click.pass_context
-def commit(ctx: click.Context, container: str, repository: str | None, **flags: Any) -> Any:
+def commit(ctx: click.Context, /, container: str, repository: str | None, **flags: Any) -> Any:
     """Create a new image from a container's changes."""
     host = host_of(ctx)
     found = _offers(host.engine.containers.get(container), "commit")

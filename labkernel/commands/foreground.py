@@ -240,7 +240,7 @@ def _raw_terminal(fd: int) -> Iterator[None]:
     import tty
 
     before = termios.tcgetattr(fd)
-    tty.setraw(fd)
+    tty.setraw(fd, termios.TCSANOW)  # What was typed ahead stays.
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ class Progress(Protocol):
 
     def __enter__(self) -> Progress: ...
 
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, kind: Any, err: Any, trace: Any, /) -> None: ...
 
 
 class Host:
@@ -61,6 +61,10 @@ class Host:
         """One line about something the user should know and did not ask for."""
         raise NotImplementedError
 
+    def note(self, text: str) -> None:
+        """What happens meanwhile, and what stands in for what (`pulling …`, `lab/busybox stands in for busybox`)."""
+        raise NotImplementedError
+
     def warn_once(self, text: str) -> None:
         """The same for what is true of this release whatever the command: told once, not at every command."""
         self.warn(text)
@@ -73,8 +77,8 @@ class Host:
         """A region that is redrawn: call it with text and HTML (`stats`)."""
         raise NotImplementedError
 
-    def build_progress(self, dockerfile: str, *, plain: bool) -> Progress:
-        """A display of the steps of one build."""
+    def build_progress(self, dockerfile: str, *, mode: str) -> Progress:
+        """A display of the steps of one build; `mode` is docker's --progress (auto, plain, tty)."""
         raise NotImplementedError
 
     # -- input

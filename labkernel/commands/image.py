@@ -32,7 +32,7 @@ def _not_there(err: NoSuchImage) -> NoSuchImage:
 @flag("-q", "--quiet", help="Only show image IDs")
 @click.argument("repository", required=False, type=IMAGE)
 @click.pass_context
-def images(ctx: click.Context, repository: str | None, **flags: Any) -> Listing:
+def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listing:
     """List images."""
     filters = filters_of(flags["filter"]) or {}
     if repository:
@@ -123,7 +123,7 @@ HISTORY_TITLES = {
 @flag("-q", "--quiet", help="Only show image IDs")
 @click.argument("image", type=IMAGE)
 @click.pass_context
-def history(ctx: click.Context, image: str, **flags: Any) -> Listing:
+def history(ctx: click.Context, /, image: str, **flags: Any) -> Listing:
     """Show the history of an image."""
     try:
         entries = host_of(ctx).engine.images.history(image)
@@ -155,7 +155,7 @@ def history(ctx: click.Context, image: str, **flags: Any) -> Listing:
 @flag("--no-unpack", help="Fetch without unpacking")
 @click.argument("name", type=IMAGE)
 @click.pass_context
-def pull(ctx: click.Context, name: str, **flags: Any) -> Any:
+def pull(ctx: click.Context, /, name: str, **flags: Any) -> Any:
     """Download an image from a registry (in this release: the built-in base images)."""
     host = host_of(ctx)
     notes: list[str] = []
@@ -211,7 +211,7 @@ def export(ctx: click.Context, image: str, output: str | None) -> None:
     try:
         host.engine.images.get(image)
     except NoSuchImage:
-        host.engine.images.resolve(image, notify=host.warn)
+        host.engine.images.resolve(image, notify=host.note)
     with tar_output(host, output) as out:
         host.engine.images.export_rootfs(image, out)
 
@@ -223,7 +223,7 @@ def export(ctx: click.Context, image: str, output: str | None) -> None:
 @click.argument("file")
 @click.argument("repository", required=False)
 @click.pass_context
-def import_(ctx: click.Context, file: str, repository: str | None, **flags: Any) -> Any:
+def import_(ctx: click.Context, /, file: str, repository: str | None, **flags: Any) -> Any:
     """Import the contents from a tarball to create a filesystem image."""
     host = host_of(ctx)
     if file.startswith(("http://", "https://")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 
 import click
 
-from ..errors import ContainerExit, LabkernelError, UsageError
+from ..errors import ContainerExit, LabkernelError, NoSuchContainer, UsageError
 from . import foreground
 from .grammar import CONTAINER, IMAGE, command, flag, host_of, many, option, words
 from .host import Host
@@ -115,7 +116,7 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
 @click.argument("image", type=IMAGE)
 @words("arguments")
 @click.pass_context
-def run(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
     """Create and run a new container from an image.
 
     Everything after IMAGE is the command. In a notebook the magic returns the Container with -d, otherwise a
@@ -146,7 +147,9 @@ def _run_foreground(
     before = time.monotonic()
     settings["auto_remove"] = flags["rm"]
     _pull(host, image, flags["pull"])
-    container, attachment = host.engine.containers.run_attached(image, list(arguments) or None, **settings)
+    container, attachment = host.engine.containers.run_attached(
+        image, list(arguments) or None, notify=host.note, **settings
+    )
     _announce(host, container, flags)
     exit_code = foreground.stream(
         host,
@@ -160,19 +163,25 @@ def _run_foreground(
     if exit_code == foreground.DETACHED:
         host.line()
         return RunResult(0, id=container.id, container=container, note="detached; the container goes on")
-    return finished(container, attachment, exit_code, before, check=flags["check"])
+    result = finished(container, attachment, exit_code, before)
+    if flags["rm"]:
+        _wait_until_gone(host, container)
+    return checked(result, flags["check"])
 
 
-def finished(container: Any, attachment: Any, exit_code: int, before: float, *, check: bool) -> RunResult:
-    """The result of a foreground command; with `check` a status other than 0 raises ContainerExit."""
+def _wait_until_gone(host: Host, container: Any) -> None:
+    """The supervisor answers first and cleans up after; what follows a --rm must not meet its remains."""
+    with contextlib.suppress(NoSuchContainer):
+        host.engine.runtime.wait(container.id, "removed")
+
+
+def finished(container: Any, attachment: Any, exit_code: int, before: float) -> RunResult:
+    """The result of a foreground command."""
     oom_killed = bool(getattr(attachment, "oom_killed", False))
     timings = {}
     exec_at = getattr(attachment, "exec_at", None)
     if exec_at:
         timings["exec_s"] = max(0.0, exec_at - before)
-    if check and exit_code != 0:
-        why = explain(exit_code, oom_killed=oom_killed)
-        raise ContainerExit(f"{container.name}: the command ended with exit code {exit_code}{why}", status=exit_code)
     return RunResult(
         exit_code,
         id=container.id,
@@ -183,12 +192,23 @@ def finished(container: Any, attachment: Any, exit_code: int, before: float, *, 
     )
 
 
+def checked(result: RunResult, check: bool) -> RunResult:  # noqa: FBT001
+    """With --check, a status other than 0 raises ContainerExit."""
+    if check and not result.ok:
+        why = explain(result.exit_code, oom_killed=result.oom_killed)
+        name = getattr(result.container, "name", result.id)
+        raise ContainerExit(
+            f"{name}: the command ended with exit code {result.exit_code}{why}", status=result.exit_code
+        )
+    return result
+
+
 @command("create", RUN_USAGE, interspersed=False)
 @run_flags
 @click.argument("image", type=IMAGE)
 @words("arguments")
 @click.pass_context
-def create(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+def create(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
     """Create a new container."""
     host = host_of(ctx)
     settings = settings_of(flags)
@@ -200,7 +220,7 @@ def create(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: 
 
 def _create(host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]) -> Any:
     _pull(host, image, flags["pull"])
-    container = host.engine.containers.create(image, list(arguments) or None, **settings)
+    container = host.engine.containers.create(image, list(arguments) or None, notify=host.note, **settings)
     _announce(host, container, flags)
     return container
 
@@ -236,7 +256,7 @@ def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:
 @click.argument("container", type=CONTAINER)
 @words("arguments", least=1)
 @click.pass_context
-def exec_(ctx: click.Context, container: str, arguments: tuple[str, ...], **flags: Any) -> Any:
+def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **flags: Any) -> Any:
     """Execute a command in a running container."""
     host = host_of(ctx)
     tty, interactive = flags["tty"], flags["interactive"]
@@ -267,7 +287,7 @@ def exec_(ctx: click.Context, container: str, arguments: tuple[str, ...], **flag
     )
     if exit_code == foreground.DETACHED:
         return RunResult(0, id=found.id, container=found, note="detached; the command goes on")
-    return finished(found, attachment, exit_code, before, check=flags["check"])
+    return checked(finished(found, attachment, exit_code, before), flags["check"])
 
 
 def _kill_exec(attachment: Any, number: int) -> None:
@@ -285,7 +305,7 @@ def _kill_exec(attachment: Any, number: int) -> None:
 @option("--sig-proxy", metavar="bool", type=bool, default=True, help="Proxy received signals to the process")
 @click.argument("container", type=CONTAINER)
 @click.pass_context
-def attach(ctx: click.Context, container: str, **flags: Any) -> Any:
+def attach(ctx: click.Context, /, container: str, **flags: Any) -> Any:
     """Attach local standard input, output, and error streams to a running container."""
     host = host_of(ctx)
     found = host.engine.containers.get(container)
@@ -308,7 +328,7 @@ def _attached(host: Host, found: Any, flags: dict[str, Any]) -> Any:
     )
     if exit_code == foreground.DETACHED:
         return RunResult(0, id=found.id, container=found, note="detached; the container goes on")
-    return finished(found, attachment, exit_code, before, check=False)
+    return finished(found, attachment, exit_code, before)
 
 
 @command("start", "[OPTIONS] CONTAINER [CONTAINER...]")
@@ -317,7 +337,7 @@ def _attached(host: Host, found: Any, flags: dict[str, Any]) -> Any:
 @option("--detach-keys", metavar="string", help="Override the key sequence for detaching a container")
 @words("containers", least=1, kind=CONTAINER)
 @click.pass_context
-def start(ctx: click.Context, containers: tuple[str, ...], **flags: Any) -> Any:
+def start(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> Any:
     """Start one or more stopped containers."""
     from .container import each
 
@@ -332,4 +352,4 @@ def start(ctx: click.Context, containers: tuple[str, ...], **flags: Any) -> Any:
     attachment = host.engine.runtime.run(found.id, stdin=stdin)
     tty = bool((found.attrs.get("Config") or {}).get("Tty"))
     exit_code = foreground.stream(host, attachment, kill=found.kill, stdin=stdin, tty=tty, keys=flags["detach_keys"])
-    return finished(found, attachment, max(exit_code, 0), before, check=False)
+    return finished(found, attachment, max(exit_code, 0), before)

@@ -78,29 +78,19 @@ def doctor(ctx: click.Context, *, as_json: bool, fresh: bool) -> Any:
 
 @command("check", "[OPTIONS]")
 @flag("--json", "as_json", help="Print JSON")
+@flag("--verify", help="Also read and hash every blob, which takes a while")
 @click.pass_context
-def check(ctx: click.Context, *, as_json: bool) -> Any:
+def check(ctx: click.Context, *, as_json: bool, verify: bool) -> Any:
     """Look for what is inconsistent or leaked; exit code 0 when there is nothing."""
     host = host_of(ctx)
-    found = _problems(host)
+    found = host.engine.check(verify=verify)
     if as_json:
-        host.line(json.dumps({"ok": not found, "problems": found}, indent=2, default=str))
+        host.line(json.dumps({"ok": not found, "problems": [p._asdict() for p in found]}, indent=2))
     for problem in found if not as_json else ():
-        host.line(problem if isinstance(problem, str) else json.dumps(problem, default=str))
+        host.line(str(problem))
     if found:
         raise LabkernelError(f"{len(found)} inconsistent or leaked", resolution="`system prune -f` removes leftovers")
     return None if as_json else Text("nothing inconsistent, nothing leaked")
-
-
-def _problems(host: Host) -> list[Any]:
-    engine: Any = host.engine
-    if not hasattr(engine, "check"):
-        raise UsageError("system check: not in this release of labkernel")
-    answer = engine.check()
-    problems = getattr(answer, "problems", answer)
-    if isinstance(problems, dict):
-        problems = problems.get("problems", [])
-    return [p if isinstance(p, (str, dict)) else str(p) for p in problems]
 
 
 @command("version", "[OPTIONS]")
@@ -269,18 +259,19 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
     filters: dict[str, Any] = filters_of(filter) or {}
     reclaimed = 0.0
     lines: list[str] = []
+    engine.containers.reconcile()
     wanted = [("Deleted Containers:", engine.containers, "ContainersDeleted", filters)]
     if volumes:
         wanted.append(("Deleted Volumes:", engine.volumes, "VolumesDeleted", filters))
     image_filters = {**filters, "dangling": ["false"]} if all else filters
-    if hasattr(engine.builds, "prune"):
-        wanted.append(("Deleted build cache:", engine.builds, "CachesDeleted", {}))
+    wanted.append(("Deleted build cache:", engine.builds, "CachesDeleted", {}))
     wanted.append(("Deleted Images:", engine.images, "ImagesDeleted", image_filters))
     for title, service, key, chosen in wanted:
         answer = service.prune(filters=chosen) if chosen else service.prune()
         names = [n if isinstance(n, str) else ", ".join(map(str, n.values())) for n in answer.get(key) or []]
         lines += [title, *names, ""] if names else []
         reclaimed += answer.get("SpaceReclaimed", 0)
+    reclaimed += engine.images.sweep() or 0
     return Text("\n".join([*lines, f"Total reclaimed space: {human_size(reclaimed)}"]))
 
 

@@ -23,6 +23,7 @@ ENTRIES = {
     "doctor": Entry("system:doctor", "Try each capability of this machine", _LAB),
     "dockerfile": Entry("dockerfile:dockerfile", "The Dockerfile language on its own: JSON in and out", _LAB),
     "kernelspec": Entry("kernelspec:kernelspec", "The Container Lab kernel for Jupyter", _LAB),
+    "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
     "system": Entry("system:system", "Manage the store and look at the machine", _MANAGEMENT),
@@ -63,7 +64,7 @@ ABSENT = {
     "network": _NETWORK,
     "daemon": "the engine is embedded: commands and notebooks work on the store directly",
     **dict.fromkeys(("compose", "swarm", "service", "stack", "node", "secret", "config"), "one container at a time"),
-    **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "builder", "buildx", "update", "cp"), "leave it out"),
+    **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx", "update", "cp"), "leave it out"),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ..errors import ContainerExit, UsageError
 from . import foreground
 from .grammar import IMAGE, Entry, LabGroup, command, flag, host_of, many, option, words
 from .settings import environment_of, nano_cpus
-from .values import RunResult, explain
+from .values import explain
 
 ENTRIES = {"run": Entry("vm:run", "Run an image's command in a virtual machine")}
 LATER = dict.fromkeys(
@@ -29,16 +29,23 @@ vm = LabGroup("vm", help="The QEMU baseline: the same images as virtual machines
 @many("--env-file", help="Read in a file of environment variables")
 @option("-u", "--user", metavar="string", help="Username or UID (format: <name|uid>[:<group|gid>])")
 @option("-w", "--workdir", metavar="string", help="Working directory inside the machine")
+@option("--cpus", metavar="int", type=click.IntRange(1), help="Number of virtual CPUs")
+@option("--entrypoint", metavar="string", help="Overwrite the default ENTRYPOINT of the image")
+@option("-h", "--hostname", metavar="string", help="Host name of the machine")
+@flag("-i", "--interactive", help="Pass our STDIN on")
 @option("--timeout", metavar="seconds", type=float, help="Give up after so many seconds")
 @flag("--rm", help="(always: a machine leaves nothing behind)")
 @flag("--check", help="Raise an error when the command ends with a status other than 0 (for graded cells)")
 @click.argument("image", type=IMAGE)
 @words("arguments")
 @click.pass_context
-def run(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any) -> RunResult:
+def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: Any) -> Any:
     """Run an image's command in a virtual machine; output and exit code come back."""
     host = host_of(ctx)
-    settings: dict[str, Any] = {"cold": flags["cold"], "on_output": host.write}
+    settings: dict[str, Any] = {"cold": flags["cold"], "on_output": host.write, "notify": host.note}
+    if flags["interactive"]:
+        # In a cell there is no stdin: the command sees its end at once.
+        settings["stdin"] = b"" if host.stdin_fd() is None else sys.stdin.buffer
     environment = environment_of(flags, host.working_dir())
     if environment:
         settings["environment"] = environment
@@ -47,10 +54,12 @@ def run(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any
         ("user", "user"),
         ("workdir", "working_dir"),
         ("timeout", "timeout_s"),
+        ("cpus", "cpus"),
+        ("entrypoint", "entrypoint"),
+        ("hostname", "hostname"),
     ):
         if flags[name] is not None:
             settings[keyword] = flags[name]
-    before = time.monotonic()
     try:
         result = host.engine.vms.run(image, list(arguments) or None, **settings)
     except KeyboardInterrupt:
@@ -58,25 +67,12 @@ def run(ctx: click.Context, image: str, arguments: tuple[str, ...], **flags: Any
         raise foreground.Interrupted("interrupted; the machine was stopped", 130) from None
     finally:
         host.end_of_output()
-    for warning in getattr(result, "warnings", None) or ():
+    for warning in result.warnings:
         host.warn(str(warning))
     if flags["check"] and result.exit_code != 0:
-        why = explain(result.exit_code)
-        raise ContainerExit(
-            f"{image}: the command ended with exit code {result.exit_code}{why}", status=result.exit_code
-        )
-    return RunResult(
-        result.exit_code,
-        container=result,
-        seconds=time.monotonic() - before,
-        timings=_timings(result.timings),
-        note=f"virtual machine, {str(result.accelerator).upper()}",
-    )
-
-
-def _timings(timings: Any) -> dict[str, float]:
-    pairs = timings if isinstance(timings, dict) else vars(timings) if hasattr(timings, "__dict__") else {}
-    return {str(name): float(value) for name, value in pairs.items() if isinstance(value, (int, float))}
+        code = result.exit_code
+        raise ContainerExit(f"{image}: the command ended with exit code {code}{explain(code)}", status=code)
+    return result
 
 
 @command("compare", "[OPTIONS] IMAGE [-n RUNS] [--json FILE] -- CMD [ARG...]", interspersed=False)
@@ -93,7 +89,7 @@ def _timings(timings: Any) -> dict[str, float]:
 @option("--timeout", metavar="seconds", type=float, help="Give up on a run after so many seconds")
 @words("line", least=1)
 @click.pass_context
-def compare(ctx: click.Context, line: tuple[str, ...], **flags: Any) -> Any:
+def compare(ctx: click.Context, /, line: tuple[str, ...], **flags: Any) -> Any:
     """Run the same image and command as a container and as a virtual machine, and put the figures side by side."""
     host = host_of(ctx)
     image, flags, words_ = _split(ctx, list(line), flags)
@@ -112,7 +108,7 @@ def compare(ctx: click.Context, line: tuple[str, ...], **flags: Any) -> Any:
     for file in filter(None, (flags["json_file"], flags["png"])):
         if file != "-" and not (host.working_dir() / file).parent.is_dir():
             raise UsageError(f"{file}: no such directory", exit_code=1)
-    result = host.engine.comparisons.compare(image, words_ or None, notify=host.warn, **settings)
+    result = host.engine.comparisons.compare(image, words_ or None, notify=host.note, **settings)
     if flags["json_file"] == "-":
         host.line(_json(result))
         return None

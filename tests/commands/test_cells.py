@@ -33,7 +33,7 @@ NAMES: dict[str, Any] = {"n": 5, "text": "two words", "c": Thing(), "both": [Thi
         ("ps --format '{{.Names}}'", ["ps", "--format", "{{.Names}}"]),
         ("ps --format {{n}}", ["ps", "--format", "{{n}}"]),
         ("run sh -c 'echo $HOME'", ["run", "sh", "-c", "echo $HOME"]),
-        ("run sh -c \"echo $nothing ${n}\"", ["run", "sh", "-c", "echo $nothing ${n}"]),
+        ('run sh -c "echo $nothing ${n}"', ["run", "sh", "-c", "echo $nothing ${n}"]),
         ("rm {c}", ["rm", "0123456789abcdef"]),
         ("rm $c", ["rm", "0123456789abcdef"]),
         ("rm {c.name}", ["rm", "web server"]),

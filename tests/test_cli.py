@@ -1,0 +1,317 @@
+"""`labkernel …` as a process of its own, on the real engine: output, exit codes, stdin, terminals, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkernel.engine import Engine
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+COMMAND = [sys.executable, "-m", "labkernel.cli"]
+
+
+@pytest.fixture
+def env(engine: Engine) -> dict[str, str]:
+    root = Path(__file__).resolve().parent.parent
+    return {
+        **os.environ,
+        "LABKERNEL_ROOT": str(engine.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
+        "PYTHONPATH": str(root),
+    }
+
+
+@pytest.fixture
+def cli(env: dict[str, str]) -> Cli:
+    def run(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        settings = {"capture_output": True, "text": True, "timeout": 60, "stdin": subprocess.DEVNULL, "env": env}
+        if "input" in kwargs:
+            del settings["stdin"]
+        return subprocess.run([*COMMAND, *words], **{**settings, **kwargs})
+
+    return run
+
+
+def test_run_passes_output_and_exit_code(cli: Cli) -> None:
+    done = cli("run", "--rm", "--network", "none", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "out\n", "err\n")
+    assert cli("ps", "-aq").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "brief"),
+    [
+        (["run", "--rm", "busybox", "no-such-command"], 127, "executable file not found"),
+        (["run", "--rm", "busybox", "/etc"], 126, "/etc"),
+        (["run", "--rm", "nobody/nothing:9"], 125, "nobody/nothing:9"),
+        (["run", "--frob", "busybox"], 125, "unknown flag: --frob"),
+        (["run", "--rm", "-m", "1k", "busybox"], 125, "memory"),
+        (["exec", "nobody", "true"], 1, "No such container: nobody"),
+        (["rm", "nobody"], 1, "No such container: nobody"),
+        (["rmi", "nobody/nothing"], 1, "nobody/nothing"),
+        (["inspect", "nobody"], 1, "No such object: nobody"),
+        (["frobnicate"], 125, "unknown command"),
+    ],
+)
+def test_errors_are_one_line_and_a_hint(cli: Cli, words: list[str], code: int, brief: str) -> None:
+    done = cli(*words)
+    first, *rest = done.stderr.splitlines()
+    assert done.returncode == code
+    assert first.startswith("labkernel: ")
+    assert brief in first
+    assert len(rest) <= 2
+    assert "Traceback" not in done.stderr
+    assert cli("ps", "-aq").stdout == "", "something half done was left"
+
+
+def test_life_of_a_container(cli: Cli) -> None:
+    id = cli("run", "-d", "--name", "web", "--label", "a=b", "busybox", "sh", "-c", "echo up; sleep 300").stdout.strip()
+    assert len(id) == 64
+    assert cli("ps", "--format", "{{.Names}} {{.Image}} {{.State}}").stdout == "web busybox running\n"
+    assert cli("ps", "-q", "--no-trunc").stdout.strip() == id
+    assert cli("ps", "-q", "--filter", "label=a=b").stdout.strip() == id[:12]
+    assert cli("exec", "-e", "X=1", "-w", "/tmp", "web", "sh", "-c", "echo $X $PWD; exit 4").stdout == "1 /tmp\n"
+    assert cli("exec", "web", "sh", "-c", "exit 4").returncode == 4
+    assert cli("exec", "web", "nothing-there").returncode == 127
+    assert cli("logs", "web").stdout == "up\n"
+    assert cli("inspect", "-f", "{{.State.Status}} {{.Name}}", "web").stdout == "running /web\n"
+    assert json.loads(cli("inspect", id[:12]).stdout)[0]["Id"] == id
+    assert "sleep 300" in cli("top", "web").stdout
+    assert cli("stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "web").stdout.startswith("web ")
+    assert cli("rm", "web").returncode == 1
+    assert cli("rename", "web", "site").returncode == 0
+    assert cli("kill", "-s", "KILL", "site").stdout == "site\n"
+    assert cli("wait", "site").stdout == "137\n"
+    assert cli("start", "site").stdout == "site\n"
+    assert cli("stop", "-t", "0", "site").stdout == "site\n"
+    both = cli("rm", "site", "nobody")
+    assert (both.returncode, both.stdout) == (1, "site\n")
+    assert cli("rm", "-f", "nobody").returncode == 0
+
+
+def test_name_in_use(cli: Cli) -> None:
+    cli("create", "--name", "web", "busybox")
+    done = cli("run", "--name", "web", "busybox", "true")
+    assert done.returncode == 125
+    assert 'container name "/web" is already in use' in done.stderr
+
+
+def test_stdin_is_passed_on_and_its_end_too(cli: Cli) -> None:
+    assert cli("run", "--rm", "-i", "busybox", "cat", input="hello\n").stdout == "hello\n"
+    big = "x" * 3_000_000
+    assert cli("run", "--rm", "-i", "busybox", "wc", "-c", input=big).stdout.strip() == "3000000"
+    assert cli("run", "--rm", "busybox", "wc", "-c", input="not wanted").stdout.strip() == "0"
+    cli("run", "-d", "--name", "web", "busybox", "sleep", "300")
+    assert cli("exec", "-i", "web", "cat", input="in there\n").stdout == "in there\n"
+
+
+def test_tty_needs_a_terminal(cli: Cli) -> None:
+    done = cli("run", "--rm", "-it", "busybox", "sh")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (1, "labkernel: the input device is not a TTY")
+
+
+def read_until(fd: int, wanted: bytes, timeout_s: float = 20) -> bytes:
+    seen = b""
+    end = time.monotonic() + timeout_s
+    while wanted not in seen:
+        assert select.select([fd], [], [], max(0, end - time.monotonic()))[0], f"no {wanted!r} in {seen!r}"
+        try:
+            data = os.read(fd, 65536)
+        except OSError:
+            data = b""
+        assert data, f"no {wanted!r} in {seen!r}"
+        seen += data
+    return seen
+
+
+def resize(fd: int, rows: int, columns: int) -> None:
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+class Terminal:
+    """A command on a pseudo-terminal, as a person has it."""
+
+    def __init__(self, env: dict[str, str], *words: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execve(COMMAND[0], [*COMMAND, *words], env)
+        resize(self.fd, 33, 99)
+
+    def type(self, data: bytes) -> None:
+        os.write(self.fd, data)
+
+    def see(self, wanted: bytes) -> bytes:
+        return read_until(self.fd, wanted)
+
+    def end(self) -> int:
+        while True:
+            try:
+                if not os.read(self.fd, 65536):
+                    break
+            except OSError:
+                break
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.fd)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_terminal_is_raw_has_our_size_and_follows_it(env: dict[str, str]) -> None:
+    terminal = Terminal(env, "run", "--rm", "-it", "busybox", "sh", "-c", "stty size; read x; stty size; exit 5")
+    terminal.see(b"33 99")
+    resize(terminal.fd, 20, 70)
+    os.kill(terminal.pid, signal.SIGWINCH)
+    # The new size goes its own way to the container; what is typed comes after it.
+    time.sleep(0.3)
+    terminal.type(b"\n")
+    terminal.see(b"20 70")
+    assert terminal.end() == 5
+
+
+def test_control_c_goes_to_the_foreground_process(env: dict[str, str]) -> None:
+    terminal = Terminal(env, "run", "--rm", "-it", "busybox", "sh")
+    terminal.see(b"# ")
+    terminal.type(b"echo g\\o; sleep 100\n")
+    terminal.see(b"go\r\n")
+    terminal.type(b"\x03")
+    terminal.see(b"# ")
+    terminal.type(b"exit 7\n")
+    assert terminal.end() == 7
+
+
+def test_detach_keys_leave_the_container_running(env: dict[str, str], engine: Engine) -> None:
+    terminal = Terminal(env, "run", "--name", "web", "-it", "busybox", "sh")
+    terminal.see(b"# ")
+    terminal.type(b"\x10\x11")
+    assert terminal.end() == 0
+    container = engine.containers.get("web")
+    assert container.status == "running"
+    again = Terminal(env, "attach", "web")
+    again.type(b"echo a\\gain\n")
+    again.see(b"again")
+    again.type(b"exit 3\n")
+    assert again.end() == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on(env: dict[str, str], number: int) -> None:
+    script = (
+        "trap 'echo got INT; exit 42' INT; trap 'echo got TERM; exit 43' TERM; echo ready; while :; do sleep 0.1; done"
+    )
+    words = [*COMMAND, "run", "--rm", "busybox", "sh", "-c", script]
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        rest = process.stdout.read()
+        assert process.wait(timeout=20) == {signal.SIGINT: 42, signal.SIGTERM: 43}[signal.Signals(number)]
+    assert rest.startswith("got ")
+
+
+def test_images_as_files(cli: Cli, env: dict[str, str], tmp_path: Path) -> None:
+    cli("pull", "busybox")
+    assert "busybox" in cli("images", "--format", "{{.Repository}}").stdout.split()
+    assert cli("tag", "busybox", "course/box:1").returncode == 0
+    assert cli("save", "-o", str(tmp_path / "box.tar"), "course/box:1").returncode == 0
+    assert "Untagged: course/box:1" in cli("rmi", "course/box:1").stdout
+    assert "Loaded image: course/box:1" in cli("load", "-i", str(tmp_path / "box.tar")).stdout
+    with (tmp_path / "root.tar").open("wb") as out:
+        subprocess.run([*COMMAND, "image", "export", "course/box:1"], env=env, stdout=out, check=True, timeout=60)
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        assert any(name.removeprefix("./") == "bin/busybox" for name in tar.getnames())
+    made = cli("import", "-c", 'CMD ["echo", "imported"]', str(tmp_path / "root.tar"), "course/made")
+    assert made.stdout.startswith("sha256:")
+    assert cli("run", "--rm", "course/made").stdout == "imported\n"
+    assert cli("history", "-q", "course/made").returncode == 0
+    cli("rmi", "course/made", "course/box:1")
+
+
+def test_archives_are_not_written_halfway(cli: Cli, tmp_path: Path) -> None:
+    done = cli("save", "-o", str(tmp_path / "x.tar"), "nobody/nothing")
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+    assert cli("load", "-i", str(tmp_path / "none.tar")).returncode == 1
+
+
+def test_volumes(cli: Cli) -> None:
+    assert cli("volume", "create", "data").stdout == "data\n"
+    assert cli("volume", "ls", "-q").stdout == "data\n"
+    cli("run", "--rm", "-v", "data:/d", "busybox", "sh", "-c", "echo kept > /d/file")
+    assert cli("run", "--rm", "-v", "data:/d:ro", "busybox", "cat", "/d/file").stdout == "kept\n"
+    assert cli("volume", "inspect", "-f", "{{.Name}}", "data").stdout == "data\n"
+    assert cli("volume", "rm", "data").stdout == "data\n"
+    assert cli("volume", "rm", "data").returncode == 1
+
+
+def test_build_from_a_folder(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text('FROM busybox\nCOPY hello.txt /\nCMD ["cat", "/hello.txt"]\n')
+    (tmp_path / "hello.txt").write_text("hello from a file\n")
+    done = cli("build", "-t", "course/cli:1", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "Successfully tagged course/cli:1" in done.stdout
+    assert cli("run", "--rm", "course/cli:1").stdout == "hello from a file\n"
+    quiet = cli("build", "-q", "-t", "course/cli:1", str(tmp_path))
+    assert quiet.stdout.startswith("sha256:")
+    piped = cli("build", "-t", "course/cli:2", "-", input="FROM busybox\nCMD echo piped\n")
+    assert piped.returncode == 0, piped.stderr
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN exit 9\n")
+    failed = cli("build", str(tmp_path))
+    assert failed.returncode != 0
+    assert "Traceback" not in failed.stderr
+    cli("rmi", "course/cli:1", "course/cli:2")
+
+
+def test_system(cli: Cli) -> None:
+    assert json.loads(cli("info", "--format", "json").stdout)["Driver"] in ("root", "rootless")
+    assert cli("version", "-f", "{{.Server.Os}}").stdout == "linux\n"
+    assert cli("system", "df").stdout.startswith("TYPE")
+    report = json.loads(cli("doctor", "--json").stdout)
+    assert report["driver"] in ("root", "rootless")
+    assert {"name", "ok", "cause", "remedy"} <= set(report["capabilities"][0])
+
+
+def test_prune_asks_or_is_told(cli: Cli) -> None:
+    cli("create", "--name", "old", "busybox")
+    asked = cli("container", "prune")
+    assert asked.returncode == 1
+    assert "-f" in asked.stderr
+    assert "Deleted Containers:" in cli("container", "prune", "-f").stdout
+    assert cli("ps", "-aq").stdout == ""
+
+
+def test_a_reader_that_leaves_is_no_error(env: dict[str, str]) -> None:
+    done = subprocess.run(
+        f"{' '.join(COMMAND)} --help | head -1", shell=True, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stderr == ""
+
+
+def test_plain_user(plain_user: Any) -> None:
+    done = plain_user.labkernel("run", "--rm", "--network", "none", "busybox", "sh", "-c", "id -u; exit 3")
+    if "DriverError" in done.stderr or done.returncode == 125:
+        pytest.skip(done.stderr.strip())
+    assert (done.returncode, done.stdout) == (3, "0\n")
+    assert plain_user.labkernel("run", "--frob").returncode == 125
+    assert plain_user.labkernel("ps", "-aq").stdout == ""
+
+
+def test_shell_completion(env: dict[str, str]) -> None:
+    asked = {**env, "_LABKERNEL_COMPLETE": "bash_complete", "COMP_WORDS": "labkernel im", "COMP_CWORD": "1"}
+    done = subprocess.run(COMMAND, env=asked, capture_output=True, text=True, timeout=60)
+    assert {"plain,image", "plain,images", "plain,import"} <= set(done.stdout.split())
