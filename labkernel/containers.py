@@ -41,6 +41,8 @@ Chunks = list[bytes]
 Found = list[Container]
 
 LEFTOVER_AGE_S = 60.0
+REATTACH_ATTEMPTS = 4
+OOM_HINT = "the kernel killed it for using more memory than its limit: a higher --memory (mem_limit) helps"
 
 
 class Containers:
@@ -140,7 +142,7 @@ class Containers:
             return self._stream(container, attachment, wanted)
         output: Chunks = []
         errors: Chunks = []
-        self._pump(container, attachment, wanted, output, errors)
+        attachment = self._pump(container, attachment, wanted, output, errors)
         self._check_exit(container, attachment, b"".join(errors))
         return b"".join(output)
 
@@ -280,6 +282,12 @@ class Containers:
                 remove_tree(str(self.layout.container_dir(id)))
         return {"rows": gone, "directories": left}
 
+    def seccomp_program(self, settings: Mapping[str, Any], warnings: Words) -> str | None:
+        """Path of the compiled system call filter for these settings; see `Programs.find`. Builds use it, too."""
+        return self._programs.find(settings, warnings)
+
+    _seccomp_program = seccomp_program
+
     # -- parts ------------------------------------------------------------------------------------------------------
 
     def _image(self, image: str | Image, notify: Notify | None) -> Image:
@@ -398,19 +406,31 @@ class Containers:
 
     def _pump(
         self, container: Container, attachment: Attachment, wanted: set[str], output: Chunks, errors: Chunks
-    ) -> None:
-        try:
-            with attachment:
-                for name, data in attachment:
-                    if name in wanted:
-                        output.append(data)
-                    if name == "stderr":
-                        errors.append(data)
-        except KeyboardInterrupt:
-            if container.settings.get("auto_remove"):
-                with contextlib.suppress(LabkernelError):
-                    self.remove(container, force=True)
-            raise
+    ) -> Attachment:
+        """Read until the end. When the supervisor is lost on the way, its successor tells everything from the start."""
+        from .runtime.client import SupervisorLost
+
+        for attempt in range(REATTACH_ATTEMPTS):
+            try:
+                with attachment:
+                    for name, data in attachment:
+                        if name in wanted:
+                            output.append(data)
+                        if name == "stderr":
+                            errors.append(data)
+                return attachment
+            except SupervisorLost:
+                if attempt == REATTACH_ATTEMPTS - 1:
+                    raise
+                output.clear()
+                errors.clear()
+                attachment = self.runtime.attach(container.id, logs=True)
+            except KeyboardInterrupt:
+                if container.settings.get("auto_remove"):
+                    with contextlib.suppress(LabkernelError):
+                        self.remove(container, force=True)
+                raise
+        return attachment
 
     def _stream(self, container: Container, attachment: Attachment, wanted: set[str]) -> Iterator[bytes]:
         errors: Chunks = []
@@ -433,6 +453,7 @@ class Containers:
                 f"Command '{words}' in image '{container.image_ref}' returned non-zero exit status {status}",
                 status=status,
                 details=errors.decode(errors="replace") or None,
+                resolution=OOM_HINT if attachment.oom_killed else None,
             )
 
     def _forget(self, container: Container, *, volumes: bool | None = None) -> None:
