@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from isal import isal_zlib  # noqa: F401 -- here, so that the worker has it before it forks a task's child
+
 from ..errors import LayerError
 from .extract import Extractor
 from .pack import Packer, raise_file_limit

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Callable, Sequence
 
@@ -30,8 +31,6 @@ _MIN_HOLE = 1 << 20  # below that, a sparse map costs more than it saves
 
 def raise_file_limit() -> None:
     """A walk holds one descriptor per level and directory; the soft limit may be 1024."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

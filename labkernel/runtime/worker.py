@@ -110,14 +110,15 @@ def _main(sock: socket.socket, python_path: list[str]) -> None:
     poller.register(3, select.POLLIN)
     listening = True
     while listening or running:
-        for fd, events in poller.poll():
+        for fd, _events in poller.poll():
             if fd == 3:
                 if not _take(sock, poller, running):
                     poller.unregister(3)
                     listening = False
             elif fd in running:
                 _finish(fd, poller, running)
-            elif events:
+            elif any(client.fileno() == fd for _, client in running.values()):
+                # Not so when its task has ended in this same round: that client is closed and unregistered already.
                 _cancel(fd, poller, running)
     os._exit(0)
 
