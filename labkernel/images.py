@@ -94,6 +94,10 @@ class Images:
             raise NoSuchImage(ref, resolution=f"`labkernel images` lists what there is; {_NO_IMAGE_HINT}")
         return image
 
+    def find(self, ref: str) -> Image | None:
+        """As `get`, but None where there is no such image."""
+        return self._find(ref)
+
     def resolve(self, ref: str, *, notify: Notify = lambda line: None) -> Image:
         """The image to run or build on: the stored one, else from its registry, else a built-in base.
 
