@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .display import human_memory, human_size, table_html, table_text
 from .errors import ConflictError, LabkernelError, NoSuchVM, UsageError, VMError
+from .oci.ownership import OWNER_XATTR
 from .qemu import disk, guest, kernel
 from .qemu.machine import MEMORY_FLOOR_MIB, Boot, Machines
 from .qemu.session import Command, GuestCommand, Session
@@ -539,7 +540,7 @@ class VMs:
                 "lab/host cannot run in a virtual machine: its root is this machine's own, not an image's",
                 resolution="use lab/busybox or lab/debian",
             )
-        userxattr = bool(self._images.layer_options.get("userxattr"))
+        options = self._images.layer_options
         facts = [f"{disk.FORMAT}", f"{disk.SIZE_BYTES}", *(layer.diff_id for layer in image.layers)]
         key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
         path = self._layout.vm / "disks" / f"{key}.img"
@@ -549,13 +550,16 @@ class VMs:
                 notify("making the machine's disk from the image's layers (once for each image)")
                 lowers = [str(directory) for directory in self._images.layer_dirs(image)]
                 self._layout.vm.joinpath("disks").mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._runtime.task(
+                made = self._runtime.task(
                     "labkernel.qemu.disk:make_disk",
                     lowers=lowers,
                     out=str(path),
                     size_bytes=disk.SIZE_BYTES,
-                    userxattr=userxattr,
+                    userxattr=bool(options.get("userxattr")),
+                    owner_xattr=OWNER_XATTR if options.get("single_id") else None,
                 )
+                for warning in made.get("warnings") or ():
+                    notify(warning)
         return path, path.stat().st_blocks * 512
 
 
