@@ -42,7 +42,6 @@ class Instance:
         self.kill_timer: Timer | None = None
         self.restart_timer: Timer | None = None
         self.stopping = False
-        self.created_paths: list[str] = []
         self.warnings: list[str] = []
         self.orphan_tries = 0
 
@@ -131,7 +130,7 @@ class Instance:
             return
         # Made by the kernel with mode 0: a plain user could not delete the store.
         forget_volatile(rootfs.get("work"))
-        for path in reversed(self.created_paths):
+        for path in reversed(self.state.pop("mount_points", None) or []):
             name = upper + path
             try:
                 if os.path.isdir(name) and not os.path.islink(name):

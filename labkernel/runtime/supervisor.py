@@ -30,6 +30,7 @@ from .removal import remove_tree
 from .streams import Follower, InputPipe
 
 _POOL_SIZE = 2
+_REFILL_S = 0.03
 
 
 def freeze() -> None:
@@ -217,7 +218,7 @@ class Supervisor:
             message = json.loads(data)
             if "notes" in message:
                 notes = message["notes"]
-                inst.created_paths = notes.get("created") or []
+                inst.state["mount_points"] = notes.get("created") or []
                 inst.warnings += notes.get("warnings") or []
                 for fd in fds:
                     self._adopt_master(inst, fd)
@@ -252,7 +253,8 @@ class Supervisor:
         inst.starters = []
         self.watch_streams(inst)
         inst.try_save()
-        self.put_off(self._refill)
+        # Not at once: making a child takes a millisecond that a short command's end would wait for.
+        self.loop.later(_REFILL_S, self._refill_soon)
 
     def watch_streams(self, inst: Instance) -> None:
         """Listen to output, stdin room and the end."""
@@ -368,6 +370,9 @@ class Supervisor:
         if inst.cgroup is not None:
             state["oom_killed"] = _oom_count(inst.cgroup) > 0
         state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
+        if not inst.auto_remove:
+            # Before anybody is told: a build takes the upper directory as its layer.
+            inst.clean_mount_points()
         inst.try_save()
         if own_child:
             os.waitpid(pid, 0)
@@ -406,6 +411,7 @@ class Supervisor:
         if inst.pidfd >= 0:
             os.close(inst.pidfd)
             inst.pidfd = -1
+        self._refill_soon()
         if cgroup is not None:
             self.put_off(lambda: cgroup.remove(timeout_s=0.0))
         self.put_off(lambda: self._tidy(inst, restarting=restarting))
@@ -435,7 +441,6 @@ class Supervisor:
 
     def _tidy(self, inst: Instance, *, restarting: bool) -> None:
         self.idle_since = time.monotonic()
-        inst.clean_mount_points()
         if restarting:
             return
         if inst.auto_remove:
@@ -498,13 +503,17 @@ class Supervisor:
             if self.chores:
                 self.loop.idle = self._idle_moment
 
+    def _refill_soon(self) -> None:
+        if self._refill not in self.chores:
+            self.put_off(self._refill)
+
     def _refill(self) -> None:
         try:
             more = self.pool.refill()
         except OSError:
             return  # no room for spare children; the next start says why if it cannot have one either
         if more:
-            self.put_off(self._refill)
+            self._refill_soon()
 
     def _check_idle(self) -> None:
         idle_exit_s = float(self.settings["idle_exit_s"])
