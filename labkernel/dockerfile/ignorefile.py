@@ -41,40 +41,46 @@ class Pattern:
         _check_syntax(text)
         self.text = text
         self.negated = negated
-        self._kind, self._items = _compile(text)
-        self._wildcards = sum(item.kind in ("star", "rest", "dirs") for item in self._items)
-        self._regex = re.compile("".join(item.regex for item in self._items) if self._kind == "regex" else "", re.ASCII)
+        self._compiled: tuple[str, list[_Item], int, re.Pattern[str]] | None = None
         self._automaton: _Automaton | None = None
+
+    def _compile(self) -> tuple[str, list[_Item], int, re.Pattern[str]]:
+        # Late, as in Go: a malformed pattern that is never asked about is no error there.
+        if self._compiled is None:
+            kind, items = _compile(self.text)
+            wildcards = sum(item.kind in ("star", "rest", "dirs") for item in items)
+            regex = re.compile("".join(item.regex for item in items) if kind == "regex" else "", re.ASCII)
+            self._compiled = kind, items, wildcards, regex
+        return self._compiled
 
     def match(self, path: str, end: int | None = None) -> bool:
         """Whether the whole of `path[:end]` matches; parents are not looked at."""
         end = len(path) if end is None else end
-        if self._kind == "exact":
+        kind, _items, wildcards, regex = self._compile()
+        if kind == "exact":
             return end == len(self.text) and path.startswith(self.text)
-        if self._kind == "prefix":
+        if kind == "prefix":
             return path.startswith(self.text[:-2], 0, end)
-        if self._kind == "suffix":
+        if kind == "suffix":
             suffix = self.text[2:]
             return path.endswith(suffix, 0, end) or (suffix[:1] == "/" and path[:end] == suffix[1:])
-        if self._backtracks(path):
+        if wildcards > 2 or len(path) > _BACKTRACKING_LIMIT:
             return self._machine().match(path[:end])
-        return self._regex.fullmatch(path, 0, end) is not None
+        return regex.fullmatch(path, 0, end) is not None
 
     def match_with_parents(self, path: str, parents: Sequence[int]) -> bool:
         """Whether `path` or one of `path[:end] for end in parents` matches."""
-        if self._kind == "exact":
+        kind, _items, wildcards, _regex = self._compile()
+        if kind == "exact":
             size = len(self.text)
             return path.startswith(self.text) and (size == len(path) or path[size] == "/")
-        if self._kind == "regex" and self._backtracks(path):
+        if kind == "regex" and (wildcards > 2 or len(path) > _BACKTRACKING_LIMIT):
             return self._machine().match(path, parents=True)
         return self.match(path) or any(self.match(path, end) for end in parents)
 
-    def _backtracks(self, path: str) -> bool:
-        return self._wildcards > 2 or len(path) > _BACKTRACKING_LIMIT
-
     def _machine(self) -> _Automaton:
         if self._automaton is None:
-            self._automaton = _Automaton(self._items)
+            self._automaton = _Automaton(self._compile()[1])
         return self._automaton
 
 
@@ -180,16 +186,55 @@ def _clean(path: str) -> str:
 
 
 def _check_syntax(pattern: str) -> None:
-    """What filepath.Match calls ErrBadPattern: open or empty brackets, a lone dash in them, a final backslash."""
-    pos, size = 0, len(pattern)
+    """Refuse what filepath.Match(pattern, ".") calls ErrBadPattern: open or empty brackets, a final backslash.
+
+    Match reads a pattern from star to star and stops at the first part that cannot match, so a mistake behind it shows
+    only when the pattern is compiled, that is, when it is first asked about a path.
+    """
+    left, pos, size = ".", 0, len(pattern)
     while pos < size:
+        star = pattern[pos] == "*"
+        while pos < size and pattern[pos] == "*":
+            pos += 1
+        parts, pos = _chunk(pattern, pos)
+        if star and not parts:
+            return
+        for skipped in range(len(left) + 1 if star else 1):
+            tail = left[skipped:]
+            if _fits(parts, tail) and (len(parts) == len(tail) or pos < size):
+                left = tail[len(parts) :]
+                break
+        else:
+            return
+
+
+def _fits(parts: Sequence[str], text: str) -> bool:
+    return len(parts) <= len(text) and all(_accepts(part, ch) for part, ch in zip(parts, text, strict=False))
+
+
+def _accepts(part: str, ch: str) -> bool:
+    if part.startswith("["):
+        try:
+            return re.fullmatch(_class(part, 1)[0].regex, ch) is not None
+        except BadPattern:
+            return False  # a range the wrong way round matches nothing here
+    return part == "?" or part[-1] == ch
+
+
+def _chunk(pattern: str, pos: int) -> tuple[list[str], int]:
+    """The single-character parts up to the next star, and where it stands. Raises BadPattern."""
+    parts: list[str] = []
+    while pos < len(pattern) and pattern[pos] != "*":
+        start = pos
         if pattern[pos] == "\\":
             pos += 1
-            if pos >= size:
+            if pos >= len(pattern):
                 raise _bad(pattern)
         elif pattern[pos] == "[":
             pos = _bracket_end(pattern, pos)
         pos += 1
+        parts.append(pattern[start:pos])
+    return parts, pos
 
 
 def _bracket_end(pattern: str, pos: int) -> int:
@@ -255,6 +300,10 @@ def _compile(pattern: str) -> tuple[str, list[_Item]]:
             item, pos = _class(pattern, pos)
             items.append(item)
             kind = "regex"
+        elif ch == "\\" and pos == len(pattern):
+            # Go's expression then ends in `\$`: a dollar, and no end.
+            items += [_Item("lit", r"\$", "$"), _Item("rest", "(?s:.*)")]
+            kind = "regex" if kind != "exact" else kind
         elif ch == "\\":
             items.append(_escaped(pattern, pattern[pos]))
             pos += 1
@@ -273,7 +322,7 @@ def _escaped(pattern: str, ch: str) -> _Item:
         return _Item("class", f"\\{ch}")
     if ch in _CONTROL:
         return _Item("lit", re.escape(_CONTROL[ch]), _CONTROL[ch])
-    if ch.isascii() and ch.isalnum():
+    if not ch.isascii() or ch.isalnum():
         raise _bad(pattern)
     return _Item("lit", re.escape(ch), ch)
 
