@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -400,7 +401,15 @@ class _Bench:
 
     def _run_container(self, command: list[str], number: int, settings: Mapping[str, Any]) -> Run:
         asked_at = time.monotonic()
-        container, attachment = self._containers.run_attached(self._image.id, command or None, **settings)
+        name = f"compare-{secrets.token_hex(6)}"
+        try:
+            container, attachment = self._containers.run_attached(
+                self._image.id, command or None, name=name, **settings
+            )
+        except StartError:
+            # As with docker, what could not be started stays created; nobody asked for this one.
+            self._containers.get(name).remove(force=True)
+            raise
         sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.002)
         try:
             series = sampler.add(container, kind="container")

@@ -85,12 +85,17 @@ def comparison_figure(comparison: Comparison) -> Figure:
     longest = max((run.wall_s for run in comparison.runs), default=1.0)
     memory.set_xlim(0, longest * 1.03)
     _headline(figure, f"{comparison.image}: {_shortened(comparison.command_text, 80)}")
-    figure.supxlabel(_footnote(comparison), x=0.01, ha="left", fontsize=8, color=_MUTED, linespacing=1.5)
+    figure.supxlabel(_plain(_footnote(comparison)), x=0.01, ha="left", fontsize=8, color=_MUTED, linespacing=1.5)
     return figure
 
 
 def _headline(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+    figure.suptitle(_plain(text), x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+
+
+def _plain(text: str) -> str:
+    """Text as it is: between two dollar signs matplotlib would read a formula, and shell commands are full of them."""
+    return text.replace("$", r"\$")
 
 
 def _shortened(text: str, length: int) -> str:
@@ -125,8 +130,8 @@ def _typical(runs: Sequence[Run]) -> Run:
 def cpu_steps(run: Run, *, bins: int = 48) -> tuple[list[float], list[float]]:
     """Edges (seconds) and percent of one core between them, from the CPU time used until each edge.
 
-    The process of QEMU counts in clock ticks of 10 ms, so its bins are never narrower than 0.1 s. A run shorter than
-    that is one step: its CPU time over its time.
+    The process of QEMU counts in clock ticks of 10 ms, so its bins are never narrower than 0.1 s. A run shorter
+    than that is one step: its CPU time over its time.
     """
     begin = (run.first_instruction_s or 0.0) if run.kind == "container" else 0.0
     begin = min(begin, run.wall_s)
@@ -136,7 +141,7 @@ def cpu_steps(run: Run, *, bins: int = 48) -> tuple[list[float], list[float]]:
     points = [(begin, 0.0), *((t, float(used)) for t, used, _ in run.samples if begin < t < run.wall_s)]
     points.append((max(run.wall_s, begin + 1e-6), float(total)))
     length = points[-1][0] - begin
-    least = 0.02 if run.kind == "container" else 0.1
+    least = 0.04 if run.kind == "container" else 0.1
     count = max(1, min(bins, int(length / least)))
     edges = [begin + length * i / count for i in range(count + 1)]
     used = [_between(points, edge) for edge in edges]
@@ -255,7 +260,12 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         assert ours is not None
         assert theirs is not None
         ratio = max(theirs / ours, 1e-6)
-        reach.append(ratio)
+        spread = [
+            [value / ours for value in comparison.values(kind, figure)]
+            for kind in (KINDS if ratio >= 1 else reversed(KINDS))
+        ]
+        ends = min(spread[0]), max(spread[1])
+        reach += ends
         axes.plot([1, ratio], [place, place], color=_GRID, linewidth=3.5, solid_capstyle="round", zorder=1)
         for kind, centre, marker in zip(KINDS, (1.0, ratio), "oD", strict=True):
             colour = _look(kind, comparison)[0]
@@ -265,7 +275,6 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
             axes.plot([centre], [place], marker=marker, color=colour, markersize=8, zorder=3)
         left, right = (ours, theirs) if ratio >= 1 else (theirs, ours)
         colours = (CONTAINER, MACHINE) if ratio >= 1 else (MACHINE, CONTAINER)
-        ends = min(1.0, ratio), max(1.0, ratio)
         _value(axes, ends[0], place, say(left), colours[0], side=-1)
         _value(axes, ends[1], place, say(right), colours[1], side=1)
         _text = f"{label}:  {ratio_text(theirs / ours)}"
@@ -340,7 +349,7 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         colour = PALETTE[index % len(PALETTE)]
         times, values = _history_points(one, name, origin)
         top = max([top, *(v for v in values if v == v)])
-        axes.plot(times, values, color=colour, linestyle=styles[index % 4], linewidth=1.6, label=one.name)
+        axes.plot(times, values, color=colour, linestyle=styles[index % 4], linewidth=1.6, label=_plain(one.name))
         for event in one.events if name == "cpu" or len(series) == 1 else ():
             _draw_event(axes, event.time_s - origin, event.kind, event.text, colour, named=name == "cpu")
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
