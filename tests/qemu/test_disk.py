@@ -1,0 +1,67 @@
+"""Disks made from layers: content, owners, sparseness, and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from labkernel.errors import VMError
+from labkernel.qemu import disk
+
+
+def debugfs(image: Path, request: str) -> str:
+    program = shutil.which("debugfs", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if program is None:
+        pytest.skip("no debugfs to look with")
+    return subprocess.run([program, "-R", request, str(image)], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    if shutil.which("mke2fs", path=os.environ["PATH"] + ":/usr/sbin:/sbin") is None:
+        pytest.skip("mke2fs is missing")
+    root = tmp_path / "layer"
+    (root / "a dir").mkdir(parents=True)
+    (root / "a dir/file").write_text("content\n")
+    return root
+
+
+def test_files_arrive_and_the_file_is_sparse(layer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "disk.img"
+    made = disk.make_disk(lowers=[str(layer)], out=str(out))
+    assert debugfs(out, 'cat "/a dir/file"') == "content\n"
+    assert out.stat().st_size == disk.SIZE_BYTES
+    assert made["size_bytes"] < 4 << 20
+    assert sorted(os.listdir(tmp_path)) == ["disk.img", "layer"]
+
+
+def test_a_recorded_owner_becomes_the_owner(layer: Path, tmp_path: Path) -> None:
+    try:
+        os.setxattr(layer / "a dir/file", "user.labkernel.owner", b"100070:33")
+    except OSError as err:
+        pytest.skip(f"no user xattrs below {tmp_path}: {err}")
+    out = tmp_path / "disk.img"
+    made = disk.make_disk(lowers=[str(layer)], out=str(out), owner_xattr="user.labkernel.owner")
+    text = debugfs(out, 'stat "/a dir/file"')
+    assert made["warnings"] == []
+    assert "100070" in text
+    assert "33" in text
+    assert "labkernel" not in text
+
+
+def test_without_mke2fs_the_remedy_is_named(layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_SEARCH", str(tmp_path))
+    with pytest.raises(VMError, match="mke2fs is missing") as caught:
+        disk.make_disk(lowers=[str(layer)], out=str(tmp_path / "disk.img"))
+    assert "e2fsprogs" in (caught.value.resolution or "")
+
+
+def test_what_does_not_fit_leaves_nothing(layer: Path, tmp_path: Path) -> None:
+    (layer / "big").write_bytes(os.urandom(4 << 20))
+    with pytest.raises(Exception, match="no space left"):
+        disk.make_disk(lowers=[str(layer)], out=str(tmp_path / "disk.img"), size_bytes=2 << 20)
+    assert os.listdir(tmp_path) == ["layer"]
