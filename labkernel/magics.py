@@ -23,7 +23,7 @@ from .commands.cells import HelpLines, ShowDiscarded, command_matcher, expand, s
 from .commands.grammar import LabGroup, invoke
 from .commands.host import Host, Progress
 from .commands.tree import CONTAINER_ROOT, LAB_ROOT, ROOT
-from .errors import DockerfileError, LabkernelError, UsageError
+from .errors import LabkernelError
 
 if TYPE_CHECKING:
     import click
@@ -166,10 +166,7 @@ class Extension:
         def dockerfile(line: str, cell: str, local_ns: Mapping[str, Any] | None = None) -> Any:
             from .commands.build import cell as command
 
-            try:
-                return self.run(command, "%%dockerfile", line, local_ns, cell=cell)
-            except DockerfileError as err:
-                raise _pointing(err, cell) from None
+            return self.run(command, "%%dockerfile", line, local_ns, cell=cell)
 
         dockerfile.__doc__ = _doc("%%dockerfile")
         return dockerfile
@@ -277,18 +274,4 @@ def _doc(prog: str) -> str:
     return f"{brief}\n\nAll commands and flags: `{prog} --help`; of one command: `%container run?`."
 
 
-def _pointing(err: DockerfileError, cell: str) -> DockerfileError:
-    """The error with the cell's own lines below it, the wrong ones marked."""
-    if not err.line:
-        return err
-    lines = cell.splitlines()
-    first, last = err.line, min(err.end_line or err.line, len(lines), err.line + 11)
-    width = len(str(last))
-    shown = [f"  {n:>{width}} │ {lines[n - 1]}" for n in range(max(1, first - 1), first) if n <= len(lines)]
-    shown += [f"▸ {n:>{width}} │ {lines[n - 1]}" for n in range(first, last + 1) if n <= len(lines)]
-    if shown and "\n".join(shown) not in (err.details or ""):
-        err.details = "\n".join([*shown, *([err.details] if err.details else [])])
-    return err
-
-
-__all__ = ["MAGICS", "Lab", "NotebookHost", "UsageError", "register", "unregister"]
+__all__ = ["MAGICS", "Lab", "NotebookHost", "register", "unregister"]

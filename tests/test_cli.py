@@ -173,14 +173,14 @@ class Terminal:
 
 
 def test_terminal_is_raw_has_our_size_and_follows_it(env: dict[str, str]) -> None:
-    terminal = Terminal(env, "run", "--rm", "-it", "busybox", "sh", "-c", "stty size; read x; stty size; exit 5")
-    terminal.see(b"33 99")
+    # The size goes its own way to the container, beside what is typed: it may come after the first instruction.
+    wait = 'until [ "$(stty size 2>/dev/null)" = "%s" ]; do sleep 0.05; done; echo %s'
+    script = f"{wait % ('33 99', 'sized')}; {wait % ('20 70', 'sized again')}; exit 5"
+    terminal = Terminal(env, "run", "--rm", "-it", "busybox", "sh", "-c", script)
+    terminal.see(b"sized")
     resize(terminal.fd, 20, 70)
     os.kill(terminal.pid, signal.SIGWINCH)
-    # The new size goes its own way to the container; what is typed comes after it.
-    time.sleep(0.3)
-    terminal.type(b"\n")
-    terminal.see(b"20 70")
+    terminal.see(b"sized again")
     assert terminal.end() == 5
 
 
@@ -211,9 +211,8 @@ def test_detach_keys_leave_the_container_running(env: dict[str, str], engine: En
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_passed_on(env: dict[str, str], number: int) -> None:
-    script = (
-        "trap 'echo got INT; exit 42' INT; trap 'echo got TERM; exit 43' TERM; echo ready; while :; do sleep 0.1; done"
-    )
+    traps = "trap 'echo got INT; exit 42' INT; trap 'echo got TERM; exit 43' TERM"
+    script = f"{traps}; echo ready; while :; do sleep 0.1; done"
     words = [*COMMAND, "run", "--rm", "busybox", "sh", "-c", script]
     with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

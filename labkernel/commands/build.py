@@ -114,11 +114,14 @@ def build_text(
     ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore") if dockerfile else None
     if ignore is not None and ignore.is_file():
         settings["ignore"] = ignore.read_text(errors="replace")
-    if quiet:
-        result = host.engine.builds.build(text, on_step=lambda step: None, **settings)
-    else:
-        with host.build_progress(text, mode=flags["progress"]) as on_step:
-            result = host.engine.builds.build(text, on_step=on_step, **settings)
+    try:
+        if quiet:
+            result = host.engine.builds.build(text, on_step=lambda step: None, **settings)
+        else:
+            with host.build_progress(text, mode=flags["progress"]) as on_step:
+                result = host.engine.builds.build(text, on_step=on_step, **settings)
+    except DockerfileError as err:
+        raise pointing(err, text) from None
     for warning in result.warnings or ():
         host.warn(str(warning))
     if flags["iidfile"]:
@@ -130,6 +133,21 @@ def build_text(
         for name in flags["tag"]:
             host.line(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}")
     return result
+
+
+def pointing(err: DockerfileError, text: str) -> DockerfileError:
+    """The error with the Dockerfile's own lines in its details, the wrong ones marked, unless they are there."""
+    lines = text.splitlines()
+    if not err.line or err.line > len(lines) or lines[err.line - 1].strip() in (err.details or ""):
+        return err
+    last = min(err.end_line or err.line, len(lines), err.line + 11)
+    width = len(str(last))
+    shown = [
+        f"{n:>{width}} | {'>>>' if n >= err.line else '   '} {lines[n - 1]}"
+        for n in range(max(1, err.line - 1), last + 1)
+    ]
+    err.details = "\n".join([*shown, *([err.details] if err.details else [])])
+    return err
 
 
 BUILDER = {"prune": Entry("build:prune", "Remove build cache"), "build": Entry("build:build", "Build an image")}

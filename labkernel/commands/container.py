@@ -114,8 +114,14 @@ def restart(ctx: click.Context, containers: tuple[str, ...], timeout: int | None
 @click.pass_context
 def kill(ctx: click.Context, containers: tuple[str, ...], signal: str | None) -> Any:
     """Kill one or more running containers."""
-    arguments = [signal] if signal else []
-    return each(host_of(ctx), containers, lambda container: container.kill(*arguments))
+
+    def act(container: Any) -> None:
+        container.kill(signal or "KILL")
+        if (signal or "KILL").upper().removeprefix("SIG") in ("KILL", "9"):
+            # As docker: a container killed this way is gone when the command returns.
+            container.wait(timeout=10)
+
+    return each(host_of(ctx), containers, act)
 
 
 @command("pause", "CONTAINER [CONTAINER...]")
