@@ -228,12 +228,20 @@ def host_masks(layout: Any) -> tuple[list[str], list[dict[str, Any]]]:
     return [path for path in _HIDDEN_FILES if os.path.isfile(path)], mounts
 
 
-def _make_host(images: Images, notify: Notify) -> Image:
-    if images.driver.name != "root":
+def refuse_host(driver: Any) -> None:
+    """Raises DriverError where `driver` cannot use this machine's root as a lower layer."""
+    hint = "use lab/busybox or lab/debian here"
+    if driver.name != "root":
         raise DriverError(
-            f"lab/host needs the root driver; this is `{images.driver.name}`, whose overlay over / does not work",
-            resolution="use lab/busybox or lab/debian here",
+            f"lab/host needs the root driver; this is `{driver.name}`, whose overlay over / does not work",
+            resolution=hint,
         )
+    if driver.overlay == "copy":
+        raise DriverError("lab/host needs overlay, which does not work here; it is not copied", resolution=hint)
+
+
+def _make_host(images: Images, notify: Notify) -> Image:
+    refuse_host(images.driver)
     title = os_release().get("PRETTY_NAME") or platform.system()
     notify(f"lab/host: this machine's own root ({title}), read-only below a layer of its own; usual secrets are hidden")
     from .oci.manifest import digest_of

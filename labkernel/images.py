@@ -7,7 +7,6 @@ leaves at most content that nothing names, which `prune` and `remove` collect. C
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 import socket
@@ -22,12 +21,14 @@ from .errors import (
     DriverError,
     ImageError,
     InvalidReference,
+    LayerError,
     NoSuchImage,
     RegistryError,
     StoreError,
     UsageError,
 )
 from .image import Image, ImageList
+from .imagefilters import make_test
 from .oci import reference
 from .oci.config import add_history, apply_changes, encode, new_document, parse_timestamp
 from .store.blobs import Blobs, temporary_directory
@@ -69,6 +70,9 @@ class DriverLike(Protocol):
 
     @property
     def id_mapping(self) -> str: ...
+
+    @property
+    def overlay(self) -> str: ...
 
 
 class Images:
@@ -133,20 +137,15 @@ class Images:
     ) -> ImageList:
         """Images, newest first. `name`: a repository or a pattern. `all` is taken for the SDK's sake.
 
-        `filters`: `reference` (patterns), `dangling` (bool), `label` (`key` or `key=value`, one or a list), `before`
-        and `since` (names of images). Others raise UsageError.
+        `filters`: `reference` (patterns), `dangling` (bool), `label` (`key`, `key=value`), `before`, `since` (images),
+        `until` (a moment, or an age such as `24h`). Others raise UsageError.
         """
-        filters = dict(filters or {})
-        patterns = _words(filters.pop("reference", ())) + ([name] if name else [])
-        keep = _filter(self, filters)
+        test = make_test(self, filters, patterns=[name] if name else [])
         tags = self.catalog.all_tags()
         found = ImageList()
         for row in self.catalog.all():
             image = self._image(row)
-            familiar = [reference.parse(tag) for tag in tags.get(row.id, ())]
-            if patterns and not any(_matches(tag, pattern) for tag in familiar for pattern in patterns):
-                continue
-            if keep(image, familiar):
+            if test(image, [reference.parse(tag) for tag in tags.get(row.id, ())]):
                 found.append(image)
         return found
 
@@ -275,11 +274,10 @@ class Images:
 
         Raises LayerError, CorruptBlob, DiskFull, and DriverError for `lab/host` where the driver cannot.
         """
-        if image.uses_host and self.driver.name != "root":
-            raise DriverError(
-                f"lab/host needs the root driver; this is `{self.driver.name}`, whose overlay over / does not work",
-                resolution="use lab/busybox or lab/debian here",
-            )
+        if image.uses_host:
+            from .bases import refuse_host
+
+            refuse_host(self.driver)
         self._claim_layers()
         paths = [self.layer_path(layer) for layer in reversed(image.layers)]
         # From the bottom: a directory that a layer's tar leaves out gets its attributes from the layers below.
@@ -308,15 +306,20 @@ class Images:
                 # Inside, since the task sets the mode of the layer's root directory, and `work` has to stay private.
                 directory = work / "root"
                 directory.mkdir(mode=0o755)
-                done = self.runtime.task(
-                    "labkernel.oci.layer:apply_layer",
-                    blob=str(self.blobs.path(layer.digest)),
-                    target=str(directory),
-                    media_type=layer.media_type,
-                    diff_id=layer.diff_id,
-                    lowers=[str(path) for path in lowers],
-                    **self.layer_options,
-                )
+                try:
+                    done = self.runtime.task(
+                        "labkernel.oci.layer:apply_layer",
+                        blob=str(self.blobs.path(layer.digest)),
+                        target=str(directory),
+                        media_type=layer.media_type,
+                        diff_id=layer.diff_id,
+                        lowers=[str(path) for path in lowers],
+                        **self.layer_options,
+                    )
+                except LayerError:
+                    # A damaged disk and a damaged image call for different remedies.
+                    self.blobs.verify(layer.digest)
+                    raise
                 self.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
                 os.rename(directory, target)
         return target
@@ -525,38 +528,3 @@ def _connects(domain: str, timeout_s: float) -> bool:
     thread.start()
     thread.join(timeout_s)
     return bool(answers)
-
-
-def _words(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(word) for word in value]
-
-
-def _matches(tag: reference.Reference, pattern: str) -> bool:
-    """docker's `reference=` filter: a pattern on the name, or on name and tag."""
-    names = (tag.familiar_name, tag.familiar, tag.name, str(tag))
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _filter(images: Images, filters: dict[str, Any]) -> Callable[[Image, Sequence[reference.Reference]], bool]:
-    unknown = set(filters) - {"dangling", "label", "before", "since"}
-    if unknown:
-        raise UsageError(f"invalid filter '{sorted(unknown)[0]}'")
-    dangling = filters.get("dangling")
-    if dangling is not None:
-        word = str(_words(dangling)[0] if isinstance(dangling, (list, tuple)) else dangling).lower()
-        if word not in {"true", "false", "1", "0"}:
-            raise UsageError(f"invalid filter 'dangling={word}'")
-        dangling = word in {"true", "1"}
-    labels = [word.partition("=") for word in _words(filters.get("label", ()))]
-    before = images.get(_words(filters["before"])[0]).created if "before" in filters else None
-    since = images.get(_words(filters["since"])[0]).created if "since" in filters else None
-
-    def keep(image: Image, tags: Sequence[reference.Reference]) -> bool:
-        if dangling is not None and dangling is bool(tags):
-            return False
-        if (before is not None and image.created >= before) or (since is not None and image.created <= since):
-            return False
-        has = image.labels if labels else {}
-        return all(key in has and (not equals or has[key] == value) for key, equals, value in labels)
-
-    return keep

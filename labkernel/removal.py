@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConflictError, LabkernelError, UsageError
+from .errors import ConflictError, LabkernelError
+from .imagefilters import is_true, words
 from .oci import reference
 from .store.blobs import sweep_temporary
 
@@ -50,23 +51,18 @@ def remove_image(images: Images, ref: str, *, force: bool) -> list[dict[str, str
 
 def prune_images(images: Images, filters: Mapping[str, Any]) -> dict[str, Any]:
     """Docker's ImagePrune; see `Images.prune`."""
-    unknown = set(filters) - {"dangling", "label", "until"}
-    if unknown:
-        raise UsageError(f"invalid filter '{sorted(unknown)[0]}'")
-    every = str(filters.get("dangling", True)).lower() in {"false", "0", "['false']", "[false]"}
-    extra = {"label": filters["label"]} if "label" in filters else {}
-    freed = 0
+    chosen = dict(filters)
+    named_too = not is_true("dangling", words(chosen.pop("dangling", None)) or ["true"])
     records: list[dict[str, str]] = []
-    for image in images.list(filters=extra):
+    for image in images.list(filters=chosen):
         tags = images.catalog.tags(image.id)
-        if (tags and not every) or images.catalog.containers_of(image.id):
+        if (tags and not named_too) or images.catalog.containers_of(image.id):
             continue
         for tag in tags:
             records.append(_untagged(images, image, tag))
         images.catalog.delete(image.id)
         records.append({"Deleted": image.id})
-    freed = sweep(images)
-    return {"ImagesDeleted": records, "SpaceReclaimed": freed}
+    return {"ImagesDeleted": records, "SpaceReclaimed": sweep(images)}
 
 
 def sweep(images: Images) -> int:

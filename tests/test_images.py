@@ -20,6 +20,7 @@ import pytest
 from labkernel.engine import Engine
 from labkernel.errors import (
     ConflictError,
+    CorruptBlob,
     DriverError,
     ImageError,
     InvalidReference,
@@ -56,7 +57,7 @@ def open_images(base: Path, driver: str = "root") -> Images:
         Blobs(layout),
         Database(layout.database),
         InlineTasks(),
-        SimpleNamespace(name=driver, id_mapping="full" if driver == "root" else "single"),
+        SimpleNamespace(name=driver, id_mapping="full" if driver == "root" else "single", overlay="overlay"),
     )
 
 
@@ -316,6 +317,15 @@ def test_prune_takes_what_has_no_name_or_no_user(images: Images) -> None:
     assert [image.id for image in images.list()] == [used.id]
 
 
+def test_prune_takes_dockers_filters(images: Images) -> None:
+    make(images, text="1", Labels={"keep": "no"})
+    assert images.prune({"until": ["2020-01-01T00:00:00Z"]})["ImagesDeleted"] == []
+    assert images.prune({"label": {"keep=yes": True}})["ImagesDeleted"] == []
+    with pytest.raises(UsageError, match="invalid filter 'dangling=perhaps'"):
+        images.prune({"dangling": ["perhaps"]})
+    assert len(images.prune({"until": "1h", "label": ["keep"]})["ImagesDeleted"]) == 1
+
+
 def test_prune_waits_for_who_is_adding(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("labkernel.removal.ADDING_WAIT_S", 0.05)
     with images.adding():
@@ -383,6 +393,20 @@ def test_a_layer_that_is_not_what_its_config_says_leaves_nothing(images: Images)
     image = images.commit_layers(new_document(), [good._replace(diff_id="sha256:" + "1" * 64)], ["bad"])
     with pytest.raises(LayerError):
         images.layer_dirs(image)
+    assert contents(images)[1:] == ([], [])
+
+
+@needs_root
+def test_rot_in_a_layer_is_told_from_a_bad_image(images: Images) -> None:
+    image = make(images, "web")
+    path = images.blobs.path(image.layers[0].digest)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(515)
+        file.write(b"?")
+    with pytest.raises(CorruptBlob, match="is corrupt") as caught:
+        images.layer_dirs(image)
+    assert "system check" in (caught.value.resolution or "")
     assert contents(images)[1:] == ([], [])
 
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "labkernel"
 LEAVES = {"errors", "display"}
 MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
-    *("images", "image", "removal", "bases", "basefiles", "packages"),
+    *("images", "image", "imagefilters", "removal", "bases", "basefiles", "packages"),
     *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
