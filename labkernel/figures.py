@@ -334,7 +334,7 @@ def _any_throttled(series: Series) -> bool:
 
 
 _PANELS = {
-    "cpu": ("CPU\n(% of one core)", 100.0),
+    "cpu": ("CPU\n(% of one core)", 10.0),
     "memory": ("memory\n(MiB)", 1.0),
     "throttled": ("throttled\n(% of time)", 10.0),
     "pids": ("processes", 2.0),

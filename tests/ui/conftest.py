@@ -101,6 +101,9 @@ def lab() -> Iterator[Lab]:
     finally:
         server.terminate()
         server.wait(timeout=30)
+        # A supervisor that a notebook started outlives the kernels on purpose.
+        code = "import labkernel; labkernel.connect().runtime.shutdown(force=True)"
+        subprocess.run([sys.executable, "-c", code], env=env, cwd=home, check=False, timeout=60)
         log.close()
         shutil.rmtree(home, ignore_errors=True)
 

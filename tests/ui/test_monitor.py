@@ -116,3 +116,32 @@ def test_a_kernel_restart_is_said(open_notebook: Any, lab: Any) -> None:
     lab.rest("POST", f"kernels/{session['kernel']['id']}/restart")
     text = "() => /kernel/.test(document.querySelector('.labkernel-monitor .status')?.textContent ?? 'kernel')"
     notebook.page.wait_for_function(text, timeout=30_000)
+
+
+CONTAINER = """
+import labkernel
+lab = labkernel.connect()
+work = "i=0; while true; do i=$((i+1)); [ $((i % 30000)) = 0 ] || continue; "
+work += "dd if=/dev/zero of=/dev/shm/$i bs=1M count=2; sleep 1; done"
+limits = {"mem_limit": "64m", "nano_cpus": 300_000_000}
+c = lab.containers.run("lab/busybox", ["sh", "-c", work], detach=True, name="web", **limits)
+m = lab.monitor(c)
+"""
+
+
+def test_a_real_container_with_limits(open_notebook: Any) -> None:
+    stop = "import time; time.sleep(12 if PICTURES else 3); c.kill(); print(m.wait(60)); c.remove(force=True)"
+    pictures = f"PICTURES = {bool(os.environ.get('LABKERNEL_SCREENSHOTS'))}"
+    notebook = open_notebook("monitor-container.ipynb", CONTAINER, "m", f"{pictures}\n{stop}")
+    page = notebook.page
+    notebook.run_all()
+    page.wait_for_function(LIVE, timeout=90_000)
+    page.wait_for_timeout(11000 if os.environ.get("LABKERNEL_SCREENSHOTS") else 0)
+    page.locator(".labkernel-monitor").scroll_into_view_if_needed()
+    shot(page, "monitor-container")
+    page.locator(".jp-OutputArea img").wait_for(timeout=60_000)
+    page.wait_for_function("() => /True/.test(document.body.innerText)", timeout=60_000)
+    page.locator(".jp-OutputArea img").scroll_into_view_if_needed()
+    shot(page, "monitor-container-ended")
+    output = notebook.save()["cells"][1]["outputs"][0]["data"]
+    assert "ended" in "".join(output["text/plain"])
