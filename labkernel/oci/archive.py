@@ -22,9 +22,9 @@ from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
 from labkernel.errors import ImageError, InvalidReference, LayerError, ManifestError, UsageError
 
-from . import config as image_config
+from . import imageconfig, reference
 from . import manifest as oci
-from . import reference
+from .config import host_architecture
 from .tarstream import BlobStream, members
 
 _CHUNK = 1 << 20
@@ -225,7 +225,7 @@ def _docker_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
     manifests = _manifests_by_config(blobs, contents)
     for config_name, layer_names, tags in wanted:
         raw = blobs.read(_lookup(contents, config_name))
-        config = image_config.parse(raw)
+        config = imageconfig.parse(raw)
         digests = [_lookup(contents, name) for name in layer_names]
         layers = _layers(blobs, config, digests)
         manifest = manifests.get(config.digest)
@@ -238,7 +238,7 @@ def _layout_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
         raise ManifestError("the archive's index.json is not an image index")
     for descriptor, manifest in _walk(blobs, index, 0):
         raw = blobs.read(manifest.config.digest)
-        config = image_config.parse(raw)
+        config = imageconfig.parse(raw)
         layers = _layers(blobs, config, [layer.digest for layer in manifest.layers])
         yield LoadedImage(raw, manifest.raw, layers, _tags_of(descriptor))
 
@@ -247,7 +247,7 @@ def _walk(blobs: Any, index: oci.Index, depth: int) -> Iterator[tuple[oci.Descri
     """The image manifests of an index for this machine, each with the outermost descriptor that leads to it."""
     if depth > _MAX_DEPTH:
         raise ManifestError("the archive's indexes are nested too deeply")
-    machine = image_config.host_architecture()
+    machine = host_architecture()
     for descriptor in index.manifests:
         platform = descriptor.platform
         if platform is not None and (platform.os != "linux" or platform.architecture != machine):
@@ -285,7 +285,7 @@ def _tags_of(descriptor: oci.Descriptor) -> list[str]:
     return []
 
 
-def _layers(blobs: Any, config: image_config.ImageConfig, digests: Sequence[str]) -> list[StoredLayer]:
+def _layers(blobs: Any, config: imageconfig.ImageConfig, digests: Sequence[str]) -> list[StoredLayer]:
     if len(digests) != len(config.diff_ids):
         raise ManifestError(
             f"the image has {len(digests)} layers and its config names {len(config.diff_ids)}: they must be as many"

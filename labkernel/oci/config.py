@@ -1,7 +1,8 @@
-"""The image config: what a container of an image runs, and the diff IDs of its layers. Its digest is the image's id.
+"""Making and changing image configs: what a container of an image runs, and the diff IDs of its layers.
 
-Parsed configs keep their bytes. New ones are made from plain dictionaries (so that properties this version does not
-know survive a build) and encoded with sorted keys: equal content gives an equal id on every machine.
+Configs are plain dictionaries here, so that properties this version does not know survive a build, and are encoded
+with sorted keys: equal content gives an equal id on every machine. Reading foreign ones is in `imageconfig`; this
+module is on every command's way and imports little.
 Source: OCI image-spec config.md; Docker image spec v1.2 for `Healthcheck`, `OnBuild`, `Shell`, `ArgsEscaped`.
 """
 
@@ -9,20 +10,13 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
-import shlex
+import os
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import msgspec
-
-from labkernel.errors import ManifestError, UsageError
-
-from .manifest import decode, digest_of, is_digest, keep_raw
-
-CONFIG_MAX = 8 << 20
+from labkernel.errors import UsageError
 
 _ARCHITECTURES = {
     "x86_64": "amd64",
@@ -38,67 +32,6 @@ _ARCHITECTURES = {
 }
 CHANGES = ("CMD", "ENTRYPOINT", "ENV", "EXPOSE", "LABEL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
 """Dockerfile instructions that `import --change` and `commit --change` take."""
-
-
-class History(msgspec.Struct, omit_defaults=True):
-    """How one step came about. `empty_layer` steps changed the config only."""
-
-    created: str | None = None
-    created_by: str | None = None
-    author: str | None = None
-    comment: str | None = None
-    empty_layer: bool = False
-
-
-class RootFS(msgspec.Struct):
-    """Diff IDs, bottom first."""
-
-    type: str = "layers"
-    diff_ids: list[str] = []
-
-
-class ImageConfig(msgspec.Struct, omit_defaults=True, dict=True):
-    """A parsed config. `document()` gives all of it as a dictionary, also what has no field here."""
-
-    architecture: str = ""
-    os: str = ""
-    created: str | None = None
-    author: str | None = None
-    variant: str | None = None
-    os_version: str | None = msgspec.field(default=None, name="os.version")
-    config: dict[str, Any] | None = None
-    rootfs: RootFS | None = None
-    history: list[History] | None = None
-
-    @property
-    def raw(self) -> bytes:
-        """The bytes this was parsed from."""
-        raw: bytes = vars(self)["_raw"]
-        return raw
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.raw)
-
-    @property
-    def diff_ids(self) -> list[str]:
-        return self.rootfs.diff_ids if self.rootfs else []
-
-    def document(self) -> dict[str, Any]:
-        """A fresh dictionary of the whole document, to be changed and given to `encode`."""
-        document: dict[str, Any] = json.loads(self.raw)
-        return document
-
-
-def parse(raw: bytes) -> ImageConfig:
-    """The config in `raw`. Raises ManifestError for what is not one, or for a malformed diff ID."""
-    if len(raw) > CONFIG_MAX:
-        raise ManifestError(f"image config of {len(raw)} bytes: more than {CONFIG_MAX} are refused")
-    config = decode(raw, ImageConfig, "image config")
-    for diff_id in config.diff_ids:
-        if not is_digest(diff_id):
-            raise ManifestError(f"invalid image config: not a diff ID: {diff_id!r}")
-    return keep_raw(config, raw)
 
 
 def encode(document: dict[str, Any]) -> bytes:
@@ -135,7 +68,7 @@ def add_history(
 
 def host_architecture() -> str:
     """This machine's architecture in Go's words (`amd64`, `arm64`), which image-spec uses."""
-    machine = platform.machine()
+    machine = os.uname().machine
     return _ARCHITECTURES.get(machine, machine)
 
 
@@ -212,6 +145,8 @@ def _json_list(text: str) -> list[str] | None:
 
 
 def _pairs(name: str, rest: str) -> dict[str, str]:
+    import shlex
+
     try:
         words = shlex.split(rest)
     except ValueError as err:

@@ -5,30 +5,30 @@ import json
 import pytest
 
 from labkernel.errors import ManifestError, UsageError
-from labkernel.oci import config
+from labkernel.oci import config, imageconfig
 
 
 def test_equal_documents_have_equal_bytes_and_ids() -> None:
     first = config.encode({"os": "linux", "architecture": "amd64", "config": {"Labels": {"b": "1", "a": "ü"}}})
     second = config.encode({"config": {"Labels": {"a": "ü", "b": "1"}}, "architecture": "amd64", "os": "linux"})
     assert first == second
-    assert config.parse(first).digest == config.parse(second).digest
+    assert imageconfig.parse(first).digest == imageconfig.parse(second).digest
 
 
 def test_unknown_properties_survive() -> None:
     raw = b'{"architecture":"amd64","os":"linux","x":{"y":[1]},"rootfs":{"type":"layers","diff_ids":[]}}'
-    assert config.parse(raw).document()["x"] == {"y": [1]}
-    assert config.parse(raw).raw == raw
+    assert imageconfig.parse(raw).document()["x"] == {"y": [1]}
+    assert imageconfig.parse(raw).raw == raw
 
 
 @pytest.mark.parametrize("raw", [b"", b"null", b"[]", b'{"rootfs":{"type":"layers","diff_ids":["x"]}}'])
 def test_what_is_no_config_is_refused(raw: bytes) -> None:
     with pytest.raises(ManifestError):
-        config.parse(raw)
+        imageconfig.parse(raw)
 
 
 def test_nulls_of_older_writers_are_taken() -> None:
-    found = config.parse(b'{"architecture":"amd64","os":"linux","config":null,"history":null,"rootfs":null}')
+    found = imageconfig.parse(b'{"architecture":"amd64","os":"linux","config":null,"history":null,"rootfs":null}')
     assert found.diff_ids == []
 
 
