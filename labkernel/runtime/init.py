@@ -29,6 +29,7 @@ _RLIMITS = {
     for name in dir(resource)
     if name.startswith("RLIMIT_") and isinstance(getattr(resource, name), int)
 }
+_files_soft: int | None = None
 
 
 class SetupError(Exception):
@@ -49,16 +50,30 @@ def isolate_descriptors(sock: socket.socket) -> socket.socket:
     return socket.socket(fileno=3)
 
 
+def raise_descriptor_limit() -> None:
+    """The supervisor holds a few descriptors for each container: soft limit up to the hard one. `reset_signals` gives
+    containers back what was there before."""
+    global _files_soft
+    _files_soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def reset_signals() -> None:
     """Default actions and an empty mask; Python ignores SIGPIPE and SIGXFSZ, and ignored signals survive an exec."""
     signal.set_wakeup_fd(-1)
+    if _files_soft is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_files_soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def main(sock: socket.socket, settings: dict[str, Any]) -> None:
-    """Body of a pool child. `settings`: stage, cgroup (a Cgroup or None), profile, single_id. Never returns."""
+    """Body of a pool child. `settings`: stage, cgroup (a Cgroup or None), profile, single_id. Never returns.
+
+    Without an exec the exit code is docker's for the failure: a supervisor that takes over in the middle sees that.
+    """
+    code = 125
     try:
         sock = isolate_descriptors(sock)
         reset_signals()
@@ -74,14 +89,15 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
             os._exit(0)
         _become_container(sock, request, fds, settings)
     except SetupError as err:
-        report(sock, err.brief, err.exit_code)
+        code = err.exit_code
+        report(sock, err.brief, code)
     except OSError as err:
         where = f": {os.fsdecode(err.filename)}" if err.filename else ""
         report(sock, f"cannot set up the container{where}: {err.strerror or err}", 125)
     except BaseException as err:
         report(sock, f"cannot set up the container: {type(err).__name__}: {err}", 125)
     finally:
-        os._exit(1)
+        os._exit(code)
 
 
 def report(sock: socket.socket, brief: str, exit_code: int) -> None:

@@ -161,6 +161,11 @@ def new_state(container_id: str) -> dict[str, Any]:
     }
 
 
+def stub(container_id: str) -> Instance:
+    """A container of which only the id matters."""
+    return Instance(container_id, "", {"process": {}}, new_state(container_id))
+
+
 def load(root: str, container_id: str) -> Instance:
     """Read a container's files. Raises NoSuchContainer."""
     if not container_id or "/" in container_id or container_id.startswith("."):

@@ -63,7 +63,9 @@ def main() -> None:
         listener = _listen(settings["socket"])
         context = Context(settings, listener)
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        from . import supervisor  # loaded here once; every supervisor is a fork of this process
+        from . import init, supervisor  # loaded here once; every supervisor is a fork of this process
+
+        init.raise_descriptor_limit()
 
         os.write(1, b'{"ok":true}\n')
         null = os.open(os.devnull, os.O_RDWR)

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ..errors import LabkernelError
-from . import instances
+from . import instances, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -24,6 +24,9 @@ def recover(sup: Any) -> None:
         paths[container_id] = (inst.own.get("log") or {}).get("path") or f"{inst.directory}/log.json"
     sup.journal.repair(paths)
     for container_id, entry in list(held.items()):
+        if container_id.startswith("exec:"):
+            sessions.adopt(sup, entry)
+            continue
         _adopt(sup, container_id, entry)
     _settle(sup)
     if sup.context.parents:
@@ -98,7 +101,7 @@ def _reopen_cgroup(inst: Instance) -> Any:
 
 
 def _forget_ended(sup: Any, inst: Instance, container_id: str) -> None:
-    sup._tell_keeper({"drop": container_id})
+    sup.tell_keeper({"drop": container_id})
     entry = sup.context.held.pop(container_id, None)
     for fd in (entry or {}).get("fds", {}).values():
         os.close(fd)

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConflictError, StartError
 from ..linux import pty, syscalls
 from ..linux.namespaces import FLAGS
-from . import init, protocol
+from . import init, instances, keeper, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
 from .streams import InputPipe
@@ -21,7 +21,7 @@ from .streams import InputPipe
 class Session:
     """One exec. Its output goes to its client only; a slow client holds back only this process (no log is kept)."""
 
-    def __init__(self, sup: Any, inst: Instance, conn: Connection, message: dict[str, Any]) -> None:
+    def __init__(self, sup: Any, inst: Instance, conn: Connection | None, message: dict[str, Any]) -> None:
         self.sup = sup
         self.inst = inst
         self.conn: Connection | None = conn
@@ -120,6 +120,26 @@ class Session:
                 conn.closed = self._client_left
                 conn.frame = self._frame
                 conn.drained = self._resume
+        self._hold()
+        self.listen(conn)
+
+    def _hold(self) -> None:
+        """The keeper's duplicates keep the process from SIGPIPE and SIGHUP when this supervisor dies."""
+        entry = self.held()
+        fds = entry["fds"]
+        message = {"hold": self.key, "state": entry["state"], "names": list(fds)}
+        self.sup.tell_keeper(message, list(fds.values()))
+
+    def held(self) -> dict[str, Any]:
+        """What the keeper holds of this session."""
+        fds = {str(number): fd for number, fd in enumerate(self.outputs)}
+        return {"state": {"id": self.inst.id, "pid": self.pid, "terminal": self.terminal}, "fds": fds}
+
+    @property
+    def key(self) -> str:
+        return f"exec:{self.pid}"
+
+    def listen(self, conn: Connection | None) -> None:
         for fd in self.outputs:
             handler = self._output_handler(fd)
             self.sup.loop.watch(fd, handler)
@@ -184,6 +204,8 @@ class Session:
         except ChildProcessError:
             self.sup.loop.unwatch(self.pidfd)
             known = self.sup.context.exits.get(self.pid)
+            if known is None:
+                known = keeper.exit_code_of_stranger(self.pidfd)
             if known is not None:
                 self.finish(known)
             else:
@@ -207,10 +229,13 @@ class Session:
         if self.input is not None:
             self.input.close()
         if self.pidfd >= 0:
+            self.sup.tell_keeper({"drop": self.key})
+            self.sup.context.held.pop(self.key, None)
             self.sup.loop.unwatch(self.pidfd)
             os.close(self.pidfd)
         self.sup.sessions.pop(self.pid, None)
-        self.sup.context.exits.pop(self.pid, None)
+        if self.sup.context.exits.pop(self.pid, None) is not None:
+            self.sup.tell_keeper({"forget": self.pid})
 
 
 def _reap(pid: int) -> None:
@@ -228,6 +253,25 @@ def begin(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]) 
     if inst.setup is not None:
         raise ConflictError(f"container {inst.id[:12]} is not running")
     Session(sup, inst, conn, message).begin()
+
+
+def adopt(sup: Any, entry: dict[str, Any]) -> None:
+    """Take over an exec of a killed supervisor: its client has gone, so its output is drained and dropped."""
+    state = entry["state"]
+    session = Session(sup, instances.stub(state["id"]), None, {"process": {}, "tty": state["terminal"]})
+    session.pid = int(state["pid"])
+    session.outputs = dict.fromkeys(entry["fds"].values(), protocol.STDOUT)
+    for fd in session.outputs:
+        os.set_blocking(fd, False)
+        session.master = fd if session.terminal else -1
+    try:
+        session.pidfd = os.pidfd_open(session.pid)
+    except OSError:
+        session.pidfd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        session.finish(255)
+        return
+    sup.sessions[session.pid] = session
+    session.listen(None)
 
 
 def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs: list[int], *, terminal: bool) -> None:

@@ -79,7 +79,7 @@ class Supervisor:
         recover(self)
         self.loop.watch(self.context.listener.fileno(), self._accept)
         self._watch_keeper()
-        self.loop.later(5.0, lambda: self._tell_keeper({"steady": True}))
+        self.loop.later(5.0, lambda: self.tell_keeper({"steady": True}))
         self.loop.later(min(self.settings["idle_exit_s"], 5.0), self._check_idle)
         self.loop.run()
 
@@ -205,7 +205,7 @@ class Supervisor:
         """Give the keeper duplicates of the container's descriptors, and what a new supervisor must know."""
         fds = _descriptors(inst)
         self.context.held[inst.id] = {"state": dict(inst.state), "fds": fds}
-        self._tell_keeper({"hold": inst.id, "state": inst.state, "names": list(fds)}, list(fds.values()))
+        self.tell_keeper({"hold": inst.id, "state": inst.state, "names": list(fds)}, list(fds.values()))
 
     def _hear_setup(self, inst: Instance, warm: Warm) -> None:
         try:
@@ -265,7 +265,7 @@ class Supervisor:
                 inst.input.read_handler = handler
         if inst.input is not None:
             # The keeper has a duplicate; the container sees the end of its input only when that goes too.
-            inst.input.on_close = lambda: self._tell_keeper({"release": inst.id, "name": "stdin"})
+            inst.input.on_close = lambda: self.tell_keeper({"release": inst.id, "name": "stdin"})
             inst.input.ready()
         self.loop.watch(inst.pidfd, lambda _events: self._ended(inst))
 
@@ -378,7 +378,7 @@ class Supervisor:
             os.waitpid(pid, 0)
         else:
             self.context.exits.pop(pid, None)
-            self._tell_keeper({"forget": pid})
+            self.tell_keeper({"forget": pid})
         self._conclude(inst)
 
     def _conclude(self, inst: Instance) -> None:
@@ -394,7 +394,7 @@ class Supervisor:
         inst.starters, inst.enders = [], []
         restarting = self._plan_restart(inst)
         staying = []
-        for conn, condition in inst.waiters:
+        for conn, condition in list(inst.waiters):  # finishing one takes it out of the list
             if condition == "removed" or (restarting and condition == "not-running"):
                 staying.append((conn, condition))
             else:
@@ -405,7 +405,7 @@ class Supervisor:
             for follower in followers:
                 follower.finish(protocol.encode_control({"exited": end}))
         self._close_streams(inst)
-        self._tell_keeper({"drop": inst.id})
+        self.tell_keeper({"drop": inst.id})
         self.context.held.pop(inst.id, None)
         cgroup, inst.cgroup = inst.cgroup, None
         if inst.pidfd >= 0:
@@ -462,7 +462,7 @@ class Supervisor:
         """Delete a container's directory, in a child when it is large; then answer the waiters for "removed"."""
 
         def done(error: str | None) -> None:
-            for conn, _ in inst.waiters:
+            for conn, _ in list(inst.waiters):
                 conn.finish(protocol.encode_message({"ok": True, **inst.end_state()}))
             inst.waiters = []
             self.forget(inst)
@@ -486,6 +486,7 @@ class Supervisor:
         if follower in inst.followers:
             inst.followers.remove(follower)
         follower.close()
+        self.forget(inst)
 
     # Idle time
 
@@ -547,13 +548,13 @@ class Supervisor:
                 os.rmdir(directory)
             except OSError:
                 pass
-        self._tell_keeper({"bye": True})
+        self.tell_keeper({"bye": True})
         os._exit(0)
 
     def note_parent(self, parent: str) -> None:
         if parent and parent not in self.context.parents:
             self.context.parents.add(parent)
-            self._tell_keeper({"parent": parent})
+            self.tell_keeper({"parent": parent})
 
     def _remove_parents(self) -> None:
         from .recovery import sweep_cgroups
@@ -572,7 +573,7 @@ class Supervisor:
         os.set_blocking(self.context.link.fileno(), True)
         self.loop.watch(self.context.link.fileno(), self._hear_keeper)
 
-    def _tell_keeper(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+    def tell_keeper(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         assert self.context.link is not None
         try:
             protocol.send_with_fds(self.context.link, protocol.dumps(message), fds or [])
@@ -597,7 +598,7 @@ class Supervisor:
                 call(code)
             elif not any(inst.pid == pid for inst in self.instances.values()) and pid not in self.sessions:
                 self.context.exits.pop(pid, None)
-                self._tell_keeper({"forget": pid})
+                self.tell_keeper({"forget": pid})
 
     def _succeed_keeper(self) -> None:
         """The keeper was killed. This process, the parent of the containers, becomes the keeper; its fork goes on
@@ -613,6 +614,8 @@ class Supervisor:
         for inst in self.instances.values():
             if inst.id in context.held:
                 context.held[inst.id] = {"state": dict(inst.state), "fds": _descriptors(inst)}
+        for session in self.sessions.values():
+            context.held[session.key] = session.held()
         pid = os.fork()
         if pid == 0:
             ours.close()

@@ -159,3 +159,19 @@ def test_idle_supervisor_leaves(lab: Any) -> None:
         os.close(pidfd)
     assert not runtime.socket.exists()
     assert lab.output("echo", "again")[0] == b"again\n"
+
+
+@pytest.mark.parametrize("role", ["supervisor", "keeper"])
+def test_exec_survives(lab: Any, role: str) -> None:
+    """A process started with exec is not ended by SIGPIPE when the reader of its output is killed."""
+    container_id = lab.create("sh", "-c", "while [ ! -e /done ]; do sleep 0.02; done; exit 8")
+    lab.runtime.start(container_id)
+    script = "echo one; read x; echo two; echo three; touch /done"
+    attachment = lab.runtime.exec(container_id, {"args": ["sh", "-c", "trap '' HUP; " + script]}, stdin=True)
+    assert attachment.read() == ("stdout", b"one\n")
+    kill_and_wait(victim(lab, role))
+    if role == "keeper":
+        attachment.send(b"\n")
+        assert attachment.wait().exit_code == 0
+    attachment.close()
+    assert lab.runtime.wait(container_id).exit_code == 8
