@@ -1,0 +1,79 @@
+"""Thin wrappers, tried on the running kernel."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from labkernel.linux import syscalls
+
+
+def test_openat2_keeps_links_inside(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc/name").write_text("inside")
+    (root / "absolute").symlink_to("/etc/name")
+    (root / "climbing").symlink_to("../../../../../etc/name")
+    root_fd = os.open(root, os.O_PATH)
+    for name in ("absolute", "climbing", "/etc/name", "../../etc/name"):
+        fd = syscalls.openat2(root_fd, name, os.O_RDONLY)
+        assert os.read(fd, 100) == b"inside"
+        os.close(fd)
+    with pytest.raises(OSError) as caught:
+        syscalls.openat2(root_fd, "absolute", os.O_RDONLY, resolve=syscalls.RESOLVE_NO_SYMLINKS)
+    assert caught.value.errno == errno.ELOOP
+    assert caught.value.filename == "absolute"
+    os.close(root_fd)
+
+
+def test_close_range() -> None:
+    first = os.open("/dev/null", os.O_RDONLY)
+    fds = [os.dup2(first, first + 200 + n) for n in range(3)]
+    syscalls.close_range(first + 200, first + 202)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    os.fstat(first)
+    os.close(first)
+
+
+def test_tee_copies_without_consuming() -> None:
+    one, two = os.pipe(), os.pipe()
+    os.write(one[1], b"drops")
+    assert syscalls.tee(one[0], two[1], 100) == 5
+    assert os.read(two[0], 100) == os.read(one[0], 100) == b"drops"
+    for fd in (*one, *two):
+        os.close(fd)
+
+
+def test_clone_is_like_fork() -> None:
+    # In a fresh single-threaded interpreter, as the wrapper demands.
+    code = (
+        "import os; from labkernel.linux import syscalls\n"
+        "pid, pidfd = syscalls.clone(0)\n"
+        "if pid == 0: os._exit(41)\n"
+        "info = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)\n"
+        "assert (info.si_pid, info.si_status) == (pid, 41)\n"
+    )
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_carry_errno_and_path() -> None:
+    with pytest.raises(OSError) as caught:
+        syscalls.mount("x", "/no/such/place", "tmpfs")
+    assert caught.value.errno in (errno.ENOENT, errno.EPERM)
+    assert caught.value.filename == "/no/such/place"
+    with pytest.raises(OSError, match="Invalid argument"):
+        syscalls.prctl(99999)
+
+
+def test_capget_agrees_with_proc() -> None:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff"))
+    assert syscalls.capget()[0] == int(effective.split()[1], 16)
