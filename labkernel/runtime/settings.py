@@ -134,6 +134,8 @@ def check_name(name: str) -> str:
 
 def check_volume_name(name: str) -> str:
     """A volume's name as docker allows it."""
+    if len(name) == 1:
+        raise UsageError("volume name is too short, names should be at least two alphanumeric characters")
     if not VOLUME_NAME.fullmatch(name):
         raise UsageError(
             f'"{name}" includes invalid characters for a local volume name, '
