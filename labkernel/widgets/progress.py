@@ -147,6 +147,8 @@ _COLOURS = {
     "failed": "var(--jp-error-color1, #c62828)",
     "started": "var(--jp-warn-color1, #e65100)",
 }
+# JupyterLab's own rule for tables in outputs is a fixed layout with striped rows.
+_TABLE = "table-layout:auto;width:100%;max-width:1000px;border-collapse:collapse;margin:4px 0"
 _MUTED = "var(--jp-ui-font-color2, #666)"
 _MONO = "font-family:var(--jp-code-font-family, monospace);font-size:var(--jp-code-font-size, 13px)"
 
@@ -251,7 +253,7 @@ class BuildProgress:
         return (
             f"<details class='labkernel-build'{'' if folded else ' open'}>"
             f"<summary style='cursor:pointer'>{html.escape(self._heading())}</summary>"
-            f"<table style='width:100%;max-width:1000px;border-collapse:collapse;margin:4px 0'>{rows}</table></details>"
+            f"<table style='{_TABLE}'>{rows}</table></details>"
         )
 
 
@@ -266,7 +268,7 @@ def _row_html(step: _Step, *, closed: bool) -> str:
     note = word if step.status == "cached" else _clock(step.seconds)
     size = human_size(step.size_bytes) if step.size_bytes else ""
     row = (
-        f"<tr><td style='{cell};width:1em;color:{colour}' title='{word}'><b>{mark}</b></td>"
+        f"<tr style='background:none'><td style='{cell};width:1em;color:{colour}' title='{word}'><b>{mark}</b></td>"
         f"<td style='{cell};width:1%;white-space:nowrap;color:{_MUTED}'>{html.escape(step.label)}</td>"
         f"<td style='{cell};{_MONO};word-break:break-word'>{html.escape(_shortened(step.text))}</td>"
         f"<td style='{cell};width:1%;white-space:nowrap;text-align:right;color:{_MUTED}'>{note}</td>"
@@ -278,7 +280,7 @@ def _row_html(step: _Step, *, closed: bool) -> str:
     lines = step.tail[-(_TAIL_LINES_FAILED if failed else _TAIL_LINES) :]
     text = html.escape("\n".join(line[:300] for line in lines))
     return (
-        f"{row}<tr><td style='background:none'></td><td colspan='4' style='{cell}'>"
+        f"{row}<tr style='background:none'><td></td><td colspan='4' style='{cell}'>"
         f"<pre style='margin:0 0 4px;padding:2px 8px;border-left:3px solid {colour};white-space:pre-wrap;"
         f"{_MONO};opacity:0.85'>{text}</pre></td></tr>"
     )

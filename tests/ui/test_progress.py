@@ -50,7 +50,9 @@ def test_steps_are_shown_live_and_fold(open_notebook: Any, theme: str) -> None:
     notebook.run_all()
     page.wait_for_function(f"() => JSON.stringify(({OPEN})()) === '[true,true]'", timeout=60_000)
     # In one call: the output is replaced several times a second.
-    page.evaluate("() => [...document.querySelectorAll('details.labkernel-build')].at(-1).scrollIntoView()")
+    page.evaluate(
+        "() => [...document.querySelectorAll('details.labkernel-build')].at(-1).scrollIntoView({ block: 'end' })"
+    )
     where = os.environ.get("LABKERNEL_SCREENSHOTS")
     if where:
         Path(where).mkdir(parents=True, exist_ok=True)
