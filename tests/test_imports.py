@@ -37,7 +37,7 @@ BELOW = {
     **{room: {"engine", *SERVICES, *LEAVES, room} for room in FACES},
 }
 BELOW["commands"] |= {"widgets", "dockerfile", "linux", "runtime"}
-BELOW["cli"] |= {"commands"}
+BELOW["cli"] |= {"commands", "widgets"}
 BELOW["magics"] |= {"commands", "widgets"}
 BELOW["kernel"] |= {"magics"}
 
