@@ -142,6 +142,11 @@ def test_limits(engine: Engine, needs) -> None:  # type: ignore[no-untyped-def]
     assert "memory" in (caught.value.resolution or "")
 
 
+def test_cpus_by_number(engine: Engine, needs) -> None:  # type: ignore[no-untyped-def]
+    needs("cgroup cpuset")
+    assert inside(engine, "grep Cpus_allowed_list /proc/self/status", cpuset_cpus="0") == ["Cpus_allowed_list:\t0"]
+
+
 def test_limits_that_do_not_hold_are_named(engine: Engine) -> None:
     if engine.driver.enforced:
         pytest.skip("all limits hold here")

@@ -15,6 +15,8 @@ import os
 import signal
 import time
 
+from .limits import DEVICE_RULES, V2_NAMES, device_rule, translate
+
 MOUNT_ROOT = "/sys/fs/cgroup"
 
 # What a container gets a directory in. `devices` is asked for where it exists: CAP_MKNOD is one of Docker's default
@@ -22,22 +24,7 @@ MOUNT_ROOT = "/sys/fs/cgroup"
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio", "devices", "cpuset")
 LIMITING = ("memory", "cpu", "pids")  # a missing one is worth a warning even when it was not asked for
 
-# What a container may do with devices, as runc and crun have it: make any node, use only these. (runtime-spec
-# config-linux.md, "Allowed Device list")
-DEVICE_RULES: list[dict[str, object]] = [
-    {"allow": False, "access": "rwm"},
-    {"allow": True, "type": "c", "access": "m"},
-    {"allow": True, "type": "b", "access": "m"},
-    *(
-        {"allow": True, "type": "c", "major": major, "minor": minor, "access": "rwm"}
-        for major, minor in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2))
-    ),
-    {"allow": True, "type": "c", "major": 136, "access": "rwm"},
-]
-
-_V2_NAMES = {"blkio": "io"}
 _LEAF = "labkernel.leaf"  # where processes go that stand in the way of the no-internal-process rule
-_UNLIMITED_V1 = "-1"
 
 
 class Cgroup:
@@ -46,11 +33,12 @@ class Cgroup:
     `unenforced` lists what `limit` could not set, each as (setting, reason).
     """
 
-    __slots__ = ("paths", "unenforced", "version")
+    __slots__ = ("_cpuset", "paths", "unenforced", "version")
 
     def __init__(self, version: int, paths: dict[str, str]) -> None:
         self.version = version
         self.paths = paths
+        self._cpuset: tuple[str, str] | None = None  # v1: (base, directory), made when a limit asks for it
         self.unenforced: list[tuple[str, str]] = []
 
     @classmethod
@@ -142,6 +130,9 @@ class Cgroup:
         """Write the limits of a runtime-spec `linux.resources`. What the kernel lacks goes to `unenforced`.
 
         Raises OSError when the kernel refuses a value it understands (EINVAL, EBUSY)."""
+        cpu = resources.get("cpu") or {}
+        if self._cpuset is not None and (cpu.get("cpus") or cpu.get("mems")):
+            self._add_cpuset(*self._cpuset)
         for controller, name, value, setting in translate(resources, version=self.version or 1):
             directory = self.paths.get("" if self.version == 2 else controller)
             if directory is None:
@@ -155,6 +146,15 @@ class Cgroup:
                     raise
                 self.unenforced.append((setting, f"{name}: {os.strerror(err.errno)}"))
         self._limit_devices(resources.get("devices") or [])
+
+    def _add_cpuset(self, base: str, directory: str) -> None:
+        """Make the cpuset group of v1 and move the processes there that are in the group already."""
+        os.makedirs(directory, 0o755, exist_ok=True)
+        _inherit_cpuset(directory, base)
+        for pid in self.procs():
+            _write(f"{directory}/cgroup.procs", str(pid))
+        self.paths["cpuset"] = directory
+        self._cpuset = None
 
     def _limit_devices(self, rules: object) -> None:
         if not isinstance(rules, list) or not rules:
@@ -220,8 +220,9 @@ class Hierarchy:
         group = Cgroup(self.version, self._paths(f"{parent.strip('/')}/{name}"))
         if self.version == 0:
             return group
-        if not (resources or {}).get("cpu", {}).get("cpus") and self.version == 1:
-            group.paths.pop("cpuset", None)  # an unset cpuset of v1 takes no process at all
+        if self.version == 1 and "cpuset" in group.paths:
+            # An unset cpuset of v1 takes no process at all, and hardly anybody sets one: made by `limit` if ever.
+            group._cpuset = (self.bases["cpuset"], group.paths.pop("cpuset"))
         made: list[str] = []
         try:
             for directory in group.directories:
@@ -233,11 +234,9 @@ class Hierarchy:
                 except FileExistsError:
                     continue
                 made.append(directory)
-            if "cpuset" in group.paths and self.version == 1:
-                _inherit_cpuset(group.paths["cpuset"], self.bases["cpuset"])
             group.limit(resources or {})
         except OSError:
-            for directory in made:
+            for directory in dict.fromkeys([*made, *([group.paths["cpuset"]] if "cpuset" in group.paths else [])]):
                 _remove_tree(directory)
             raise
         return group
@@ -317,103 +316,6 @@ def detect(root: str = MOUNT_ROOT, *, proc: str = "/proc/self") -> Hierarchy:
     return hierarchy
 
 
-def translate(resources: dict[str, dict[str, object]], *, version: int) -> list[tuple[str, str, str, str]]:
-    """Runtime-spec resources -> writes, in order: (controller, file name, value, setting). Pure."""
-    plan = _plan_v2 if version == 2 else _plan_v1
-    return [(where, name, value, setting) for setting, where, name, value in plan(_Settings(resources))]
-
-
-def device_rule(rule: dict[str, object]) -> str:
-    """A rule of `resources.devices` as the v1 files have it: `c 1:3 rwm`, `a *:* rwm`."""
-    kind = str(rule.get("type") or "a")
-    major, minor = rule.get("major"), rule.get("minor")
-    numbers = ":".join("*" if number is None or number == -1 else str(number) for number in (major, minor))
-    return f"{kind} {numbers} {rule.get('access') or 'rwm'}"
-
-
-class _Settings:
-    """Reading access to nested runtime-spec values, None when absent."""
-
-    __slots__ = ("_resources",)
-
-    def __init__(self, resources: dict[str, dict[str, object]]) -> None:
-        self._resources = resources
-
-    def number(self, controller: str, name: str) -> int | None:
-        value = (self._resources.get(controller) or {}).get(name)
-        return None if value is None else int(str(value))
-
-    def text(self, controller: str, name: str) -> str | None:
-        value = (self._resources.get(controller) or {}).get(name)
-        return str(value) if value else None
-
-    def raw(self) -> dict[str, object]:
-        return self._resources.get("unified") or {}
-
-
-def _plan_v1(settings: _Settings) -> list[tuple[str, str, str, str]]:
-    plan = [
-        ("memory", "memory", "memory.limit_in_bytes", settings.number("memory", "limit")),
-        ("memory-reservation", "memory", "memory.soft_limit_in_bytes", settings.number("memory", "reservation")),
-        # memory.memsw below memory.limit is EINVAL, so it comes second
-        ("memory-swap", "memory", "memory.memsw.limit_in_bytes", settings.number("memory", "swap")),
-        ("memory-swappiness", "memory", "memory.swappiness", settings.number("memory", "swappiness")),
-        ("cpu-shares", "cpu", "cpu.shares", settings.number("cpu", "shares")),
-        ("cpu-period", "cpu", "cpu.cfs_period_us", settings.number("cpu", "period")),
-        ("cpus", "cpu", "cpu.cfs_quota_us", settings.number("cpu", "quota")),
-        ("cpuset-cpus", "cpuset", "cpuset.cpus", settings.text("cpu", "cpus")),
-        ("cpuset-mems", "cpuset", "cpuset.mems", settings.text("cpu", "mems")),
-        ("blkio-weight", "blkio", "blkio.weight", settings.number("blockIO", "weight")),
-    ]
-    writes = [(setting, where, name, str(value)) for setting, where, name, value in plan if value is not None]
-    pids = settings.number("pids", "limit")
-    if pids is not None:
-        writes.append(("pids-limit", "pids", "pids.max", str(pids) if pids > 0 else "max"))
-    return writes
-
-
-def _plan_v2(settings: _Settings) -> list[tuple[str, str, str, str]]:
-    def amount(value: int) -> str:
-        return str(value) if value >= 0 else "max"
-
-    writes: list[tuple[str, str, str, str]] = []
-    limit, swap = settings.number("memory", "limit"), settings.number("memory", "swap")
-    reservation = settings.number("memory", "reservation")
-    if limit is not None:
-        writes.append(("memory", "memory", "memory.max", amount(limit)))
-    if reservation is not None:
-        writes.append(("memory-reservation", "memory", "memory.low", amount(reservation)))
-    if swap is not None:  # runtime-spec: memory and swap together; v2: swap alone
-        writes.append(
-            ("memory-swap", "memory", "memory.swap.max", amount(swap if swap < 0 else max(0, swap - (limit or 0))))
-        )
-    shares = settings.number("cpu", "shares")
-    if shares:
-        writes.append(("cpu-shares", "cpu", "cpu.weight", str(weight_of_shares(shares))))
-    quota, period = settings.number("cpu", "quota"), settings.number("cpu", "period")
-    if quota is not None or period is not None:
-        words = "max" if quota is None or quota < 0 else str(quota)
-        writes.append(("cpus", "cpu", "cpu.max", f"{words} {period or 100000}"))
-    for setting, name in (("cpus", "cpuset.cpus"), ("mems", "cpuset.mems")):
-        text = settings.text("cpu", setting)
-        if text:
-            writes.append((f"cpuset-{setting}", "cpuset", name, text))
-    pids = settings.number("pids", "limit")
-    if pids is not None:
-        writes.append(("pids-limit", "pids", "pids.max", str(pids) if pids > 0 else "max"))
-    weight = settings.number("blockIO", "weight")
-    if weight:
-        writes.append(("blkio-weight", "blkio", "io.weight", str(1 + (weight - 10) * 9999 // 990)))
-    writes += [("unified", name.split(".")[0], name, str(value)) for name, value in settings.raw().items()]
-    return writes
-
-
-def weight_of_shares(shares: int) -> int:
-    """v1 cpu.shares (2 … 262144) on v2's scale (1 … 10000), linearly, as the runtime-spec's implementations do."""
-    shares = min(max(shares, 2), 262144)
-    return 1 + (shares - 2) * 9999 // 262142
-
-
 def _detect_v2(root: str, own: str) -> Hierarchy:
     base = _base_v2(root, own)
     if base is None:
@@ -423,7 +325,7 @@ def _detect_v2(root: str, own: str) -> Hierarchy:
     missing: dict[str, str] = {}
     for controller in CONTROLLERS:
         # freezing, CPU accounting and device filters need no controller of their own in v2
-        if controller in ("freezer", "cpuacct", "devices") or _V2_NAMES.get(controller, controller) in offered:
+        if controller in ("freezer", "cpuacct", "devices") or V2_NAMES.get(controller, controller) in offered:
             bases[controller] = base
         else:
             missing[controller] = f"{base}/cgroup.controllers does not offer it"
@@ -461,7 +363,7 @@ def _delegate(path: str, controllers: list[str]) -> None:
     control = f"{path}/cgroup.subtree_control"
     offered = (_read(f"{path}/cgroup.controllers") or "").split()
     active = (_read(control) or "").split()
-    wanted = [_V2_NAMES.get(name, name) for name in controllers]
+    wanted = [V2_NAMES.get(name, name) for name in controllers]
     for name in [name for name in dict.fromkeys(wanted) if name in offered and name not in active]:
         try:
             _write(control, f"+{name}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from labkernel.linux import cgroups
+from labkernel.linux import cgroups, limits
 
 V1 = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio", "devices", "cpuset")
 FILES_V1 = {
@@ -139,7 +139,7 @@ def test_a_file_the_kernel_lacks_is_not_enforced_and_not_made(v1: Path) -> None:
     ],
 )
 def test_v2_translation(resources: dict, writes: list[tuple[str, str]]) -> None:
-    assert [(name, value) for _, name, value, _ in cgroups.translate(resources, version=2)] == writes
+    assert [(name, value) for _, name, value, _ in limits.translate(resources, version=2)] == writes
 
 
 def test_v2_root_is_used_by_who_may_write_it(tmp_path: Path, proc: Path) -> None:
@@ -185,7 +185,7 @@ def test_reopen_knows_the_version() -> None:
 
 
 def test_device_rules_read_as_the_kernel_writes_them() -> None:
-    rules = [cgroups.device_rule(rule) for rule in cgroups.DEVICE_RULES]
+    rules = [limits.device_rule(rule) for rule in limits.DEVICE_RULES]
     assert rules[:4] == ["a *:* rwm", "c *:* m", "b *:* m", "c 1:3 rwm"]
     assert rules[-1] == "c 136:* rwm"
 
@@ -199,7 +199,7 @@ def group() -> Iterator[cgroups.Cgroup]:
     if not {"memory", "pids", "cpu"} <= hierarchy.bases.keys():
         pytest.skip(f"no cgroups to write: {hierarchy.missing.get('memory', 'incomplete')}")
     parent = f"/labkernel/test-{secrets.token_hex(4)}"
-    made = hierarchy.create(parent, "one", {**LIMITS, "devices": cgroups.DEVICE_RULES})
+    made = hierarchy.create(parent, "one", {**LIMITS, "devices": limits.DEVICE_RULES})
     yield made
     made.kill()
     assert made.remove(timeout_s=5)
@@ -244,6 +244,15 @@ def test_reopened_group_is_the_same(group: cgroups.Cgroup, sleeper: int) -> None
 def test_removal_waits_for_the_last_process(group: cgroups.Cgroup, sleeper: int) -> None:
     group.join(sleeper)
     assert not group.remove(timeout_s=0.01)
+
+
+def test_a_cpuset_is_made_when_asked_for(group: cgroups.Cgroup, sleeper: int) -> None:
+    if not cgroups.detect().bases.get("cpuset"):
+        pytest.skip("no cpuset controller here")
+    group.join(sleeper)
+    group.limit({"cpu": {"cpus": "0"}})
+    assert os.sched_getaffinity(sleeper) == {0}
+    assert group.unenforced == []
 
 
 def test_devices_are_out_of_reach(group: cgroups.Cgroup, tmp_path: Path) -> None:

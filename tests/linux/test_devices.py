@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from labkernel.linux import cgroups, devices
+from labkernel.linux import cgroups, devices, limits
 
 
 def test_program_is_whole_instructions() -> None:
-    assert len(devices.device_program(cgroups.DEVICE_RULES)) % 8 == 0
+    assert len(devices.device_program(limits.DEVICE_RULES)) % 8 == 0
 
 
 def test_nothing_unreachable_after_a_rule_for_all() -> None:
@@ -28,7 +28,7 @@ def test_kernel_enforces_the_program() -> None:
     path.mkdir()
     try:
         try:
-            devices.attach_rules(str(path), cgroups.DEVICE_RULES)
+            devices.attach_rules(str(path), limits.DEVICE_RULES)
         except OSError as err:
             pytest.skip(f"no BPF here: {err}")
         reading, writing = os.pipe()
