@@ -136,12 +136,15 @@ class _Target:
         self.retry_at = now + self.retry_s
         try:
             self.reader = reader_for(self.thing, net=self.net)
-            state = state_of(self.thing) or {}
+            state = state_of(self.thing) or _vm_state(self.thing)
         except (LabkernelError, OSError):
             self.reader, state = None, {"status": "exited"}  # removed (--rm): as ended as can be
         if self.reader is not None:
             self.series.ended = False
-            self.series.limits = self.reader.limits()
+            limits = self.reader.limits()
+            if limits.memory_bytes is None and self.series.kind == "vm":
+                limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
+            self.series.limits = limits
             self.ooms = 0
             self.series.events.append(Event(now, "start"))
         elif not self.series.ended and state.get("status") != "created":
@@ -158,6 +161,11 @@ class _Target:
         if self.reader is not None:
             self.reader.close()
             self.reader = None
+
+
+def _vm_state(thing: Any) -> dict[str, Any]:
+    """The same words for a VM (`status`, `exit_code`); a bare pid that cannot be read has ended."""
+    return {"status": getattr(thing, "status", "exited"), "exit_code": getattr(thing, "exit_code", None)}
 
 
 class Sampler:

@@ -275,6 +275,26 @@ def test_a_target_starts_late_ends_and_starts_again(tmp_path: Path) -> None:
     target.close()
 
 
+def test_a_machine_has_its_memory_as_limit_and_may_start_later() -> None:
+    class Machine:
+        name, status, pid, memory_bytes, exit_code = "vm", "created", None, 256 << 20, None
+
+    machine = Machine()
+    sampler = Sampler(machine, retry_s=0)
+    series = sampler.series(machine)
+    sampler.tick()
+    assert not series.ended
+    machine.pid, machine.status = os.getpid(), "running"  # type: ignore[assignment]
+    sampler.tick()
+    assert series.kind == "vm"
+    assert series.limits.memory_bytes == 256 << 20
+    machine.pid, machine.status, machine.exit_code = None, "exited", 3  # type: ignore[assignment]
+    sampler._targets[0].close()
+    sampler.tick()
+    assert series.ended
+    assert series.events[-1].text == "3"
+
+
 def test_the_thread_samples_and_stops() -> None:
     child = burn(0.05)
     with Sampler(child.pid, hz=100) as sampler:
