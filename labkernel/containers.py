@@ -154,6 +154,8 @@ class Containers:
         with self._taken_back_when_failing(container):
             attachment = self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
         self._fresh.add(container.id)
+        # what only the start could tell: a resource limit that may not be raised, for one
+        container.record["warnings"].extend(attachment.warnings)
         return container, attachment
 
     # -- finding ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -77,6 +78,24 @@ def test_settings_are_checked_before_anything_is_made(engine: Engine) -> None:
         with pytest.raises(UsageError):
             engine.containers.create("busybox", "true", **settings)
     assert directories(engine) <= before
+
+
+def test_losing_the_supervisor_loses_no_output_and_no_status(fresh_engine: Engine) -> None:
+    script = "echo before; while [ ! -e /go/on ]; do sleep 0.05; done; echo after; exit 3"
+    gate = fresh_engine.layout.root / "gate"
+    gate.mkdir()
+    containers = fresh_engine.containers
+    container, attachment = containers.run_attached(
+        "busybox", ["sh", "-c", script], volumes={str(gate): {"bind": "/go"}}
+    )
+    assert next(iter(attachment)) == ("stdout", b"before\n")
+    os.kill(fresh_engine.runtime.ensure().pid, signal.SIGKILL)
+    (gate / "on").touch()
+    output: list[bytes] = [b"before\n"]
+    ended = containers._pump(container, attachment, {"stdout"}, output, [])
+    assert b"".join(output) == b"before\nafter\n"
+    assert ended.exit_code == 3
+    assert container.wait() == {"StatusCode": 3, "Error": None}
 
 
 # -- what a container sees ---------------------------------------------------------------------------------------------
