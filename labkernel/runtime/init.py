@@ -128,7 +128,7 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     own = config.get("labkernel") or {}
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
-    created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"])
+    created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"], settings.get("skeleton"))
     notes: dict[str, Any] = {"created": created}
     if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
         socket.sethostname(config["hostname"])

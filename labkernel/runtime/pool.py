@@ -46,8 +46,9 @@ def profile_of(config: dict[str, Any]) -> dict[str, Any]:
 class Pool:
     """Up to `size` warm children of one profile, the one asked for last."""
 
-    def __init__(self, stage: str, hierarchy: Hierarchy, *, size: int, single_id: bool) -> None:
+    def __init__(self, stage: str, hierarchy: Hierarchy, *, size: int, single_id: bool, skeleton: str) -> None:
         self.stage = stage
+        self.skeleton = skeleton
         self.hierarchy = hierarchy
         self.size = size
         self.single_id = single_id
@@ -90,7 +91,13 @@ class Pool:
                 cgroup.remove(timeout_s=0)
             raise
         if pid == 0:
-            settings = {"stage": self.stage, "cgroup": cgroup, "profile": profile, "single_id": self.single_id}
+            settings = {
+                "stage": self.stage,
+                "cgroup": cgroup,
+                "profile": profile,
+                "single_id": self.single_id,
+                "skeleton": self.skeleton,
+            }
             init.main(theirs, settings)
         theirs.close()
         os.set_blocking(ours.fileno(), False)

@@ -237,6 +237,9 @@ def remove(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
             conn.finish(protocol.encode_message(RuntimeFailure(f"cannot remove: {error}").to_dict()))
 
     sup.instances[inst.id] = inst
+    if inst.leaving:
+        inst.waiters.append((conn, "removed"))
+        return
     if not inst.running:
         sup.remove(inst, gone)
         return

@@ -152,11 +152,32 @@ def _freeze(fd: int, root_fd: int, path: str) -> None:
     os.close(again)
 
 
-def assemble(stage: str, config: dict[str, Any], container_dir: str, profile: dict[str, Any]) -> list[str]:
+def make_skeleton(root: str) -> str:
+    """ROOT/skeleton: the mount points every container needs, as a last lower directory below each image's own.
+
+    Without it they would be made in the upper directory: a copy-up of /etc for every start of an image that lacks
+    /etc/hosts, and entries that are not the container's doing. What an image has itself, hides it.
+    """
+    base = f"{root}/skeleton"
+    for name in ("", "/proc", "/sys", "/dev", "/etc"):
+        if not os.path.isdir(base + name):
+            os.mkdir(base + name)
+            os.chmod(base + name, 0o755)
+    for name in ("hostname", "hosts", "resolv.conf"):
+        path = f"{base}/etc/{name}"
+        if not os.path.exists(path):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+            os.chmod(path, 0o644)
+    return base
+
+
+def assemble(
+    stage: str, config: dict[str, Any], container_dir: str, profile: dict[str, Any], skeleton: str | None = None
+) -> list[str]:
     """Mount the root file system and all else; returns the mount points that had to be made in it."""
     root = f"{stage}/root"
     own = config.get("labkernel") or {}
-    _mount_root(root, own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]})
+    _mount_root(root, own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]}, skeleton)
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     created: list[str] = []
     entries = list(config.get("mounts") or ())
@@ -173,7 +194,7 @@ def assemble(stage: str, config: dict[str, Any], container_dir: str, profile: di
     return created
 
 
-def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
+def _mount_root(root: str, rootfs: dict[str, Any], skeleton: str | None) -> None:
     if rootfs["kind"] == "overlay":
         for path in (rootfs.get("upper"), rootfs.get("work")):
             if path:
@@ -181,7 +202,7 @@ def _mount_root(root: str, rootfs: dict[str, Any]) -> None:
         forget_volatile(rootfs.get("work"))
         mounts.mount_overlay(
             root,
-            rootfs["lower"],
+            [*rootfs["lower"], skeleton] if skeleton and os.path.isdir(skeleton) else rootfs["lower"],
             rootfs.get("upper"),
             rootfs.get("work"),
             userxattr=bool(rootfs.get("userxattr")),

@@ -27,6 +27,7 @@ from .logs import Journal
 from .loop import IN, OUT, Connection, Loop
 from .pool import Pool, Warm, dismiss, profile_of
 from .removal import remove_tree
+from .rootfs import make_skeleton
 from .streams import Follower, InputPipe
 
 _POOL_SIZE = 2
@@ -69,7 +70,8 @@ class Supervisor:
         stage = f"{self.runtime_dir}/stage"
         os.makedirs(stage, 0o700, exist_ok=True)
         single = self.settings["driver"] == "rootless" and namespaces.is_single_id()
-        self.pool = Pool(stage, self.hierarchy, size=_POOL_SIZE, single_id=single)
+        skeleton = make_skeleton(self.root)
+        self.pool = Pool(stage, self.hierarchy, size=_POOL_SIZE, single_id=single, skeleton=skeleton)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -134,6 +136,8 @@ class Supervisor:
         """Begin a start; `starters` are answered at the exec. Raises ConflictError, StartError."""
         if inst.running:
             raise ConflictError(f"container {inst.id[:12]} is already running")
+        if inst.leaving:
+            raise ConflictError(f"container {inst.id[:12]} is being removed")
         self.instances[inst.id] = inst
         inst.stopping = False
         inst.open_log()
@@ -393,6 +397,8 @@ class Supervisor:
             conn.finish(protocol.encode_message({"ok": True, **end}))
         inst.starters, inst.enders = [], []
         restarting = self._plan_restart(inst)
+        # From here on nobody may load it from disk again and wait at a second object.
+        inst.leaving = inst.auto_remove and not restarting
         staying = []
         for conn, condition in list(inst.waiters):  # finishing one takes it out of the list
             if condition == "removed" or (restarting and condition == "not-running"):
@@ -465,15 +471,17 @@ class Supervisor:
             for conn, _ in list(inst.waiters):
                 conn.finish(protocol.encode_message({"ok": True, **inst.end_state()}))
             inst.waiters = []
+            inst.leaving = False
             self.forget(inst)
             if then is not None:
                 then(error)
 
+        inst.leaving = True
         remove_tree(self, inst.directory, done)
 
     def forget(self, inst: Instance) -> None:
         """Drop a container from memory when nobody needs it there."""
-        if inst.running or inst.waiters or inst.followers or inst.restart_timer is not None:
+        if inst.running or inst.leaving or inst.waiters or inst.followers or inst.restart_timer is not None:
             return
         if self.instances.get(inst.id) is inst:
             del self.instances[inst.id]
