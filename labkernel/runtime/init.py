@@ -363,6 +363,8 @@ def _locate(name: str, search: str) -> str:
 
 def _run_as_init(sock: socket.socket) -> None:
     """`--init`: fork; the child goes on to the exec, this process reaps orphans and forwards signals as pid 1."""
+    syscalls.set_title(b"labkernel-init")
+    syscalls.set_name(b"labkernel-init")
     child = os.fork()
     if child == 0:
         if os.isatty(0):
@@ -373,8 +375,6 @@ def _run_as_init(sock: socket.socket) -> None:
                 pass
         return
     sock.close()
-    syscalls.set_title(b"labkernel-init")
-    syscalls.set_name(b"labkernel-init")
     forwarded = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)]
     waited = [*forwarded, signal.SIGCHLD]
     signal.pthread_sigmask(signal.SIG_BLOCK, waited)
