@@ -188,6 +188,8 @@ def try_id_ranges() -> None:
     pid = os.fork()
     if pid == 0:
         try:
+            os.close(ready[0])
+            os.close(ask[1])  # its own copy would keep the read below from ever ending
             unshare(CLONE_NEWUSER)
             os.write(ready[1], b"1")
             os.read(ask[0], 1)
