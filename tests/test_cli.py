@@ -26,6 +26,8 @@ COMMAND = [sys.executable, "-m", "labkernel.cli"]
 @pytest.fixture
 def env(engine: Engine) -> dict[str, str]:
     root = Path(__file__).resolve().parent.parent
+    # Otherwise the first command would say which built-in image stands in for `busybox`.
+    engine.images.resolve("busybox")
     return {
         **os.environ,
         "LABKERNEL_ROOT": str(engine.layout.root),
