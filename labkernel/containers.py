@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .container import Container, ContainerList, disk_bytes
-from .errors import ConflictError, ContainerExit, LabkernelError, NoSuchContainer, NoSuchImage, TaskError, UsageError
+from .errors import (
+    ConflictError,
+    ContainerExit,
+    LabkernelError,
+    NoSuchContainer,
+    NoSuchImage,
+    StartError,
+    TaskError,
+    UsageError,
+)
 from .provision import Programs, find_warnings, make_mounts, spec_mount
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
@@ -42,6 +51,10 @@ Found = list[Container]
 
 LEFTOVER_AGE_S = 60.0
 REATTACH_ATTEMPTS = 4
+SINGLE_ID_HINT = (
+    "this user has one id only, so containers run as root inside: use --user 0, or get id ranges "
+    "(`apt install uidmap`, `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
+)
 OOM_HINT = "the kernel killed it for using more memory than its limit: a higher --memory (mem_limit) helps"
 
 
@@ -400,7 +413,9 @@ class Containers:
         """A container that removes itself leaves nothing behind when it could not even be started."""
         try:
             yield
-        except BaseException:
+        except BaseException as err:
+            if isinstance(err, StartError) and self.driver.single_id and "is not mapped" in err.brief:
+                err.resolution = SINGLE_ID_HINT
             if container.settings.get("auto_remove"):
                 with contextlib.suppress(LabkernelError):
                     self.remove(container, force=True)
