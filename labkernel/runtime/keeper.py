@@ -157,6 +157,8 @@ def _kill_and_wait(pid: int) -> None:
 
 def _give_birth(context: Context, wake: tuple[int, int]) -> int:
     context.births += 1
+    if context.births > 10 and not context.held:
+        os._exit(1)  # supervisors cannot live here (the store was deleted?) and nothing depends on one
     if context.births > 5:
         time.sleep(min(0.1 * context.births, 5.0))  # something kills it again and again: do not burn the CPU
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
