@@ -7,7 +7,6 @@ missing arguments, `--flag=false`) is translated here, once. Commands are import
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,7 +102,7 @@ class LabGroup(click.Group):
             return name, command, args[1:]
         if name in self.absent:
             raise UsageError(f"{name}: not in this release of labkernel", resolution=self.absent[name])
-        near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
+        near = _near(name, self.list_commands(ctx))
         hint = f"did you mean `{near[0]}`? " if near else ""
         raise UsageError(
             f"unknown command: {ctx.command_path} {name}", resolution=f"{hint}See '{ctx.command_path} --help'."
@@ -177,7 +176,7 @@ def translate(err: click.UsageError, ctx: click.Context) -> LabkernelError:
     if isinstance(err, click.NoSuchOption):
         name = err.option_name
         known = sorted({opt for param in ctx.command.params for opt in param.opts if opt.startswith("--")})
-        near = difflib.get_close_matches(name, known, n=1) if name.startswith("--") else []
+        near = _near(name, known) if name.startswith("--") else []
         hint = f"did you mean `{near[0]}`? {see}" if near else see
         word = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: '{name[1:]}' in {name}"
         return UsageError(word, resolution=hint)
@@ -194,6 +193,12 @@ def translate(err: click.UsageError, ctx: click.Context) -> LabkernelError:
     if "unexpected extra argument" in err.message:
         return _argument_count(ctx, see)
     return UsageError(err.message, resolution=see)
+
+
+def _near(word: str, known: Sequence[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    return get_close_matches(word, known, n=1)
 
 
 def _argument_count(ctx: click.Context, see: str) -> UsageError:
