@@ -234,7 +234,9 @@ class Containers:
     def start(self, id: str) -> None:
         """See `Container.start`."""
         self.runtime.start(id)
-        self._fresh.add(id)
+        # The supervisor answers before it writes the state file, and takes one request after the other: once it has
+        # answered this, other processes see the container run, too.
+        self.runtime.states([id])
 
     def state(self, id: str) -> dict[str, Any]:
         """The state of a container; see `Container.runtime_state`."""
