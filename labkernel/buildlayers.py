@@ -37,8 +37,9 @@ Output = Callable[[bytes], None]
 class RunEnded(Exception):
     """The command of a RUN ended with a status other than 0, or could not be started."""
 
-    def __init__(self, status: int, error: str = "", *, oom_killed: bool = False) -> None:
+    def __init__(self, status: int, error: str = "", *, oom_killed: bool = False, disk_full: bool = False) -> None:
         super().__init__(error)
+        self.disk_full = disk_full
         self.status = status
         self.error = error
         self.oom_killed = oom_killed
@@ -72,7 +73,12 @@ class LayerMaker:
         return list(found)
 
     def place(
-        self, layers: Sequence[LayerInfo], operations: Sequence[dict[str, Any]], *, fds: Sequence[int] = ()
+        self,
+        layers: Sequence[LayerInfo],
+        operations: Sequence[dict[str, Any]],
+        *,
+        fds: Sequence[int] = (),
+        clamp_s: int | None = None,
     ) -> tuple[LayerInfo, int, list[str]]:
         """A layer made by file operations (see `oci.steps.make_layer`): (layer, bytes of its files, warnings)."""
         self._need_overlay()
@@ -86,6 +92,7 @@ class LayerMaker:
                     lowers=lowers,
                     plan=self._plan(base, operations),
                     layers=str(self._layout.layers),
+                    clamp_s=clamp_s,
                 )
                 return *self._adopt(base / "blob", done), done["warnings"]
             finally:
@@ -114,10 +121,12 @@ class LayerMaker:
         hidden: Sequence[str],
         mounts: Sequence[dict[str, Any]],
         on_output: Output,
+        clamp_s: int | None = None,
     ) -> tuple[LayerInfo, int]:
         """Run `argv` over `layers` in a container of its own and keep what it changed: (layer, bytes of its files).
 
-        `files` (absolute path -> content) are there, executable, while it runs and not afterwards. Raises RunEnded.
+        `files` (absolute path -> content) are there, executable, while it runs and not afterwards. No file is younger
+        than `clamp_s` in the layer. Raises RunEnded.
         """
         self._need_overlay()
         lowers = self.directories(layers)
@@ -152,6 +161,7 @@ class LayerMaker:
                 blob_tmp=str(directory / "blob"),
                 lowers=lowers,
                 layers=str(self._layout.layers),
+                clamp_s=clamp_s,
             )
             return self._adopt(directory / "blob", done)
 
@@ -168,7 +178,11 @@ class LayerMaker:
             for _, data in attachment:
                 on_output(data)
         if attachment.exit_code != 0:
-            raise RunEnded(attachment.exit_code or 0, attachment.error, oom_killed=attachment.oom_killed)
+            # Asked now: what the command wrote goes away with its container.
+            found = os.statvfs(self._layout.root)
+            full = found.f_bavail * found.f_frsize < 1 << 20 or (found.f_files > 0 and found.f_favail < 16)
+            code = attachment.exit_code or 0
+            raise RunEnded(code, attachment.error, oom_killed=attachment.oom_killed, disk_full=full)
 
     def _rootfs(self, directory: Path, lowers: Sequence[str], upper: Path) -> dict[str, Any]:
         if not lowers:

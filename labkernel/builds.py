@@ -343,7 +343,7 @@ class _Build:
         self, err: RunEnded, tail: bytes, lines: str, where: dict[str, Any], instruction: Instruction | None
     ) -> LabkernelError:
         shown = tail.decode(errors="replace").rstrip().splitlines()[-_SHOWN_LINES:]
-        if "No space left on device" in tail.decode(errors="replace") and self._disk_is_full():
+        if err.disk_full:
             return DiskFull(
                 "the disk became full while the image was built",
                 details="\n".join([*shown, lines]),
@@ -357,12 +357,6 @@ class _Build:
         return BuildError(
             brief, status=err.status, details="\n".join([*shown, lines]), resolution=_hint(err.status, shown), **where
         )
-
-    def _disk_is_full(self) -> bool:
-        import os
-
-        found = os.statvfs(self._builds.layout.root)
-        return found.f_bavail * found.f_frsize < 1 << 20 or found.f_favail < 16
 
 
 def _hint(status: int, shown: Sequence[str]) -> str:

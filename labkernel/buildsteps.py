@@ -269,7 +269,7 @@ class StageBuilder:
                 message,
                 text=f"WORKDIR {path}",
                 inputs={"user": user},
-                make=lambda: self._maker.place(self.state.layers, [operation]),
+                make=lambda: self._maker.place(self.state.layers, [operation], clamp_s=self._settings.epoch_s),
             )
         except BaseException:
             self.state.document["config"] = before
@@ -308,6 +308,7 @@ class StageBuilder:
                     hidden=self.state.hidden,
                     mounts=self.state.mounts,
                     on_output=on_output,
+                    clamp_s=self._settings.epoch_s,
                 ),
                 [],
             ),
@@ -396,7 +397,9 @@ class StageBuilder:
             f"{step.name} {flags}{words} # labkernel",
             text=f"{step.name} {flags}{words}",
             inputs=inputs | ({"link": "true"} if step.link else {}) | {SELECTION: selection_digest(selected)},
-            make=lambda: self._maker.place(lowers, operations, fds=self._context.descriptors()),
+            make=lambda: self._maker.place(
+                lowers, operations, fds=self._context.descriptors(), clamp_s=self._settings.epoch_s
+            ),
         )
 
     def _refuse_unsupported(self, step: ins.Copy | ins.Add, sources: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from .runtime.driver import Driver, cgroup_parent
 from .runtime.names import random_name
 from .runtime.settings import NAME, normalize, parse_command
 from .runtime.spec import finalize_args, finalize_spec
+from .store.locks import is_locked
 from .volumes import Volumes
 
 if TYPE_CHECKING:
@@ -512,7 +513,10 @@ class Containers:
             age_s = time.time() - os.stat(self.layout.container_dir(id)).st_mtime
         except OSError:
             return False
-        return age_s > LEFTOVER_AGE_S and len(id) == 64 and NAME.fullmatch(id) is not None
+        if age_s <= LEFTOVER_AGE_S or len(id) != 64 or NAME.fullmatch(id) is None:
+            return False
+        # A step of a build has no row and may run for hours: its builder holds a lock on the directory.
+        return not is_locked(self.layout.container_dir(id))
 
 
 def _read_state(path: str) -> dict[str, Any] | None:

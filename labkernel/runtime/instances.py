@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -73,15 +74,31 @@ class Instance:
         return self.log
 
     def save(self) -> None:
-        """Write state.json atomically."""
+        """Write state.json atomically; on a full disk in place, where the old one's block is."""
         path = f"{self.directory}/state.json"
         temporary = f"{path}.{os.getpid()}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        data = json.dumps(self.state).encode()
         try:
-            os.write(fd, json.dumps(self.state).encode())
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, data)
+            finally:
+                os.close(fd)
+            os.rename(temporary, path)
+        except OSError as err:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # Else a container that has ended would still be called running.
+            self._save_in_place(path, data)
+
+    def _save_in_place(self, path: str, data: bytes) -> None:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
         finally:
             os.close(fd)
-        os.rename(temporary, path)
 
     def try_save(self) -> None:
         """`save`, where a full disk or a removed directory must not stop what comes next."""

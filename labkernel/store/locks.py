@@ -105,6 +105,18 @@ def try_flock(fd: int) -> bool:
     return True
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds an flock on the file or directory now; False when it is not there."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_flock(fd)
+    finally:
+        os.close(fd)
+
+
 def names_file(path: Path, fd: int) -> bool:
     """Whether `path` still names the file open at `fd`; a lock on a file without a name protects nothing."""
     try:
