@@ -1,6 +1,7 @@
 """A guest kernel and its few modules: found on the machine, kept from before, given, or fetched from Debian's archive.
 
-    vm/kernels/<release>/           one kept kernel, made once under a temporary name and renamed
+    vm/kernels/<release>-<digest>/  one kept kernel, made once under a temporary name and renamed
+    vm/kernels/given/…              the same for what LABKERNEL_VM_KERNEL named: used only while it names it
       kernel.json                   {"release", "source", "format": "vmlinux"|"bzImage"}
       image                         the uncompressed PVH ELF where the kernel has one, else the bzImage as it came
       modules/<name>.ko             uncompressed; modules/order lists them in the order of loading
@@ -71,7 +72,7 @@ def get_kernel(kernels: Path, *, notify: Notify, fetch: bool = True) -> Kernel:
     """
     given = os.environ.get(ENVIRONMENT)
     if given:
-        return _keep(_given(Path(given)), kernels)
+        return _keep(_given(Path(given)), kernels / "given")
     for candidate in _of_this_machine():
         try:
             return _keep(candidate, kernels)
@@ -184,6 +185,7 @@ def _read_kept(directory: Path) -> Kernel:
 
 def _keep(candidate: _Candidate, kernels: Path) -> Kernel:
     """Make `candidate` ready below `kernels`, unless it already is."""
+    kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
     data = candidate.vmlinuz.read_bytes()
     release = _release(data, candidate.vmlinuz)
     digest = hashlib.sha256(data).hexdigest()[:8]

@@ -19,11 +19,11 @@ from labkernel.errors import VMError
 
 from . import guest, kernel, kvm, template
 from .command import Machine
-from .session import Session
+from .session import RootError, Session
 
 MEMORY_FLOOR_MIB = 96
-READY_DEADLINE_S = {"tcg": 60.0, "kvm": 15.0}
-_RESTORE_DEADLINE_S = 30.0
+READY_DEADLINE_S = {"tcg": 40.0, "kvm": 10.0}
+_RESTORE_DEADLINE_S = 15.0
 ACCEL_VARIABLE = "LABKERNEL_VM_ACCEL"  # "tcg" or "kvm" overrides the probe
 SANDBOX_VARIABLE = "LABKERNEL_VM_SANDBOX"  # "off" where this QEMU has no seccomp
 
@@ -111,7 +111,7 @@ class Machines:
                     attempt, launcher, path, hostname=hostname, readonly=readonly, keep_all=keep_all, on_start=on_start
                 )
             except VMError as err:
-                if number == len(tries) - 1:
+                if number == len(tries) - 1 or isinstance(err, RootError):
                     raise
                 if path is not None:
                     path.unlink(missing_ok=True)

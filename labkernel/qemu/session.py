@@ -46,6 +46,10 @@ class Command:
         return channel.start_payload(self.args, env=self.env, cwd=self.cwd, user=self.user, stdin=self.stdin)
 
 
+class RootError(VMError):
+    """The guest answered, and could not mount its root: another try would end the same way."""
+
+
 class GuestCommand:
     """One command in the guest. Iterating gives (stream, bytes) until it ends; then `exit_code` and `usage` stand."""
 
@@ -201,7 +205,10 @@ class Session:
         with self.changed:
             while self.ready_at is None:
                 if self._setup_error:
-                    raise self._dead(f"the guest could not mount its root: {self._setup_error}")
+                    raise RootError(
+                        f"the guest could not mount its root: {self._setup_error}",
+                        resolution="`labkernel system prune` removes kept disks; the next run makes the disk again",
+                    )
                 if self.over:
                     raise self._dead("the guest ended before it was ready")
                 try:

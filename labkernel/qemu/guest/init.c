@@ -64,6 +64,7 @@ struct process {
     int in, out, err;    /* our ends of its pipes, -1 when closed */
     int exec_pipe;       /* end of file here means: execve succeeded */
     int in_closing;      /* the host has sent the end of stdin */
+    char *problem;       /* why execve failed: told when it is reaped, since then its number is free again */
     unsigned in_len;
     unsigned char *in_buf;
 };
@@ -263,12 +264,12 @@ static void loopback_up(void)
     }
 }
 
-static const char *enter_root(const char *device, int readonly)
+static const char *enter_root(const char *device)
 {
     static char problem[256];
     mkdir("/root", 0755);
     /* noinit_itable: no kernel thread that writes empty inode tables to a disk thrown away in a moment */
-    for (int tries = 0; mount(device, "/root", "ext4", readonly ? MS_RDONLY : 0, "noinit_itable") < 0; tries++) {
+    for (int tries = 0; mount(device, "/root", "ext4", 0, "noinit_itable") < 0; tries++) {
         if ((errno != ENOENT && errno != ENXIO) || tries == 2000) {
             snprintf(problem, sizeof problem, "mount %s: %s", device, strerror(errno));
             return problem;
@@ -335,13 +336,15 @@ static void handle_setup(char *data, char *end)
         case 'o': readonly = 1; break;
         }
     }
-    problem = enter_root(device, readonly);
+    problem = enter_root(device);
     if (problem) {
         send_text(FAILED, 0, "125 %s", problem);
         return;
     }
     if (name)
         name_host(name);
+    if (readonly) /* only now: the mount points and /etc/hosts had to be made */
+        mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, "noinit_itable");
     loopback_up();
     send_text(READY, 0, "monotonic_us=%lld", monotonic_us());
 }
@@ -536,7 +539,7 @@ static void become(int fd, char **argv, char **envp, int env_count, char *user, 
     for (int i = 0; i < env_count; i++)
         has_home |= !strncmp(envp[i], "HOME=", 5);
     if (!has_home) {
-        snprintf(home, sizeof home, "HOME=%s", who.home[0] ? who.home : "/");
+        snprintf(home, sizeof home, "HOME=%s", who.home[0] ? who.home : who.uid ? "/" : "/root");
         envp[env_count++] = home;
         envp[env_count] = NULL;
     }
@@ -682,12 +685,13 @@ static void handle_stdin(unsigned number, const unsigned char *data, unsigned le
 static void check_exec(unsigned number, struct process *p)
 {
     char problem[700];
-    ssize_t n = read(p->exec_pipe, problem, sizeof problem);
+    ssize_t n = read(p->exec_pipe, problem, sizeof problem - 1);
     if (n < 0 && errno == EINTR)
         return;
     close_fd(&p->exec_pipe);
+    problem[n > 0 ? n : 0] = 0;
     if (n > 0)
-        send_frame(FAILED, number, problem, (size_t)n);
+        p->problem = strdup(problem);
     else
         send_text(STARTED, number, "pid=%d monotonic_us=%lld", p->pid, monotonic_us());
 }
@@ -701,6 +705,11 @@ static void end_process(unsigned number, struct process *p, int status, const st
     close_fd(&p->in);
     free(p->in_buf);
     p->used = 0;
+    if (p->problem) {
+        send_text(FAILED, number, "%s", p->problem);
+        free(p->problem);
+        return;
+    }
     send_text(EXITED, number,
               "status=%d signal=%d user_us=%lld system_us=%lld maxrss_kib=%ld minflt=%ld majflt=%ld inblock=%ld "
               "oublock=%ld nvcsw=%ld nivcsw=%ld monotonic_us=%lld",
