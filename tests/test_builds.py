@@ -36,7 +36,8 @@ def fresh(text: str) -> str:
 def store(engine: Engine) -> dict[str, list[str]]:
     root = engine.layout.root
     found = {name: sorted(os.listdir(root / name)) for name in ("containers", "tmp")}
-    found["tags"] = sorted(row[0] for row in engine.db.query("SELECT name FROM tags"))
+    tags = {row[0] for row in engine.db.query("SELECT name FROM tags")}
+    found["tags"] = sorted(tags - {"docker.io/lab/busybox:latest"})  # made when it is first named
     return found
 
 
@@ -352,7 +353,7 @@ def test_a_failing_run_tells_status_lines_and_output(engine: Engine) -> None:
     [
         ("FROM lab/busybox\nRUNN x\n", DockerfileError, "unknown instruction: RUNN"),
         ("RUN x\n", DockerfileError, "no build stage"),
-        ("", DockerfileError, "empty|no instr|(?i)dockerfile"),
+        ("", DockerfileError, "(?i)empty|instruction|dockerfile"),
         ("FROM lab/nothing-like-it:1\n", BuildError, "nothing-like-it"),
         ("FROM --platform=linux/s390x lab/busybox\n", BuildError, "only linux/"),
         (BASE + "RUN no-such-command-here\n", BuildError, "exit code: 127"),
@@ -496,3 +497,11 @@ def test_a_plain_user_builds_and_owners_are_kept(plain_user: Any) -> None:
     assert (members["w/here"].uid, members["w/here"].gid) == (33, 44)
     assert members["w/pipe"].isfifo()
     assert [name for name in members if name.startswith("home")] == ["home"]
+
+
+def test_building_on_the_host_as_image(engine: Engine) -> None:
+    if engine.driver.name != "root":
+        pytest.skip("lab/host needs the root driver")
+    result = build(engine, "FROM lab/host\nWORKDIR /lk-work\nRUN echo made > file\nCOPY <<x /lk-work/copied\ntext\nx\n")
+    assert output(engine, result.image, "cat /lk-work/file /lk-work/copied") == "made\ntext\n"
+    assert not Path("/lk-work").exists()

@@ -158,7 +158,12 @@ def mount_overlay(
     userxattr: bool = False,
     volatile: bool = False,
 ) -> None:
-    """Mount an overlay at `target`. Without `upper` and `work` it is read-only and needs two lower directories."""
+    """Mount an overlay at `target`. Without `upper` and `work` it is read-only and needs two lower directories.
+
+    With `/` among several lower directories two mounts more lie below it at `target`: see `_mount_host_apart`.
+    """
+    if "/" in lower and len(lower) > 1:
+        lower = [_mount_host_apart(target) if path == "/" else path for path in lower]
     options = overlay_options(lower, upper, work, userxattr=userxattr, volatile=volatile)
     opened: list[int] = []
     try:
@@ -170,6 +175,19 @@ def mount_overlay(
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def _mount_host_apart(target: str) -> str:
+    """The machine's root directory as a file system of its own; returns where.
+
+    overlayfs refuses (ELOOP) a lower directory that lies inside another one, and all that is stored on this disk lies
+    inside `/`. Seen through a read-only overlay, `/` is the root of another file system.
+    """
+    mount("labkernel-host", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=64k")
+    for name in ("none", "host"):
+        os.mkdir(f"{target}/{name}", 0o755)
+    mount("overlay", f"{target}/host", "overlay", MS_RDONLY, overlay_options(["/", f"{target}/none"], None, None))
+    return f"{target}/host"
 
 
 def _overlay_or_sync(target: str, options: str, *, volatile: bool) -> None:

@@ -133,6 +133,8 @@ def mounted(
             yield root
     finally:
         syscalls.umount2(target, mounts.MNT_DETACH)
+        if "/" in lowers and len(lowers) > 1:
+            syscalls.umount2(target, mounts.MNT_DETACH)  # what `mount_overlay` put below it
         os.rmdir(target)
 
 
