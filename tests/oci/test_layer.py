@@ -238,7 +238,11 @@ def test_xattrs_with_a_meaning_for_overlay_are_left_out(tmp_path: Path) -> None:
         f"SCHILY.xattr.{OWNER_XATTR}": "0:0",
         "SCHILY.xattr.user.x": "1",
     }
-    tar = Tar().add("f", b"x", pax_headers=headers).add("zero", kind=tarfile.CHRTYPE, devmajor=0, devminor=0)
+    tar = (
+        Tar()
+        .add("f", b"x", pax_headers=headers, uid=os.geteuid(), gid=os.getegid())
+        .add("zero", kind=tarfile.CHRTYPE, devmajor=0, devminor=0)
+    )
     target = apply(tmp_path, tar.bytes())
     assert os.listxattr(target / "f") == ["user.x"]
     assert os.listdir(target) == ["f"]
