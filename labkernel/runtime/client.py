@@ -82,6 +82,8 @@ class Attachment:
         self.exit_code: int | None = None
         self.oom_killed = False
         self.error = ""
+        # Of a container that has ended and had a cgroup: "cpu_usec", "memory_peak_bytes".
+        self.usage: dict[str, int] = {}
 
     def __enter__(self) -> Attachment:
         return self
@@ -134,6 +136,7 @@ class Attachment:
                     self.exit_code = int(end["exit_code"])
                     self.oom_killed = bool(end["oom_killed"])
                     self.error = str(end["error"])
+                    self.usage = dict(end.get("usage") or {})
                     self._ended = True
             elif stream in protocol.STREAM_NAMES:
                 self._ready.append((protocol.STREAM_NAMES[stream], data))

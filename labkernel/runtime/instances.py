@@ -137,6 +137,7 @@ class Instance:
             "exit_code": state.get("exit_code") or 0,
             "oom_killed": bool(state.get("oom_killed")),
             "error": state.get("error") or "",
+            "usage": state.get("usage") or {},
         }
 
     def clean_mount_points(self) -> None:

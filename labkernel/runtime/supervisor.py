@@ -29,6 +29,7 @@ from .pool import Pool, Warm, dismiss, profile_of
 from .removal import remove_tree
 from .rootfs import make_skeleton
 from .streams import Follower, InputPipe
+from .usage import usage_of
 
 _POOL_SIZE = 2
 _REFILL_S = 0.03
@@ -192,6 +193,7 @@ class Supervisor:
 
     def _remember(self, inst: Instance, warm: Warm) -> None:
         state = inst.state
+        state.pop("usage", None)
         state.update(
             status="created",
             pid=warm.pid,
@@ -373,6 +375,7 @@ class Supervisor:
         state = inst.state
         if inst.cgroup is not None:
             state["oom_killed"] = _oom_count(inst.cgroup) > 0
+            state["usage"] = usage_of(inst.cgroup)
         state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
         if not inst.auto_remove:
             # Before anybody is told: a build takes the upper directory as its layer.

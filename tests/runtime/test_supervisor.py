@@ -216,6 +216,19 @@ def test_out_of_memory_is_seen(lab: Any) -> None:
 
 
 @needs_cgroup
+def test_usage_is_told_at_the_end_and_kept(lab: Any) -> None:
+    container_id = lab.create(
+        "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 8m /dev/zero | tail"
+    )
+    with lab.runtime.run(container_id) as attachment:
+        attachment.wait()
+    kept = lab.runtime.states([container_id])[container_id]["usage"]
+    assert kept == attachment.usage
+    assert kept["cpu_usec"] > 1000
+    assert kept["memory_peak_bytes"] > 8 << 20
+
+
+@needs_cgroup
 def test_limits_reach_the_kernel(lab: Any) -> None:
     container_id = lab.create("sleep", "60", resources={"memory": {"limit": 64 << 20}, "pids": {"limit": 17}})
     lab.runtime.start(container_id)
