@@ -24,8 +24,9 @@ TOKEN = "labkernel-tests"
 class Lab:
     """A running JupyterLab with a notebook directory of its own."""
 
-    def __init__(self, home: Path, port: int) -> None:
+    def __init__(self, home: Path, port: int, env: dict[str, str]) -> None:
         self.home = home
+        self.env = env
         self.url = f"http://127.0.0.1:{port}"
 
     def rest(self, method: str, path: str, body: Any = None) -> Any:
@@ -47,6 +48,18 @@ class Lab:
         (self.home / name).write_text(text)
         return name
 
+    def copy(self, name: str) -> str:
+        """Put one of the course's notebooks into the notebook directory."""
+        shutil.copy(REPO / "notebooks" / name, self.home / name)
+        return name
+
+    def python(self, code: str) -> str:
+        """Run Python on the store of this server, as another process of its user would; gives what it printed."""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=self.env, cwd=self.home, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def saved(self, name: str) -> dict[str, Any]:
         return json.loads((self.home / name).read_text())  # type: ignore[no-any-return]
 
@@ -61,6 +74,7 @@ def lab() -> Iterator[Lab]:
     env = {
         **os.environ,
         "PYTHONPATH": str(REPO),
+        "HOME": str(home),
         "JUPYTER_CONFIG_DIR": str(home / ".config"),
         "JUPYTER_DATA_DIR": str(home / ".data"),
         "JUPYTER_RUNTIME_DIR": str(home / ".runtime"),
@@ -84,7 +98,7 @@ def lab() -> Iterator[Lab]:
     command += ["--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={home}"]
     log = open(home / "server.log", "wb")  # noqa: SIM115
     server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home)
-    made = Lab(home, port)
+    made = Lab(home, port, env)
     deadline = time.monotonic() + 60
     try:
         while True:
@@ -102,8 +116,7 @@ def lab() -> Iterator[Lab]:
         server.terminate()
         server.wait(timeout=30)
         # A supervisor that a notebook started outlives the kernels on purpose.
-        code = "import labkernel; labkernel.connect().runtime.shutdown(force=True)"
-        subprocess.run([sys.executable, "-c", code], env=env, cwd=home, check=False, timeout=60)
+        made.python("import labkernel; labkernel.connect().runtime.shutdown(force=True)")
         log.close()
         shutil.rmtree(home, ignore_errors=True)
 
@@ -114,11 +127,28 @@ def browser() -> Iterator[Any]:
     path = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
     if path is None:
         pytest.skip("no chromium on this machine (apt-get install chromium)")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    options = [
+        *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+        *("--disable-component-update", "--disable-sync"),
+    ]
     with playwright.sync_playwright() as driver:
         started = driver.chromium.launch(executable_path=path, headless=True, args=options)
         yield started
         started.close()
+
+
+CELLS = """() => {
+  const cells = Array.from(window.jupyterapp.shell.currentWidget.content.model.cells);
+  return cells.map(cell => ({
+    id: cell.id,
+    type: cell.type,
+    source: cell.sharedModel.getSource(),
+    tags: cell.getMetadata('tags') ?? [],
+    count: cell.executionCount ?? null,
+    state: cell.executionState ?? 'idle',
+    outputs: cell.type === 'code' ? cell.outputs.toJSON() : [],
+  }));
+}"""
 
 
 class Notebook:
@@ -129,6 +159,44 @@ class Notebook:
 
     def run_all(self) -> None:
         self.command("notebook:run-all-cells")
+
+    def cells(self) -> dict[str, dict[str, Any]]:
+        """The open notebook's cells by id: type, source, tags, count, state, outputs."""
+        return {cell["id"]: cell for cell in self.page.evaluate(CELLS)}
+
+    def executed(self, *, timeout_s: float = 60) -> dict[str, dict[str, Any]]:
+        """Wait until each code cell has run, or one failed that is not tagged as failing; gives the cells."""
+        over = f"""() => {{
+          const cells = ({CELLS})().filter(cell => cell.type === 'code' && cell.source.trim());
+          const failed = cell => cell.outputs.some(output => output.output_type === 'error');
+          return cells.some(cell => failed(cell) && !cell.tags.includes('raises-exception'))
+            || cells.every(cell => cell.count !== null && cell.state === 'idle');
+        }}"""
+        self.page.wait_for_function(over, timeout=timeout_s * 1000, polling=200)
+        return self.cells()
+
+    def running(self, cell_id: str, text: str, *, timeout_s: float = 60) -> None:
+        """Wait until a cell that still runs shows `text`."""
+        shows = f"""([id, text]) => {{
+          const cell = ({CELLS})().find(cell => cell.id === id);
+          return cell.state === 'running' && JSON.stringify(cell.outputs).includes(text);
+        }}"""
+        self.page.wait_for_function(shows, arg=[cell_id, text], timeout=timeout_s * 1000, polling=100)
+
+    def show(self, cell_id: str, *, at: str = "start") -> None:
+        """Scroll to a cell; JupyterLab draws only those near the view."""
+        index = list(self.cells()).index(cell_id)
+        self.page.evaluate(
+            "([index, at]) => window.jupyterapp.shell.currentWidget.content.scrollToItem(index, at)", [index, at]
+        )
+
+    def shot(self, name: str) -> None:
+        """Keep a screenshot where LABKERNEL_SCREENSHOTS says, for a person to look at."""
+        where = os.environ.get("LABKERNEL_SCREENSHOTS")
+        if where:
+            Path(where).mkdir(parents=True, exist_ok=True)
+            self.page.wait_for_timeout(500)
+            self.page.screenshot(path=str(Path(where) / f"{name}.png"))
 
     def command(self, name: str) -> None:
         self.page.evaluate("name => { window.jupyterapp.commands.execute(name) }", name)
@@ -143,11 +211,17 @@ class Notebook:
 
 @pytest.fixture
 def open_notebook(lab: Lab, browser: Any) -> Iterator[Any]:
-    """`open_notebook("name.ipynb", cell, cell, …, width=…)` gives a `Notebook`."""
+    """`open_notebook("name.ipynb", cell, cell, …, width=…)` gives a `Notebook`.
+
+    Without cells it opens a copy of the course's notebook of that name, or with `kept` what lies there already.
+    """
     contexts: list[Any] = []
 
-    def open_it(name: str, *cells: str, width: int = 1280, height: int = 900) -> Notebook:
-        lab.notebook(name, *cells)
+    def open_it(name: str, *cells: str, width: int = 1280, height: int = 900, kept: bool = False) -> Notebook:
+        if cells:
+            lab.notebook(name, *cells)
+        elif not kept:
+            lab.copy(name)
         body = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
         lab.rest("POST", "sessions", body)
         context = browser.new_context(viewport={"width": width, "height": height})
