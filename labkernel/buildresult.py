@@ -62,13 +62,15 @@ class BuildResult:
     def __iter__(self) -> Any:
         return iter((self.image, self.steps))
 
-    def _summary(self) -> str:
-        names = ", ".join(self.image.tags) or "no tag"
+    def _summary(self) -> list[str]:
         cached = sum(step.cached for step in self.steps)
-        return (
-            f"{self.image.id[7:19]}  {names}  {human_size(self.image.size_bytes)}  {len(self.image.layers)} layers  "
-            f"{len(self.steps)} steps, {cached} cached, {self.duration_s:.2f} s"
-        )
+        return [
+            self.image.id[7:19],
+            ", ".join(self.image.tags) or "no tag",
+            human_size(self.image.size_bytes),
+            _counted(len(self.image.layers), "layer"),
+            f"{_counted(len(self.steps), 'step')}, {cached} cached, {self.duration_s:.2f} s",
+        ]
 
     def _rows(self) -> list[list[str]]:
         return [
@@ -85,21 +87,27 @@ class BuildResult:
 
     def __repr__(self) -> str:
         table = table_text(["STEP", "INSTRUCTION", "TIME", "SIZE", "LAYER", "WHY"], self._rows())
-        return "\n".join([self._summary(), table, *(f"warning: {text}" for text in self.warnings)])
+        return "\n".join(["  ".join(self._summary()), table, *(f"warning: {text}" for text in self.warnings)])
 
     def _repr_html_(self) -> str:
+        left = "style='text-align:left'"
         cells = []
         for step, (number, text, took, size, layer, why) in zip(self.steps, self._rows(), strict=True):
             mark = "<span style='opacity:.6'>cached</span>" if step.cached else html.escape(took)
             cells.append(
-                f"<tr><td>{number}</td><td style='text-align:left'><code>{html.escape(text)}</code></td>"
-                f"<td>{mark}</td><td>{html.escape(size)}</td><td><code>{layer}</code></td>"
-                f"<td style='text-align:left'>{html.escape(why)}</td></tr>"
+                f"<tr><td>{number}</td><td {left}><code>{html.escape(text)}</code></td><td>{mark}</td>"
+                f"<td>{html.escape(size)}</td><td><code>{layer}</code></td><td {left}>{html.escape(why)}</td></tr>"
             )
-        head = "".join(f"<th>{name}</th>" for name in ("step", "instruction", "time", "size", "layer", "why"))
+        names = ("step", "instruction", "time", "size", "layer", "why not cached")
+        head = "".join(f"<th {left if name[0] in 'iw' else ''}>{name}</th>" for name in names)
         warnings = "".join(f"<div>&#9888; {html.escape(text)}</div>" for text in self.warnings)
+        short, tags, *rest = (html.escape(part) for part in self._summary())
         return (
-            f"<div class='labkernel-build'><b>{html.escape(self._summary())}</b>"
-            f"<details><summary>steps</summary><table><thead><tr>{head}</tr></thead>"
+            f"<div class='labkernel-image'><details open><summary style='cursor:pointer'><b>{tags}</b> · "
+            f"<code>{short}</code> · {' · '.join(rest)}</summary><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(cells)}</tbody></table></details>{warnings}</div>"
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -174,6 +174,16 @@ class RuntimeFailure(LabkernelError):
 class StartError(RuntimeFailure):
     """The container's command could not be started: exit_code 125 (set-up), 126 (not executable), 127 (not found)."""
 
+    _HINTS: ClassVar[dict[int, str]] = {
+        126: "is it a directory, or a script without its executable bit? `RUN chmod +x FILE` sets it",
+        127: "the image has no such command; `run --rm IMAGE ls /bin` shows what it has",
+    }
+
+    def __init__(self, brief: str, **parts: Any) -> None:
+        super().__init__(brief, **parts)
+        if self.resolution is None:
+            self.resolution = self._HINTS.get(self.exit_code)
+
 
 class TaskError(RuntimeFailure):
     """A file system task failed in the worker."""

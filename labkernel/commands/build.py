@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,38 @@ def cell(ctx: click.Context, /, context: str | None, **flags: Any) -> Any:
     folder = host.working_dir() / Path(context).expanduser() if context else host.working_dir()
     if not folder.is_dir():
         raise UsageError(f"--context {context}: no such directory", resolution="the default is the notebook's folder")
-    return build_text(host, text, folder, flags)
+    try:
+        result = build_text(host, text, folder, flags)
+    except DockerfileError as err:
+        raise in_cell(err, text) from None
+    result.warnings[:] = [_LINE.sub(_next_line, str(warning)) for warning in result.warnings]
+    return result
+
+
+_LINE = re.compile(r"\b(?<=line )(\d+)\b")
+
+
+def _next_line(match: re.Match[str]) -> str:
+    return str(int(match[1]) + 1)
+
+
+def in_cell(err: DockerfileError, text: str) -> DockerfileError:
+    """The same error with the cell's line numbers, as the editor shows them: the magic is its line 1."""
+    lines = text.split("\n")
+
+    def moved(match: re.Match[str]) -> str:
+        number = int(match[2])
+        ours = number <= len(lines) and lines[number - 1].strip() == match[4].strip()
+        return f"{match[1]}{number + 1}{match[3]}{match[4]}" if ours else match[0]
+
+    brief = _LINE.sub(_next_line, err.brief) if err.line else err.brief
+    err.brief = brief
+    err.args = (brief,)
+    err.details = re.sub(r"(?m)^( *)(\d+)( \|(?: >>>| {0,4})? ?)(.*)$", moved, err.details) if err.details else None
+    if err.line:
+        err.line += 1
+        err.end_line = (err.end_line or err.line - 1) + 1
+    return err
 
 
 def build_text(
@@ -122,7 +154,8 @@ def build_text(
                 result = host.engine.builds.build(text, on_step=on_step, **settings)
     except DockerfileError as err:
         raise pointing(err, text) from None
-    for warning in result.warnings or ():
+    # A notebook shows them with the result.
+    for warning in result.warnings if not host.notebook else ():
         host.warn(str(warning))
     if flags["iidfile"]:
         (host.working_dir() / flags["iidfile"]).write_text(result.image.id)

@@ -6,6 +6,7 @@ import html
 import json
 import os
 import platform
+import re
 import time
 from typing import Any
 
@@ -52,10 +53,15 @@ class Report(Listing):
         return "\n".join(out)
 
     def _repr_html_(self) -> str:
-        rows = [("✓" if mark == "yes" else "✗", name, cause, remedy) for mark, name, cause, remedy in self._lines()]
+        """What is missing or has something to say as a table; the plain yeses in one line below."""
+        lines = self._lines()
+        rows = [("✓" if mark == "yes" else "✗", *rest) for mark, *rest in lines if mark == "no" or rest[1]]
+        rows.sort(key=lambda row: row[0] == "✓")
+        plain = ", ".join(html.escape(name) for mark, name, cause, _ in lines if mark == "yes" and not cause)
         notes = "".join(f"<p><em>{html.escape(str(warning))}</em></p>" for warning in self.driver.warnings)
         caption = f"driver: {self.driver.name}"
-        return table_html(("", "capability", "what was seen", "what would help"), rows, caption=caption) + notes
+        table = table_html(("", "capability", "what was seen", "what would help"), rows, caption=caption)
+        return re.sub(r"`([^`]+)`", r"<code>\1</code>", f"{notes}{table}<p>✓ works: {plain}</p>")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -171,67 +177,40 @@ def _operating_system() -> str:
 def events(ctx: click.Context, since: str | None, until: str | None, filter: tuple[str, ...], form: str | None) -> Any:
     """Get events of the store: past ones with --since, and live ones until interrupted (not in a notebook)."""
     host = host_of(ctx)
-    database = host.engine.db
-    start = moment(since) or time.time()
-    end = moment(until)
-    wanted = filters_of(filter) or {}
+    start, end = moment(since), moment(until)
     if host.notebook and end is None:
         end, start = time.time(), (start if since else 0.0)
-    last = -1
-    while True:
-        for key, event in _events(database, start, end, last):
-            last = key
-            if all(_event_matches(event, name, values) for name, values in wanted.items()):
-                host.line(_event_line(event, form))
-        if end is not None and time.time() >= end:
-            return None
-        try:
-            time.sleep(0.2)
-        except KeyboardInterrupt:
-            return None
-
-
-def _events(database: Any, since: float, until: float | None, after: int) -> list[tuple[int, dict[str, Any]]]:
-    """(row, event in the Engine API's shape) of the store's events, oldest first."""
-    rows = database.query(
-        "SELECT rowid AS number, time_ns, type, action, actor, attributes FROM events"
-        " WHERE time_ns >= ? AND time_ns <= ? AND rowid > ? ORDER BY rowid",
-        (int(since * 1e9), int((until or 9e9) * 1e9), after),
-    )
-    return [
-        (
-            row["number"],
-            {
-                "Type": row["type"],
-                "Action": row["action"],
-                "Actor": {"ID": row["actor"], "Attributes": json.loads(row["attributes"] or "{}")},
-                "scope": "local",
-                "time": row["time_ns"] // 1_000_000_000,
-                "timeNano": row["time_ns"],
-            },
-        )
-        for row in rows
-    ]
-
-
-def _event_matches(event: dict[str, Any], name: str, values: list[str]) -> bool:
-    known = {"type": event["Type"], "event": event["Action"], "container": event["Actor"]["ID"]}
-    found = known.get(name, event["Actor"]["Attributes"].get(name))
-    named = event["Actor"]["Attributes"].get("name")
-    return any(value in (found, named) or (name == "container" and str(found).startswith(value)) for value in values)
+    try:
+        for event in host.engine.history.stream(start, end, filters_of(filter)):
+            host.line(_event_line(event, form))
+    except KeyboardInterrupt:
+        pass
+    return None
 
 
 def _event_line(event: dict[str, Any], form: str | None) -> str:
-    if form == "json":
+    if form in ("json", "{{json .}}"):
         return json.dumps(event, separators=(",", ":"), default=str)
     if form:
         from .template import render
 
-        return render(form, event)
+        return render(form.replace("\\t", "\t").replace("\\n", "\n"), _template_event(event))
     actor = event["Actor"]
     attributes = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(event["time"]))
-    return f"{stamp} {event['Type']} {event['Action']} {actor['ID']} ({attributes})"
+    return f"{_stamp(event)} {event['Type']} {event['Action']} {actor['ID']}" + (f" ({attributes})" if attributes else "")
+
+
+def _stamp(event: dict[str, Any]) -> str:
+    """Local time with nanoseconds, as Go writes it."""
+    local = time.localtime(event["time"])
+    zone = time.strftime("%z", local)
+    zone = "Z" if zone == "+0000" else f"{zone[:3]}:{zone[3:]}"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', local)}.{event['timeNano'] % 1_000_000_000:09d}{zone}"
+
+
+def _template_event(event: dict[str, Any]) -> dict[str, Any]:
+    names = {"status": "Status", "from": "From", "time": "Time", "timeNano": "TimeNano", "scope": "Scope"}
+    return {**event, "ID": event["Actor"]["ID"], **{name: event.get(key, "") for key, name in names.items()}}
 
 
 @command("df", "[OPTIONS]")

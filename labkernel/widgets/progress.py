@@ -107,7 +107,8 @@ class _Step:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.began if self.duration_s is None else self.duration_s
+        # A running step's record may already hold a zero: its clock is ours until it has ended.
+        return time.monotonic() - self.began if self.running or self.duration_s is None else self.duration_s
 
 
 class _Steps:
