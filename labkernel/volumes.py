@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .display import human_age, table_html, table_text
 from .errors import ConflictError, NoSuchVolume, TaskError, UsageError
+from .events import insert_event
 from .runtime.copies import remove_tree
 from .runtime.logs import timestamp
 from .runtime.settings import check_volume_name
@@ -58,6 +59,7 @@ class Volumes:
                 "INSERT OR IGNORE INTO volumes (name, created_at, labels, options) VALUES (?, ?, ?, '{}')",
                 (name, time.time(), json.dumps(dict(labels or {}))),
             )
+            insert_event(tx, "volume", "create", name, {"driver": "local"})
         return self.get(name)
 
     def get(self, name: str) -> Volume:
@@ -118,6 +120,7 @@ class Volumes:
             )
         with self.db.transaction() as tx:
             tx.execute("DELETE FROM volumes WHERE name = ?", (name,))
+            insert_event(tx, "volume", "destroy", name, {"driver": "local"})
         directory = self.layout.volumes / name
         try:
             remove_tree(str(directory))
@@ -132,7 +135,7 @@ class Volumes:
         volume = self._find(name)
         if volume is None:
             volume = self.create(name)
-        if copy and not os.listdir(volume.mountpoint) and any(_has_entry(layer, destination) for layer in layers):
+        if copy and _may_be_empty(volume.mountpoint) and any(_has_entry(layer, destination) for layer in layers):
             self.runtime.task(
                 "labkernel.runtime.copies:copy_up",
                 lowers=list(layers),
@@ -238,8 +241,21 @@ class VolumeList(list[Volume]):
         return table_html(self.header, self.rows())
 
 
+def _may_be_empty(directory: Path) -> bool:
+    try:
+        return not os.listdir(directory)
+    except PermissionError:
+        return True  # of an id that exists only inside the driver's user namespace: `copy_up` looks there again
+
+
 def _has_entry(layer: str, destination: str) -> bool:
-    return os.path.lexists(f"{layer}/{destination.strip('/')}")
+    try:
+        os.lstat(f"{layer}/{destination.strip('/')}")
+    except PermissionError:
+        return True  # as above
+    except OSError:
+        return False
+    return True
 
 
 def _words(value: Any) -> list[str]:
