@@ -164,6 +164,7 @@ class Container:
         """Stop, then start. Raises StartError."""
         self.stop(timeout=timeout)
         self.start()
+        self._containers.tell(self, "restart")
 
     def pause(self) -> None:
         """Freeze all its processes. Raises ConflictError when it does not run or is paused."""

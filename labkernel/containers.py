@@ -28,6 +28,7 @@ from .errors import (
     TaskError,
     UsageError,
 )
+from .events import container_attributes, insert_event
 from .provision import Programs, find_warnings, make_mounts, spec_mount
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
@@ -272,6 +273,11 @@ class Containers:
             self.runtime.remove(container.id, force=force)
         self._forget(container, volumes=volumes or bool(container.settings.get("auto_remove")))
 
+    def tell(self, container: Container, action: str, **attributes: Any) -> None:
+        """Record an event of a container which the supervisor does not see."""
+        about = container_attributes(container.name, container.image_ref, container.labels)
+        self.db.add_event("container", action, container.id, {**about, **attributes})
+
     def rename(self, container: Container, name: str) -> None:
         """See `Container.rename`."""
         if name == container.name:
@@ -279,6 +285,8 @@ class Containers:
         try:
             with self.db.transaction() as tx:
                 tx.execute("UPDATE containers SET name = ? WHERE id = ?", (name, container.id))
+                about = container_attributes(name, container.image_ref, container.labels)
+                insert_event(tx, "container", "rename", container.id, {**about, "oldName": f"/{container.name}"})
         except sqlite3.IntegrityError:
             raise self._name_taken(name) from None
         container.name = name
@@ -378,6 +386,7 @@ class Containers:
                         "VALUES (?, ?, ?, ?, ?, ?)",
                         (id, chosen, image.id, ref, created_at, text),
                     )
+                    insert_event(tx, "container", "create", id, container_attributes(chosen, ref, record["labels"]))
             except sqlite3.IntegrityError:
                 if name is not None and not self._drop_if_gone(name):
                     raise self._name_taken(name) from None

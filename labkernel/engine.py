@@ -5,7 +5,9 @@ Services are made when they are first used, so that `labkernel ps` pays only for
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .comparisons import Comparisons
     from .consistency import Problem
     from .containers import Containers
+    from .events import Events
     from .images import Images
     from .metrics import Metrics
     from .runtime.probe import Capability
@@ -93,6 +96,12 @@ class Engine:
         return Builds(self.layout, self.blobs, self.db, self.runtime, self.driver, self.images, self.containers)
 
     @cached_property
+    def history(self) -> Events:
+        from .events import Events
+
+        return Events(self.layout, self.db)
+
+    @cached_property
     def vms(self) -> VMs:
         from .vms import VMs
 
@@ -115,6 +124,17 @@ class Engine:
         from .runtime.probe import probe
 
         return [*probe(self.layout, fresh=fresh), *self.vms.probe(fresh=fresh)]
+
+    def events(
+        self, since: Any = None, until: Any = None, filters: dict[str, Any] | None = None, *, decode: bool = True
+    ) -> Iterator[Any]:
+        """What happens in the store, as the Engine API's dictionaries (with `decode=False` as JSON bytes): from `since`
+        (default: now) on, until `until` (default: for ever). Both are seconds since the epoch, datetimes or ages."""
+        from .runtime.logreader import parse_moment
+
+        start, end = (None if moment is None else parse_moment(moment) for moment in (since, until))
+        found = self.history.stream(start, end, filters)
+        return found if decode else (json.dumps(event).encode() + b"\n" for event in found)
 
     def check(self, *, verify: bool = False) -> list[Problem]:
         """What is inconsistent in the store or leaked outside it; empty when nothing is. Changes nothing."""

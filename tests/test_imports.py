@@ -18,6 +18,7 @@ SERVICES = {
     *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
+    *("events", "containerfiles", "copying", "changing"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 

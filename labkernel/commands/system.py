@@ -197,7 +197,9 @@ def _event_line(event: dict[str, Any], form: str | None) -> str:
         return render(form.replace("\\t", "\t").replace("\\n", "\n"), _template_event(event))
     actor = event["Actor"]
     attributes = ", ".join(f"{key}={value}" for key, value in sorted(actor["Attributes"].items()))
-    return f"{_stamp(event)} {event['Type']} {event['Action']} {actor['ID']}" + (f" ({attributes})" if attributes else "")
+    return f"{_stamp(event)} {event['Type']} {event['Action']} {actor['ID']}" + (
+        f" ({attributes})" if attributes else ""
+    )
 
 
 def _stamp(event: dict[str, Any]) -> str:

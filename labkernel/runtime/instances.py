@@ -43,6 +43,7 @@ class Instance:
         self.kill_timer: Timer | None = None
         self.restart_timer: Timer | None = None
         self.stopping = False
+        self.asked_to_stop = False
         self.leaving = False  # its directory is being deleted, or will be in the next idle moment
         self.warnings: list[str] = []
         self.orphan_tries = 0

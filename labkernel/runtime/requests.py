@@ -55,6 +55,7 @@ def run(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     if inst.running:
         raise ConflictError(f"container {inst.id[:12]} is already running")
     _follow(sup, inst, conn, message, from_start=False)
+    sup.events.add("attach", inst.id)
     _start(sup, inst, conn)
 
 
@@ -80,6 +81,7 @@ def attach(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
     sup.instances[inst.id] = inst
     answer = {"ok": True, "pid": inst.pid, "exec_at": inst.state["exec_at_monotonic"], "status": inst.status}
     conn.send(protocol.encode_message(answer))
+    sup.events.add("attach", inst.id)
     follower = _follow(sup, inst, conn, message, from_start=bool(message.get("logs")))
     follower.catch_up()
     if not inst.running and inst.status == "exited":
@@ -120,12 +122,16 @@ def kill(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     number = int(message.get("signal") or signal.SIGKILL)
     if number not in signal.valid_signals():
         raise UsageError(f"invalid signal: {number}")
+    sup.events.add("kill", inst.id, signal=str(number))
     if number == signal.SIGKILL:
+        # As docker: the answer comes when it has ended, so that what follows finds it stopped.
         inst.stopping = True
+        inst.enders.append(conn)
+        conn.closed = lambda: inst.enders.remove(conn) if conn in inst.enders else None
         inst.kill_all()
     else:
         inst.signal(number)
-    _answer(conn)
+        _answer(conn)
 
 
 def stop(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
@@ -149,12 +155,20 @@ def _end(sup: Any, inst: Instance, conn: Connection, message: Message) -> None:
     number = int(message.get("signal") or inst.own.get("stop_signal") or signal.SIGTERM)
     if inst.status == "paused":
         _thaw(inst)
+    inst.asked_to_stop = True
+    sup.events.add("kill", inst.id, signal=str(number if timeout_s else int(signal.SIGKILL)))
     if timeout_s == 0:
         inst.kill_all()
         return
     inst.signal(number)
     if timeout_s > 0:
-        inst.kill_timer = sup.loop.later(float(timeout_s), lambda: inst.kill_all() if inst.running else None)
+        inst.kill_timer = sup.loop.later(float(timeout_s), lambda: _lose_patience(sup, inst))
+
+
+def _lose_patience(sup: Any, inst: Instance) -> None:
+    if inst.running:
+        sup.events.add("kill", inst.id, signal=str(int(signal.SIGKILL)))
+        inst.kill_all()
 
 
 def pause(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
@@ -173,6 +187,7 @@ def pause(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None
         inst.state["paused_by"] = "SIGSTOP"
     inst.state["status"] = "paused"
     inst.try_save()
+    sup.events.add("pause", inst.id)
     _answer(conn)
 
 
@@ -181,6 +196,7 @@ def unpause(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> No
     if inst.status != "paused":
         raise ConflictError(f"container {inst.id[:12]} is not paused")
     _thaw(inst)
+    sup.events.add("unpause", inst.id)
     _answer(conn)
 
 
@@ -244,6 +260,7 @@ def remove(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
         sup.remove(inst, gone)
         return
     inst.stopping = True
+    sup.events.add("kill", inst.id, signal=str(int(signal.SIGKILL)))
     if inst.auto_remove:
         inst.waiters.append((conn, "removed"))
     else:

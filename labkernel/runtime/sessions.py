@@ -35,10 +35,14 @@ class Session:
         self.pid = 0
         self.pidfd = -1
         self.error: dict[str, Any] | None = None
+        self.id = os.urandom(32).hex()
         self.sock: socket.socket | None = None
         self.code: int | None = None
 
     def begin(self) -> None:
+        words = " ".join(map(str, self.process.get("args") or []))
+        for action in ("exec_create", "exec_start"):
+            self.sup.events.add(f"{action}: {words}", self.inst.id, execID=self.id)
         theirs = [] if self.terminal else self._pipes()
         ours, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, _ = syscalls.clone(0, want_pidfd=False)
@@ -213,6 +217,7 @@ class Session:
 
     def finish(self, code: int) -> None:
         self.code = code
+        self.sup.events.add("exec_die", self.inst.id, execID=self.id, exitCode=str(code))
         for fd in list(self.outputs):
             while self._pump(fd):
                 pass

@@ -21,6 +21,7 @@ from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
 from . import instances, keeper, protocol
+from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
 from .logs import Journal
@@ -57,6 +58,7 @@ class Supervisor:
         self.runtime_dir: str = context.settings["runtime_dir"]
         self.loop = Loop()
         self.journal = Journal(context.scratch, context.mark)
+        self.events = EventLog(self.root)
         self.instances: dict[str, Instance] = {}
         self.sessions: dict[int, Any] = {}
         self.orphans: dict[int, Callable[[int], None]] = {}
@@ -259,6 +261,7 @@ class Supervisor:
         inst.starters = []
         self.watch_streams(inst)
         inst.try_save()
+        self.events.add("start", inst.id)
         # Not at once: making a child takes a millisecond that a short command's end would wait for.
         self.loop.later(_REFILL_S, self._refill_soon)
 
@@ -283,6 +286,7 @@ class Supervisor:
         inst.state.update(status="created" if not inst.state["started_at"] else "exited", pid=0, exit_code=code)
         inst.state.update(error=error.brief, finished_at=time.time())
         inst.try_save()
+        self.events.add("die", inst.id, exitCode=str(code))
         for conn in starters:
             conn.finish(protocol.encode_message(error.to_dict()))
         self._conclude(inst)
@@ -381,6 +385,10 @@ class Supervisor:
             # Before anybody is told: a build takes the upper directory as its layer.
             inst.clean_mount_points()
         inst.try_save()
+        if state["oom_killed"]:
+            self.events.add("oom", inst.id)
+        lasted = str(max(0, int(state["finished_at"] - (state["started_at"] or state["finished_at"]))))
+        self.events.add("die", inst.id, exitCode=str(code), execDuration=lasted)
         if own_child:
             os.waitpid(pid, 0)
         else:
@@ -398,6 +406,9 @@ class Supervisor:
             del self.exited[next(iter(self.exited))]
         for conn in inst.starters + inst.enders:
             conn.finish(protocol.encode_message({"ok": True, **end}))
+        if inst.asked_to_stop:
+            self.events.add("stop", inst.id)
+            inst.asked_to_stop = False
         inst.starters, inst.enders = [], []
         restarting = self._plan_restart(inst)
         # From here on nobody may load it from disk again and wait at a second object.
@@ -475,6 +486,8 @@ class Supervisor:
                 conn.finish(protocol.encode_message({"ok": True, **inst.end_state()}))
             inst.waiters = []
             inst.leaving = False
+            if error is None:
+                self.events.add("destroy", inst.id)
             self.forget(inst)
             if then is not None:
                 then(error)
