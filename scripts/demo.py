@@ -17,6 +17,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 
+import labkernel
+
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 NAMES = ("00_preflight", "01_containers_and_vms")
 
@@ -60,6 +62,9 @@ def main() -> int:
     except CellExecutionError as err:
         print(f"demo: a cell failed\n{err}", file=sys.stderr)
         return 1
+    finally:
+        # Nothing of a demonstration goes on after it.
+        labkernel.connect().runtime.shutdown(force=True)
     assert executed is not None
     print(shown_by(executed, "compare"))
     print(shown_by(executed, "exercise-check"))
