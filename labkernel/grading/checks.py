@@ -81,7 +81,10 @@ class ContainerChecks:
     def limited(self, *, memory: str | int | None = None, cpus: float | None = None, points: float = 1) -> Check:
         """The container has exactly this memory limit (`"64m"` or bytes) and this share of CPUs, where given."""
         wanted = ", ".join(
-            [*([f"memory {memory}"] if memory is not None else []), *([f"{cpus:g} CPUs"] if cpus else [])]
+            [
+                *([f"memory {memory}"] if memory is not None else []),
+                *([f"{cpus:g} CPU{'' if cpus == 1 else 's'}"] if cpus else []),
+            ]
         )
         facts = {"memory": memory, "cpus": cpus}
         return Check("container_limited", self.name, f"{self.name} is limited to {wanted}", points, facts)

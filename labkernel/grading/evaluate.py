@@ -87,7 +87,8 @@ def container_limited(lab: Engine, name: str, memory: str | int | None, cpus: fl
     if memory is not None and host["Memory"] != memory_bytes(memory):
         raise Wrong(f"its memory limit is {host['Memory'] or 'none'}")
     if cpus is not None and host["NanoCpus"] != round(cpus * 1e9):
-        raise Wrong(f"its CPU limit is {host['NanoCpus'] / 1e9:g}")
+        seen = f"{host['NanoCpus'] / 1e9:g}" if host["NanoCpus"] else ""
+        raise Wrong(f"its CPU limit is {seen or 'none'}")
     return ""
 
 

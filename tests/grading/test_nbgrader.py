@@ -38,7 +38,8 @@ def nbgrader(course: Path, *words: str, env: dict[str, str] | None = None) -> st
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *words],
         cwd=course,
-        env={**os.environ, **(env or {})},
+        # nbgrader calls alembic by its name.
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", **(env or {})},
         capture_output=True,
         text=True,
         timeout=300,

@@ -17,7 +17,7 @@ def text_of(cell: dict[str, Any]) -> str:
     texts = []
     for output in cell["outputs"]:
         found = output.get("text") or output.get("data", {}).get("text/plain") or output.get("traceback") or ""
-        texts.append(found if isinstance(found, str) else "".join(found))
+        texts.append(found if isinstance(found, str) else ("\n" if "traceback" in output else "").join(found))
     return "\n".join(texts)
 
 
@@ -148,6 +148,6 @@ def test_an_error_in_a_dockerfile_names_the_line_of_its_cell(open_notebook: Any)
     notebook.run_all()
     shown = text_of(notebook.executed()["c1"])
     assert "gone wrong" in shown
-    assert "line 4" in shown
+    assert "4 | >>> RUN echo gone wrong" in shown
     assert "Traceback" not in shown
     notebook.shot("dockerfile-step-failed")
