@@ -18,12 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import DriverError, LabkernelError, RuntimeFailure
 from . import protocol
+from .takeover import CODE as _TAKEOVER_CODE
 
 _CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.keeper import main;main()"
 # A task's first answer comes before it begins, so without an answer it can be sent again.
@@ -34,7 +36,7 @@ _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 @dataclass(frozen=True)
 class SupervisorInfo:
     """Who serves the store. `memory_bytes` is the proportional set size; `warm` counts waiting children; `id_map` is
-    "root", "ranges" or "single"."""
+    "root", "ranges" or "single"; `version` is the protocol's, `release` labkernel's."""
 
     pid: int
     keeper_pid: int
@@ -46,6 +48,7 @@ class SupervisorInfo:
     cgroup_version: int
     id_map: str
     driver: str
+    release: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,7 @@ class Runtime:
         driver: str,
         idle_exit_s: float = 300.0,
         subids: bool = True,
+        version: str = __version__,
     ) -> None:
         self.socket = Path(socket)
         self.root = Path(root)
@@ -196,6 +200,7 @@ class Runtime:
         self.driver = driver
         self.idle_exit_s = idle_exit_s
         self.subids = subids
+        self.version = version
 
     # Connections
 
@@ -234,22 +239,12 @@ class Runtime:
             os.close(lock)
 
     def _spawn(self) -> None:
-        if self.driver not in ("root", "rootless"):
+        if self.driver not in ("root", "rootless", "proot"):
             raise DriverError(
                 f"the driver {self.driver!r} is not available yet",
                 resolution="use a machine that allows user namespaces; `labkernel doctor` says what is missing",
             )
-        settings = {
-            "socket": str(self.socket),
-            "root": str(self.root),
-            "runtime_dir": str(self.runtime_dir),
-            "driver": self.driver,
-            "idle_exit_s": self.idle_exit_s,
-            "subids": self.subids,
-            "python_path": [str(Path(path).resolve()) for path in sys.path if path],
-        }
-        package_parent = str(Path(__file__).resolve().parent.parent.parent)
-        argv = [sys.executable, "-I", "-S", "-c", _CODE.format(path=package_parent), json.dumps(settings)]
+        argv = [*_interpreter(_CODE), json.dumps(self._settings())]
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         env.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         read, write = os.pipe2(os.O_CLOEXEC)
@@ -267,10 +262,30 @@ class Runtime:
         if not answer.get("ok"):
             raise _start_failure(self.driver, answer, self.runtime_dir)
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "socket": str(self.socket),
+            "root": str(self.root),
+            "runtime_dir": str(self.runtime_dir),
+            "driver": self.driver,
+            "idle_exit_s": self.idle_exit_s,
+            "subids": self.subids,
+            "version": self.version,
+            "python_path": [str(Path(path).resolve()) for path in sys.path if path],
+        }
+
+    def _upgrade(self) -> None:
+        """The supervisor is older than this code and nobody would notice a change: see `takeover`."""
+        with self._connect() as sock, suppress(EOFError, ConnectionError):
+            message = {"op": "upgrade", "settings": self._settings(), "argv": _interpreter(_TAKEOVER_CODE)}
+            protocol.send_message(sock, message)
+            protocol.receive_message(sock)
+
     def _ask(
         self, message: dict[str, Any], fds: Sequence[int] = ()
     ) -> tuple[sockets.socket, dict[str, Any], bytearray]:
         """Send one request and take its answer; repeats where that is safe. The caller closes the socket."""
+        message = {**message, "version": self.version}
         deadline = time.monotonic() + 30.0
         while True:
             sock = self._connect()
@@ -296,7 +311,12 @@ class Runtime:
             if "error" in answer and not answer.get("ok"):
                 sock.close()
                 raise LabkernelError.from_dict(answer)
-            return sock, answer, rest
+            if not answer.get("upgrade"):
+                return sock, answer, rest
+            sock.close()
+            self._upgrade()
+            if time.monotonic() > deadline:
+                del message["version"]  # the new version does not come up: the old one serves
 
     def _call(self, op: str, **values: Any) -> dict[str, Any]:
         sock, answer, _ = self._ask({"op": op, **values})
@@ -308,8 +328,9 @@ class Runtime:
     def ensure(self) -> SupervisorInfo:
         """Start keeper and supervisor when none answers. Raises DriverError, RuntimeFailure."""
         answer = self._call("info")
-        answer.pop("ok")
-        return SupervisorInfo(**answer)
+        return SupervisorInfo(
+            **{field.name: answer[field.name] for field in fields(SupervisorInfo) if field.name in answer}
+        )
 
     def start(self, id: str) -> int:
         """Start a created or exited container; returns the pid of its first process, after its exec.
@@ -425,6 +446,12 @@ class Runtime:
             self._call("shutdown", force=force)
         for pid in (info["pid"], info["keeper_pid"]):
             _wait_until_gone(pid)
+
+
+def _interpreter(code: str) -> list[str]:
+    """This Python, isolated and without site-packages, running `code` with this package's directory in its path."""
+    package_parent = str(Path(__file__).resolve().parent.parent.parent)
+    return [sys.executable, "-I", "-S", "-c", code.format(path=package_parent)]
 
 
 def _wait_until_gone(pid: int) -> None:

@@ -50,12 +50,18 @@ def isolate_descriptors(sock: socket.socket) -> socket.socket:
     return socket.socket(fileno=3)
 
 
-def raise_descriptor_limit() -> None:
+def raise_descriptor_limit(before: int | None = None) -> None:
     """The supervisor holds a few descriptors for each container: soft limit up to the hard one. `reset_signals` gives
-    containers back what was there before."""
+    containers back what was there before (`before`, where it was raised already)."""
     global _files_soft
     _files_soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    _files_soft = _files_soft if before is None else before
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def soft_limit_before() -> int | None:
+    """What `raise_descriptor_limit` found; None when it was not called."""
+    return _files_soft
 
 
 def reset_signals() -> None:

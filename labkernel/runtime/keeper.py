@@ -32,7 +32,21 @@ class Context:
     """What outlives a supervisor. `held`: container id -> {"state": …, "fds": {name: descriptor}}; `exits`: pid ->
     exit code of orphans that the supervisor has not confirmed."""
 
-    __slots__ = ("births", "exits", "held", "keeper_pid", "link", "listener", "mark", "parents", "scratch", "settings")
+    __slots__ = (
+        *(
+            "births",
+            "exits",
+            "held",
+            "keeper_pid",
+            "link",
+            "listener",
+            "mark",
+            "parents",
+            "plan",
+            "scratch",
+            "settings",
+        ),
+    )
 
     def __init__(self, settings: dict[str, Any], listener: socket.socket) -> None:
         self.settings = settings
@@ -45,6 +59,7 @@ class Context:
         self.keeper_pid = 0
         self.births = 0
         self.parents: set[str] = set()  # cgroup parents in use
+        self.plan: dict[str, Any] | None = None  # how to become a newer version (takeover.py)
 
 
 def main() -> None:
@@ -115,7 +130,13 @@ def tend(context: Context, child: int = 0) -> None:
     """Keep; `child` is a supervisor that is already there (after a change of roles). Never returns."""
     syscalls.set_name(b"labkernel-keep")
     wake = _wake_pipe()
+    os.write(wake[1], b"!")  # who has ended before that gave no signal here
     while True:
+        if not child and context.plan is not None:
+            from .takeover import succeed
+
+            plan, context.plan = context.plan, None
+            succeed(context, plan)
         if not child:
             child = _give_birth(context, wake)
         link = context.link
@@ -208,6 +229,8 @@ def _hear(context: Context, link: socket.socket) -> bool:
         context.exits.pop(message["forget"], None)
     elif "parent" in message:
         context.parents.add(message["parent"])
+    elif "succeed" in message:
+        context.plan = message["succeed"]
     elif "steady" in message:
         context.births = 0
     elif "bye" in message:

@@ -299,6 +299,7 @@ def info(sup: Any, conn: Connection, _message: Message, _fds: list[int]) -> None
         pid=os.getpid(),
         keeper_pid=sup.context.keeper_pid,
         version=protocol.VERSION,
+        release=sup.settings.get("version") or "",
         started_at=sup.started_at,
         memory_bytes=_pss(),
         running=sum(inst.running for inst in sup.instances.values()),
@@ -356,6 +357,12 @@ def task(sup: Any, conn: Connection, message: Message, fds: list[int]) -> None:
     hand_over(sup, conn, message, fds)
 
 
+def upgrade(sup: Any, conn: Connection, message: Message, fds: list[int]) -> None:
+    from .takeover import hand_over
+
+    hand_over(sup, conn, message, fds)
+
+
 HANDLERS: dict[str, Callable[[Any, Connection, Message, list[int]], None]] = {
     "run": run,
     "start": start,
@@ -372,4 +379,5 @@ HANDLERS: dict[str, Callable[[Any, Connection, Message, list[int]], None]] = {
     "info": info,
     "shutdown": shutdown,
     "task": task,
+    "upgrade": upgrade,
 }

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
-from . import instances, keeper, protocol
+from . import instances, keeper, protocol, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -109,6 +109,11 @@ class Supervisor:
         self.idle_since = time.monotonic()
         try:
             handler = HANDLERS.get(message.get("op"))
+            if takeover.is_due(self, message):
+                for fd in fds:
+                    os.close(fd)
+                conn.finish(protocol.encode_message({"ok": True, "upgrade": True}))
+                return
             if handler is None:
                 raise RuntimeFailure(f"the supervisor does not know the request {message.get('op')!r}")
             handler(self, conn, message, fds)

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="this user is a plain one already")
-@pytest.mark.parametrize("name", ["test_supervisor.py", "test_survival.py", "test_worker.py"])
+@pytest.mark.parametrize("name", ["test_supervisor.py", "test_survival.py", "test_takeover.py", "test_worker.py"])
 def test_as_plain_user(name: str) -> None:
     command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", sys.executable, "-m", "pytest"]
     options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={HERE}", str(HERE / name)]
