@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .events import Events
     from .images import Images
     from .metrics import Metrics
+    from .pulls import Pulls
     from .runtime.probe import Capability
     from .vms import VMs
     from .volumes import Volumes
@@ -52,7 +53,12 @@ class Engine:
         Raises DriverError when no driver works here, StoreError when the store cannot be used.
         """
         layout = Layout.find(root=root, runtime_dir=runtime_dir)
-        return cls(layout, choose_driver(layout, driver))
+        chosen = choose_driver(layout, driver)
+        if chosen.name == "proot":
+            from .prootsetup import ensure
+
+            ensure(layout)
+        return cls(layout, chosen)
 
     @cached_property
     def db(self) -> Database:
@@ -76,6 +82,12 @@ class Engine:
         from .images import Images
 
         return Images(self.layout, self.blobs, self.db, self.runtime, self.driver)
+
+    @cached_property
+    def pulls(self) -> Pulls:
+        from .pulls import Pulls
+
+        return Pulls(self.images)
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -2,7 +2,7 @@
 
 An image is immutable; its id is the digest of its config. Names (tags) point at ids and are set last, so a failure
 leaves at most content that nothing names, which `prune` and `remove` collect. Content comes here from `builds`,
-`containers.commit`, `import`, `load` and the built-in bases (`bases.py`); the pull client joins through `resolve`.
+`containers.commit`, `import`, `load` and the built-in bases (`bases.py`), and from registries (`pulls.py`).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .store.layout import Layout
 from .store.locks import Locks
 
 if TYPE_CHECKING:
+    from .oci.endpoints import Endpoint
     from .store.blobs import Readable
 
 LayerRecord = LayerInfo
 
 REGISTRY_TIMEOUT_S = 0.8
 REGISTRY_VERDICT_AGE_S = 300.0
-_REGISTRY_HOSTS = {"docker.io": "registry-1.docker.io"}
 _NO_IMAGE_HINT = (
     "without a registry there are lab/busybox, lab/debian and lab/host; "
     "`labkernel import FILE.tar NAME` makes an image of any root file system"
@@ -102,7 +102,7 @@ class Images:
         """As `get`, but None where there is no such image."""
         return self._find(ref)
 
-    def resolve(self, ref: str, *, notify: Notify = lambda line: None) -> Image:
+    def resolve(self, ref: str, *, notify: Notify = lambda line: None, platform: str | None = None) -> Image:
         """The image to run or build on: the stored one, else from its registry, else a built-in base.
 
         `notify` gets lines for the user: progress, and that a built-in image stands in for a name of Docker Hub since
@@ -121,16 +121,24 @@ class Images:
 
         if bases.is_builtin(wanted):
             return bases.ensure(self, wanted, notify)
-        registry = _pull_client()
-        if registry is not None and self.registry_answers(wanted.domain):
-            pulled: Image = registry.pull(self, wanted, notify=notify)
-            return pulled
+        failure: RegistryError | None = None
+        if self.registry_answers(wanted.domain):
+            from .pulls import Pulls
+
+            notify(f"Unable to find image '{wanted.familiar}' locally; pulling it from {wanted.domain}")
+            try:
+                return Pulls(self).pull(str(wanted), platform=platform, notify=notify).image
+            except RegistryError as err:
+                if getattr(err, "status", None) is not None:
+                    raise  # an answer, if a bad one
+                failure = err
         stand_in = bases.find_stand_in(wanted)
         if stand_in is not None:
-            reason = "no registry answers" if registry is not None else "this release does not pull from registries yet"
-            notify(f"{wanted.familiar}: {reason}; the built-in {stand_in.familiar_name} stands in")
+            notify(f"{wanted.familiar}: no registry answers; the built-in {stand_in.familiar_name} stands in")
             return bases.ensure_stand_in(self, wanted, stand_in, notify)
-        raise self._not_found(wanted)
+        raise failure or NoSuchImage(
+            wanted.familiar, resolution=f"it is not in the store and {wanted.domain} does not answer; {_NO_IMAGE_HINT}"
+        )
 
     def list(
         self, name: str | None = None, *, all: bool = False, filters: Mapping[str, Any] | None = None
@@ -421,13 +429,21 @@ class Images:
         return row
 
     def registry_answers(self, domain: str, *, fresh: bool = False) -> bool:
-        """Whether the registry of `domain` takes connections; the verdict is remembered for some minutes."""
+        """Whether the registry of `domain` takes connections; the verdict is remembered for some minutes.
+
+        Loopback is always tried: a connection there is answered or refused at once.
+        """
+        from .oci.endpoints import Settings
+
+        endpoints = Settings.load().endpoints(domain)
+        if all(endpoint.is_local for endpoint in endpoints):
+            return True
         key = f"registry-answers:{domain}"
         if not fresh:
             known = self.db.setting(key, max_age_s=REGISTRY_VERDICT_AGE_S)
             if known is not None:
                 return bool(known)
-        verdict = _connects(domain, REGISTRY_TIMEOUT_S)
+        verdict = _connects(endpoints, REGISTRY_TIMEOUT_S)
         self.db.remember(key, verdict)
         return verdict
 
@@ -486,40 +502,22 @@ class Images:
         if layer.digest not in self.catalog.needed_blobs():
             self.blobs.remove(layer.digest)
 
-    def _not_found(self, wanted: reference.Reference) -> Exception:
-        if self.registry_answers(wanted.domain):
-            return RegistryError(
-                f"Unable to find image '{wanted.familiar}' locally, and this release does not pull from registries yet",
-                resolution=_NO_IMAGE_HINT,
-            )
-        return NoSuchImage(
-            wanted.familiar, resolution=f"it is not in the store and {wanted.domain} does not answer; {_NO_IMAGE_HINT}"
-        )
 
+def _connects(endpoints: Sequence[Endpoint], timeout_s: float) -> bool:
+    """Whether a TCP connection to one of them succeeds. Name look-ups cannot be timed out, so a thread makes them."""
+    from .oci.endpoints import find_proxy, proxy_address
 
-def _pull_client() -> Any:
-    """The module that pulls, once it is there."""
-    try:
-        from importlib import import_module
-
-        return import_module("labkernel.oci.registry")
-    except ModuleNotFoundError:
-        return None
-
-
-def _connects(domain: str, timeout_s: float) -> bool:
-    """Whether a TCP connection to the registry succeeds. Name look-ups cannot be timed out, so a thread makes them."""
-    host, _, port = _REGISTRY_HOSTS.get(domain, domain).rpartition(":")
-    if not port.isdigit():
-        host, port = f"{host}:{port}".lstrip(":"), ""
     answers: list[bool] = []
 
     def attempt() -> None:
-        ports = [int(port)] if port else [443, 80]
-        for number in ports:
+        for endpoint in endpoints:
+            address = (endpoint.host, endpoint.port)
+            proxy = find_proxy("https" if endpoint.secure else "http", *address)
             try:
-                socket.create_connection((host.strip("[]"), number), timeout=timeout_s).close()
-            except OSError:
+                if proxy is not None:
+                    address = proxy_address(proxy)[:2]
+                socket.create_connection(address, timeout=timeout_s).close()
+            except (OSError, UsageError):
                 continue
             answers.append(True)
             return

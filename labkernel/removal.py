@@ -79,6 +79,20 @@ def sweep(images: Images) -> int:
     return freed
 
 
+def drop_unneeded(images: Images, diff_ids: Iterable[str], digests: Iterable[str]) -> None:
+    """Take back layers and blobs that a failed pull or load added, except those that something needs by now."""
+    diff_ids, digests = set(diff_ids), set(digests)
+    if not diff_ids and not digests:
+        return
+    # As in `rmi`: while somebody else adds content it is left to the next prune.
+    with images.locks.try_exclusive("content") as alone:
+        if alone:
+            gone = diff_ids - images.catalog.needed_layers()
+            _remove_layers(images, [images.layout.layer_dir(diff_id) for diff_id in gone])
+            for digest in digests - images.catalog.needed_blobs():
+                images.blobs.remove(digest)
+
+
 def forget_unpacked(images: Images) -> None:
     """Remove every unpacked layer; they are a cache, and come back from their blobs."""
     with images.locks.exclusive("content", timeout_s=ADDING_WAIT_S):

@@ -18,7 +18,9 @@ SERVICES = {
     *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
+    *("copylayers", "prootsetup"),
     *("events", "containerfiles", "copying", "changing"),
+    *("pulls", "pushes", "registry"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 

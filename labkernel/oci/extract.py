@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import LayerError
@@ -64,6 +64,8 @@ class Extractor:
         self._explicit: set[bytes] = set()
         self.warnings: list[str] = []
         self.size_bytes = 0
+        self.undescribed: list[bytes] = []
+        """After `finish`: directories that no member describes; `lowers` gave their attributes where they have them."""
 
     def add(self, member: Member, stream: BlobStream) -> None:
         """Unpack one member; its data is next on `stream`. Raises LayerError, OSError for a full or broken disk."""
@@ -276,9 +278,9 @@ class Extractor:
             self._set_opaque(path)
         for path in self._hidden:
             self._hide(path)
-        for path in self._root.created:
-            if path not in self._explicit:
-                self._adopt_from_lower(path)
+        self.undescribed = [path for path in self._root.created if path not in self._explicit]
+        for path in self.undescribed:
+            self._adopt_from_lower(path)
         self._root.forget()
         for path in sorted(self._times, reverse=True):
             self._set_directory_time(path, self._times[path])
@@ -303,10 +305,19 @@ class Extractor:
         try:
             there = os.stat(name, dir_fd=parent, follow_symlinks=False)
         except FileNotFoundError:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            ownership.make_whiteout(parent, name)
             return
         if stat.S_ISDIR(there.st_mode):
             self._set_opaque(path)
+
+    def adopt(self, paths: Iterable[bytes]) -> None:
+        """Give directories that are there the attributes they have in `lowers`: for who had none when it finished."""
+        for path in paths:
+            self._adopt_from_lower(path)
+        self._root.forget()
+        for path in sorted(self._times, reverse=True):
+            self._set_directory_time(path, self._times[path])
+        self._root.forget()
 
     def _adopt_from_lower(self, path: bytes) -> None:
         for lower in self._lowers:

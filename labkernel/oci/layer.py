@@ -23,7 +23,7 @@ from ..errors import LayerError
 from .extract import Extractor
 from .pack import Packer, raise_file_limit
 from .rootfd import Root, remove_tree
-from .tarstream import BlobStream, FdSink, LayerWriter, TarWriter, members
+from .tarstream import BlobStream, FdSink, GrowingFile, LayerWriter, TarWriter, members
 
 MAX_LAYER_BYTES = 1 << 38
 MAX_LAYER_MEMBERS = 5_000_000
@@ -33,7 +33,7 @@ Report = Callable[[dict[str, Any]], None]
 
 def apply_layer(
     *,
-    blob: str,
+    blob: str = "",
     target: str,
     diff_id: str,
     media_type: str = "",
@@ -44,8 +44,12 @@ def apply_layer(
     max_members: int = MAX_LAYER_MEMBERS,
     sync: bool = False,
     report: Report | None = None,
+    fds: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Unpack the layer blob at path `blob` to the directory `target`; all or nothing.
+
+    With `fds` it is a blob that is still being written: fds[0] its file, fds[1] the pipe of a `GrowingFile`. Then the
+    caller verifies the blob, and runs `adopt_attributes` with "undescribed" once the layers below are there.
 
     An empty directory is filled in place, and emptied again on failure. When there is none, the layer is unpacked
     beside it and renamed. The diff ID of what was read must be `diff_id`. gzip, zstd and plain tars are told apart by
@@ -53,7 +57,7 @@ def apply_layer(
     first) give the attributes of parent directories that the tar does not hold. `report` gets {"bytes": uncompressed so
     far} about every 8 MB.
 
-    Returns {"diff_id", "size_bytes" (of regular files), "members", "warnings"}.
+    Returns {"diff_id", "size_bytes" (of regular files), "members", "warnings", "undescribed" (directories)}.
     Raises LayerError (broken, hostile or too large; nothing is left) and OSError.
     """
     os.umask(0o022)
@@ -62,11 +66,16 @@ def apply_layer(
         raise LayerError(f"cannot unpack a layer into {target}: it is not empty")
     new = target if in_place else _new_directory(os.path.dirname(target), os.path.basename(target))
     try:
-        blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            result = _unpack(blob_fd, new, userxattr, lowers, max_bytes, max_members, report)
-        finally:
-            os.close(blob_fd)
+        if fds:
+            stream = BlobStream(fds[0], max_bytes=max_bytes, read=GrowingFile(fds[0], fds[1]).read)
+            result = _unpack(stream, new, userxattr, lowers, max_members, report)
+        else:
+            blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                stream = BlobStream(blob_fd, max_bytes=max_bytes)
+                result = _unpack(stream, new, userxattr, lowers, max_members, report)
+            finally:
+                os.close(blob_fd)
         if result["diff_id"] != diff_id:
             raise LayerError(
                 f"layer unpacks to {result['diff_id']}, its config says {diff_id}",
@@ -82,16 +91,20 @@ def apply_layer(
     return result
 
 
+def adopt_attributes(*, target: str, paths: Sequence[str], lowers: Sequence[str]) -> None:
+    """Give directories of the unpacked layer `target` owner, mode and time that they have in `lowers` (top first)."""
+    with Root.open(target) as root:
+        Extractor(root, whiteouts=True, lowers=lowers).adopt([os.fsencode(path) for path in paths])
+
+
 def _unpack(
-    blob_fd: int,
+    stream: BlobStream,
     directory: str,
     userxattr: bool,  # noqa: FBT001
     lowers: Sequence[str],
-    max_bytes: int,
     max_members: int,
     report: Report | None,
 ) -> dict[str, Any]:
-    stream = BlobStream(blob_fd, max_bytes=max_bytes)
     opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
     with Root.open(directory) as root:
         out = Extractor(root, whiteouts=True, opaque_xattr=opaque, lowers=lowers)
@@ -104,7 +117,13 @@ def _unpack(
                 report({"bytes": told})
         found, _ = stream.finish()
         out.finish()
-    return {"diff_id": found, "size_bytes": out.size_bytes, "members": count, "warnings": out.warnings}
+    return {
+        "diff_id": found,
+        "size_bytes": out.size_bytes,
+        "members": count,
+        "warnings": out.warnings,
+        "undescribed": [os.fsdecode(path) for path in out.undescribed],
+    }
 
 
 def diff_layer(

@@ -103,6 +103,34 @@ def _decompressor(head: bytes) -> Callable[[], Any] | None:
     return None
 
 
+class GrowingFile:
+    """A file that another process is still writing, read as if it were whole: `read` waits where there is no more yet.
+
+    `wake_fd` is a pipe: any byte means "look again", the byte `E` that the file has ended. A pipe that is closed before
+    means that the writer gave up.
+    """
+
+    END = b"E"
+
+    def __init__(self, fd: int, wake_fd: int) -> None:
+        self._fd = fd
+        self._wake_fd = wake_fd
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, and none only at the end. Raises LayerError when the writer gave up."""
+        while True:
+            # Asked before the read: bytes written before the end was told are then seen.
+            ended = self._ended
+            data = os.read(self._fd, size)
+            if data or ended:
+                return data
+            told = os.read(self._wake_fd, 4096)
+            if not told:
+                raise LayerError("the layer's download was broken off")
+            self._ended = self.END in told
+
+
 class BlobStream:
     """The uncompressed bytes of a gzip, zstd or plain blob, forward only, hashed as they pass.
 
@@ -110,15 +138,15 @@ class BlobStream:
     compression and beyond `max_bytes` of output, so a compression bomb ends there.
     """
 
-    def __init__(self, fd: int, *, max_bytes: int) -> None:
-        """Reads from the descriptor `fd`, which stays the caller's."""
-        self._fd = fd
+    def __init__(self, fd: int, *, max_bytes: int, read: Callable[[int], bytes] | None = None) -> None:
+        """Reads from the descriptor `fd`, which stays the caller's, or with `read` (as `os.read`, without the fd)."""
+        self._read = read or (lambda size: os.read(fd, size))
         self._max = max_bytes
         self._sha = hashlib.sha256()
         self._buffer = b""
         self._at = 0  # in _buffer
         self._produced = 0
-        head = os.read(fd, CHUNK)
+        head = self._read(CHUNK)
         self._make = _decompressor(head)
         self._inner = self._make() if self._make else None
         self._input = head
@@ -138,7 +166,7 @@ class BlobStream:
         return False
 
     def _next_plain(self) -> bytes:
-        data, self._input = self._input or os.read(self._fd, CHUNK), b""
+        data, self._input = self._input or self._read(CHUNK), b""
         self._ended = not data
         return data
 
@@ -148,7 +176,7 @@ class BlobStream:
         if inner.eof:
             return self._next_frame(inner)
         if not self._input and not inner.pending:
-            self._input = os.read(self._fd, CHUNK)
+            self._input = self._read(CHUNK)
             if not self._input:
                 raise LayerError("compressed layer ends too early", resolution="fetch the image again")
         data, self._input = self._input, b""
@@ -161,8 +189,8 @@ class BlobStream:
     def _next_frame(self, inner: Any) -> bytes:
         # gzip members and zstd frames may follow each other; zero padding may follow them, anything else may not.
         rest = inner.unused + self._input
-        rest = rest or os.read(self._fd, CHUNK)
-        while 0 < len(rest) < 6 and (more := os.read(self._fd, CHUNK)):  # a frame is known by its first bytes
+        rest = rest or self._read(CHUNK)
+        while 0 < len(rest) < 6 and (more := self._read(CHUNK)):  # a frame is known by its first bytes
             rest += more
         self._input = b""
         if _decompressor(rest + bytes(6)) is self._make:
@@ -172,7 +200,7 @@ class BlobStream:
         while rest:
             if rest.strip(b"\0"):
                 raise LayerError("something follows the end of the compressed layer")
-            rest = os.read(self._fd, CHUNK)
+            rest = self._read(CHUNK)
         self._ended = True
         return b""
 
