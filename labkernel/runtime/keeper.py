@@ -33,19 +33,8 @@ class Context:
     exit code of orphans that the supervisor has not confirmed."""
 
     __slots__ = (
-        *(
-            "births",
-            "exits",
-            "held",
-            "keeper_pid",
-            "link",
-            "listener",
-            "mark",
-            "parents",
-            "plan",
-            "scratch",
-            "settings",
-        ),
+        *("settings", "listener", "link", "keeper_pid", "scratch", "mark", "held", "exits", "parents"),
+        *("births", "plan"),
     )
 
     def __init__(self, settings: dict[str, Any], listener: socket.socket) -> None:

@@ -14,6 +14,7 @@ from ..errors import ConflictError, LabkernelError, NoSuchContainer, RuntimeFail
 from ..linux import pty
 from . import instances, protocol
 from .instances import Instance
+from .leaving import leave
 from .loop import Connection
 from .streams import Follower
 
@@ -339,7 +340,7 @@ def shutdown(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> N
             sup.loop.later(0.02, try_to_leave)
             return
         conn.send(protocol.encode_message({"ok": True}))
-        if not sup.leave():
+        if not leave(sup):
             sup.loop.later(0.05, try_to_leave)
 
     sup.loop.later(0.0, try_to_leave)

@@ -24,12 +24,16 @@ from . import instances, keeper, protocol, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
+from .leaving import check_idle
 from .logs import Journal
 from .loop import IN, OUT, Connection, Loop
 from .pool import Pool, Warm, dismiss, profile_of
+from .recovery import recover
 from .removal import remove_tree
+from .requests import HANDLERS
 from .rootfs import make_skeleton
 from .streams import Follower, InputPipe
+from .succession import descriptors, watch_keeper
 from .usage import usage_of
 
 _POOL_SIZE = 2
@@ -79,13 +83,11 @@ class Supervisor:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def run(self) -> None:
-        from .recovery import recover
-
         recover(self)
         self.loop.watch(self.context.listener.fileno(), self._accept)
-        self._watch_keeper()
+        watch_keeper(self)
         self.loop.later(5.0, lambda: self.tell_keeper({"steady": True}))
-        self.loop.later(min(self.settings["idle_exit_s"], 5.0), self._check_idle)
+        self.loop.later(min(self.settings["idle_exit_s"], 5.0), lambda: check_idle(self))
         self.loop.run()
 
     # Clients
@@ -104,8 +106,6 @@ class Supervisor:
             Connection(self.loop, sock, self._request)
 
     def _request(self, conn: Connection, message: Any, fds: list[int]) -> None:
-        from .requests import HANDLERS
-
         self.idle_since = time.monotonic()
         try:
             handler = HANDLERS.get(message.get("op"))
@@ -216,7 +216,7 @@ class Supervisor:
 
     def hold(self, inst: Instance) -> None:
         """Give the keeper duplicates of the container's descriptors, and what a new supervisor must know."""
-        fds = _descriptors(inst)
+        fds = descriptors(inst)
         self.context.held[inst.id] = {"state": dict(inst.state), "fds": fds}
         self.tell_keeper({"hold": inst.id, "state": inst.state, "names": list(fds)}, list(fds.values()))
 
@@ -545,62 +545,12 @@ class Supervisor:
         if more:
             self._refill_soon()
 
-    def _check_idle(self) -> None:
-        idle_exit_s = float(self.settings["idle_exit_s"])
-        quiet = time.monotonic() - self.idle_since
-        if not self.instances and not self.sessions and not self.chores and quiet >= idle_exit_s and self.leave():
-            return
-        self.loop.later(max(0.05, min(idle_exit_s - quiet, 5.0)) if quiet < idle_exit_s else 1.0, self._check_idle)
-
-    def leave(self) -> bool:
-        """Go away and leave nothing behind; False when a client is just coming."""
-        import fcntl
-
-        lock = os.open(f"{self.runtime_dir}/supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            return False
-        self.context.listener.close()
-        for name in ("supervisor.sock",):
-            try:
-                os.unlink(f"{self.runtime_dir}/{name}")
-            except OSError:
-                pass
-        self.pool.discard()
-        if self.worker is not None:
-            self.worker.dismiss()
-        self._remove_parents()
-        for directory in (f"{self.runtime_dir}/stage", f"{self.runtime_dir}/run"):
-            try:
-                os.rmdir(directory)
-            except OSError:
-                pass
-        self.tell_keeper({"bye": True})
-        os._exit(0)
-
     def note_parent(self, parent: str) -> None:
         if parent and parent not in self.context.parents:
             self.context.parents.add(parent)
             self.tell_keeper({"parent": parent})
 
-    def _remove_parents(self) -> None:
-        from .recovery import sweep_cgroups
-
-        for _ in range(100):  # the kernel takes a moment to let go of the groups of processes that have just ended
-            if sweep_cgroups(self):
-                break
-            time.sleep(0.01)
-        for parent in self.context.parents:
-            self.hierarchy.remove_parent(parent)
-
     # The keeper
-
-    def _watch_keeper(self) -> None:
-        assert self.context.link is not None
-        os.set_blocking(self.context.link.fileno(), True)
-        self.loop.watch(self.context.link.fileno(), self._hear_keeper)
 
     def tell_keeper(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
         assert self.context.link is not None
@@ -608,81 +558,6 @@ class Supervisor:
             protocol.send_with_fds(self.context.link, protocol.dumps(message), fds or [])
         except OSError:
             pass  # it was killed; `_hear_keeper` sees that next
-
-    def _hear_keeper(self, _events: int) -> None:
-        assert self.context.link is not None
-        try:
-            data = self.context.link.recv(65536)
-        except OSError:
-            data = b""
-        if not data:
-            self._succeed_keeper()
-            return
-        message = json.loads(data)
-        if "exit" in message:
-            pid, code = int(message["exit"]), int(message["code"])
-            self.context.exits[pid] = code
-            call = self.orphans.pop(pid, None)
-            if call is not None:
-                call(code)
-            elif not any(inst.pid == pid for inst in self.instances.values()) and pid not in self.sessions:
-                self.context.exits.pop(pid, None)
-                self.tell_keeper({"forget": pid})
-
-    def _succeed_keeper(self) -> None:
-        """The keeper was killed. This process, the parent of the containers, becomes the keeper; its fork goes on
-        as supervisor, with all clients and streams."""
-        context = self.context
-        assert context.link is not None
-        self.loop.unwatch(context.link.fileno())
-        context.link.close()
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        context.births = 0
-        context.keeper_pid = os.getpid()
-        for inst in self.instances.values():
-            if inst.id in context.held:
-                context.held[inst.id] = {"state": dict(inst.state), "fds": _descriptors(inst)}
-        for session in self.sessions.values():
-            context.held[session.key] = session.held()
-        pid = os.fork()
-        if pid == 0:
-            ours.close()
-            context.link = theirs
-            syscalls.set_name(b"labkernel-super")
-            self.loop.rebuild()
-            self._watch_keeper()
-            return
-        os.set_blocking(ours.fileno(), False)
-        context.link = ours
-        self._shed(theirs.fileno())
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        keeper.tend(context, pid)
-
-    def _shed(self, last: int) -> None:
-        """As the new keeper, close all that only a supervisor needs. The Python objects stay referenced from the
-        stack below, so none of them closes a number that is used again."""
-        context = self.context
-        assert context.link is not None
-        keep = {0, 1, 2, context.link.fileno(), context.listener.fileno(), *context.scratch}
-        for entry in context.held.values():
-            keep.update(entry["fds"].values())
-        first = 3
-        for fd in sorted(keep):
-            if fd >= first:
-                syscalls.close_range(first, fd - 1)
-                first = fd + 1
-        syscalls.close_range(first, max(first, last, 1 << 20))
-
-
-def _descriptors(inst: Instance) -> dict[str, int]:
-    """What the keeper holds a duplicate of, by name."""
-    if inst.master >= 0:
-        return {"master": inst.master}
-    fds = {stream: fd for fd, stream in inst.outputs.items()}
-    if inst.input is not None and inst.input.fd >= 0:
-        fds["stdin"] = inst.input.fd
-    return fds
 
 
 def _oom_count(cgroup: Cgroup) -> int:

@@ -21,6 +21,7 @@ import time
 from typing import Any
 
 from . import protocol
+from .leaving import leave
 from .loop import Connection
 
 CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.takeover import main;main()"
@@ -74,7 +75,7 @@ def hand_over(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[in
         return
     if not sup.instances and not sup.sessions:
         conn.send(protocol.encode_message({"ok": True}))
-        sup.leave()  # returns when another client is just coming: then the old one serves it
+        leave(sup)  # returns when another client is just coming: then the old one serves it
         return
     kept = {name: sup.settings[name] for name in ("driver", "id_map", "subids") if name in sup.settings}
     sup.pool.discard()
