@@ -94,9 +94,10 @@ class BuildResult:
         cells = []
         for step, (number, text, took, size, layer, why) in zip(self.steps, self._rows(), strict=True):
             mark = "<span style='opacity:.6'>cached</span>" if step.cached else html.escape(took)
+            shown = f"<code>{layer}</code>" if layer else ""
             cells.append(
                 f"<tr><td>{number}</td><td {left}><code>{html.escape(text)}</code></td><td>{mark}</td>"
-                f"<td>{html.escape(size)}</td><td><code>{layer}</code></td><td {left}>{html.escape(why)}</td></tr>"
+                f"<td>{html.escape(size)}</td><td>{shown}</td><td {left}>{html.escape(why)}</td></tr>"
             )
         names = ("step", "instruction", "time", "size", "layer", "why not cached")
         head = "".join(f"<th {left if name[0] in 'iw' else ''}>{name}</th>" for name in names)
