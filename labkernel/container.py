@@ -374,6 +374,55 @@ class Container:
         }
         return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach)
 
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def get_archive(
+        self,
+        path: str,
+        chunk_size: int = 2 << 20,
+        encode_stream: bool = False,  # noqa: FBT001, FBT002
+    ) -> tuple[Iterator[bytes], dict[str, Any]]:
+        """A tar of a file or directory as (chunks, {"name", "size", "mode", "mtime", "linkTarget"}); also of a stopped
+        container. `mode` has Go's bits. Raises NoSuchFile."""
+        from .containerfiles import get_archive
+
+        return get_archive(self, path, chunk_size)
+
+    def put_archive(self, path: str, data: Any) -> bool:
+        """Unpack a tar (bytes, file or iterable of bytes) over the directory `path`. Raises NoSuchFile, UsageError."""
+        from .containerfiles import put_archive
+
+        return put_archive(self, path, data)
+
+    def diff(self) -> list[dict[str, Any]]:
+        """What it changed in its image: {"Path", "Kind"} with kind 0 changed, 1 added, 2 deleted."""
+        from .containerfiles import diff
+
+        return diff(self)
+
+    def export(self, chunk_size: int = 2 << 20) -> Iterator[bytes]:
+        """Its whole file system as a tar, without what is in volumes."""
+        from .containerfiles import export
+
+        return export(self, chunk_size)
+
+    def commit(
+        self,
+        repository: str | None = None,
+        tag: str | None = None,
+        *,
+        message: str | None = None,
+        author: str | None = None,
+        pause: bool = True,
+        changes: str | Sequence[str] | None = None,
+        conf: Mapping[str, Any] | None = None,
+    ) -> Image:
+        """A new image of its image and what it changed. `changes` are Dockerfile instructions; while it is made the
+        container is paused, unless `pause` is off."""
+        from .containerfiles import commit
+
+        return commit(self, repository, tag, message=message, author=author, pause=pause, changes=changes, conf=conf)
+
     def config(self) -> dict[str, Any]:
         """Its runtime-spec configuration. Raises NoSuchContainer."""
         try:

@@ -307,8 +307,7 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
 @click.pass_context
 def diff(ctx: click.Context, container: str) -> Listing:
     """Inspect changes to files or directories on a container's filesystem."""
-    found = _offers(host_of(ctx).engine.containers.get(container), "diff")
-    changes = found.diff() or []
+    changes = host_of(ctx).engine.containers.get(container).diff()
     lines = [f"{'CAD'[int(change['Kind'])]} {change['Path']}" for change in changes]
     return Listing(changes, text="\n".join(lines))
 
@@ -336,10 +335,80 @@ def port(ctx: click.Context, container: str, private_port: str | None) -> Listin
 def export(ctx: click.Context, container: str, output: str | None) -> None:
     """Export a container's filesystem as a tar archive."""
     host = host_of(ctx)
-    found = _offers(host.engine.containers.get(container), "export")
+    found = host.engine.containers.get(container)
     with tar_output(host, output) as out:
         for chunk in found.export():
             out.write(chunk)
+
+
+@command("cp", "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|- | SRC_PATH|- CONTAINER:DEST_PATH")
+@flag("-a", "--archive", help="Archive mode (copy all uid/gid information)")
+@flag("-L", "--follow-link", help="Always follow symbol link in SRC_PATH")
+@flag("-q", "--quiet", help="Suppress progress output during copy")
+@click.argument("source")
+@click.argument("target")
+@click.pass_context
+def cp(ctx: click.Context, source: str, target: str, *, archive: bool, follow_link: bool, quiet: bool) -> None:
+    """Copy files/folders between a container and the local filesystem.
+
+    '-' as the source reads a tar archive from stdin and extracts it to a directory in the container; '-' as the
+    destination streams a tar archive of a container source to stdout.
+    """
+    host = host_of(ctx)
+    (from_name, from_path), (to_name, to_path) = _place(source), _place(target)
+    if from_name and to_name:
+        raise UsageError("copying between containers is not supported", exit_code=1)
+    if not from_name and not to_name:
+        raise UsageError("must specify at least one container source", exit_code=1)
+    found = host.engine.containers.get(from_name or to_name)
+    try:
+        if from_name:
+            size = _copy_out(host, found, from_path, to_path, follow=follow_link)
+        else:
+            size = _copy_in(host, found, from_path, to_path, follow=follow_link, shown=target)
+    except LabkernelError as err:
+        err.exit_code = 1
+        raise
+    if size is not None and not quiet and host.terminal_size():
+        from ..display import human_size
+
+        shown = target if to_name else to_path
+        host.note(f"Successfully copied {human_size(size)} to {shown}")
+
+
+def _place(text: str) -> tuple[str, str]:
+    """(container, path); no container for what begins with `/` or `.`."""
+    name, colon, path = text.partition(":")
+    return ("", text) if not colon or text.startswith(("/", ".")) else (name, path)
+
+
+def _copy_out(host: Host, found: Any, path: str, target: str, *, follow: bool) -> int | None:
+    from ..copying import copy_from, tar_from
+
+    if target != "-":
+        return copy_from(found, path, _absolute(host, target), follow=follow)
+    with tar_output(host, None) as out:
+        for chunk in tar_from(found, path, follow=follow):
+            out.write(chunk)
+    return None
+
+
+def _copy_in(host: Host, found: Any, source: str, path: str, *, follow: bool, shown: str) -> int | None:
+    from ..copying import copy_to, tar_to
+
+    if source != "-":
+        return copy_to(found, _absolute(host, source), path, follow=follow)
+    fd = host.stdin_fd()
+    if fd is None:
+        raise UsageError("a cell has no standard input: give the name of a file", exit_code=1)
+    with open(fd, "rb", closefd=False) as stdin:
+        tar_to(found, stdin, path, shown=shown)
+    return None
+
+
+def _absolute(host: Host, path: str) -> str:
+    # Not normalized: `DIR/` and `DIR/.` mean something of their own.
+    return path if path.startswith("/") else f"{host.working_dir()}/{path}"
 
 
 @command("commit", "[OPTIONS] CONTAINER [REPOSITORY[:TAG]]")
@@ -353,12 +422,10 @@ def export(ctx: click.Context, container: str, output: str | None) -> None:
 def commit(ctx: click.Context, /, container: str, repository: str | None, **flags: Any) -> Any:
     """Create a new image from a container's changes."""
     host = host_of(ctx)
-    found = _offers(host.engine.containers.get(container), "commit")
+    found = host.engine.containers.get(container)
     name, tag = split_tag(repository)
-    settings = {key: flags[key] for key in ("author", "message") if flags[key]}
-    if flags["change"]:
-        settings["changes"] = "\n".join(flags["change"])
-    image = found.commit(name, tag, **settings)
+    settings = {key: flags[key] for key in ("author", "message", "pause")}
+    image = found.commit(name, tag, changes=list(flags["change"]), **settings)
     host.line(image.id) if not host.notebook else None
     return image
 
@@ -369,12 +436,6 @@ def split_tag(reference: str | None) -> tuple[str | None, str | None]:
         return None, None
     name, colon, tag = reference.rpartition(":")
     return (name, tag) if colon and "/" not in tag else (reference, None)
-
-
-def _offers(thing: Any, verb: str) -> Any:
-    if not hasattr(thing, verb):
-        raise UsageError(f"{verb}: not in this release of labkernel")
-    return thing
 
 
 def tar_output(host: Host, output: str | None) -> Any:

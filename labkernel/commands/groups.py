@@ -12,6 +12,7 @@ from .grammar import CONTAINER, IMAGE, Entry, LabGroup, command, host_of, option
 _CONTAINER = {
     "attach": Entry("run:attach", "Attach to a running container"),
     "commit": Entry("container:commit", "Create a new image from a container's changes"),
+    "cp": Entry("container:cp", "Copy files/folders between a container and the local filesystem"),
     "create": Entry("run:create", "Create a new container"),
     "diff": Entry("container:diff", "Inspect changes on a container's filesystem"),
     "exec": Entry("run:exec_", "Execute a command in a running container"),

@@ -31,6 +31,7 @@ ENTRIES = {
     "volume": Entry("volume:volume", "Manage volumes", _MANAGEMENT),
     "attach": Entry("run:attach", "Attach to a running container", _REST),
     "commit": Entry("container:commit", "Create a new image from a container's changes", _REST),
+    "cp": Entry("container:cp", "Copy files/folders between a container and the local filesystem", _REST),
     "create": Entry("run:create", "Create a new container", _REST),
     "diff": Entry("container:diff", "Inspect changes on a container's filesystem", _REST),
     "events": Entry("system:events", "Get events of the store", _REST),
@@ -64,7 +65,7 @@ ABSENT = {
     "network": _NETWORK,
     "daemon": "the engine is embedded: commands and notebooks work on the store directly",
     **dict.fromkeys(("compose", "swarm", "service", "stack", "node", "secret", "config"), "one container at a time"),
-    **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx", "update", "cp"), "leave it out"),
+    **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx", "update"), "leave it out"),
 }
 
 
