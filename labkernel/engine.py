@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from .containers import Containers
     from .events import Events
     from .images import Images
+    from .logins import Logins
     from .metrics import Metrics
     from .pulls import Pulls
+    from .pushes import Pushes
     from .runtime.probe import Capability
     from .vms import VMs
     from .volumes import Volumes
@@ -88,6 +90,18 @@ class Engine:
         from .pulls import Pulls
 
         return Pulls(self.images)
+
+    @cached_property
+    def pushes(self) -> Pushes:
+        from .pushes import Pushes
+
+        return Pushes(self.images, self.pulls)
+
+    @cached_property
+    def logins(self) -> Logins:
+        from .logins import Logins
+
+        return Logins()
 
     @cached_property
     def volumes(self) -> Volumes:

@@ -102,12 +102,14 @@ class Images:
         """As `get`, but None where there is no such image."""
         return self._find(ref)
 
-    def resolve(self, ref: str, *, notify: Notify = lambda line: None, platform: str | None = None) -> Image:
+    def resolve(
+        self, ref: str, *, notify: Notify = lambda line: None, platform: str | None = None, ask: bool = True
+    ) -> Image:
         """The image to run or build on: the stored one, else from its registry, else a built-in base.
 
         `notify` gets lines for the user: progress, and that a built-in image stands in for a name of Docker Hub since
-        no registry answers. Raises NoSuchImage (nothing of that name within reach) and RegistryError.
-        """
+        no registry answers. With `ask=False` none is asked. Raises NoSuchImage (nothing of that name within reach),
+        RegistryError and what `Pulls.pull` raises.
         image = self._find(ref)
         if image is not None:
             return image
@@ -122,7 +124,7 @@ class Images:
         if bases.is_builtin(wanted):
             return bases.ensure(self, wanted, notify)
         failure: RegistryError | None = None
-        if self.registry_answers(wanted.domain):
+        if ask and self.registry_answers(wanted.domain):
             from .pulls import Pulls
 
             notify(f"Unable to find image '{wanted.familiar}' locally; pulling it from {wanted.domain}")
@@ -156,6 +158,17 @@ class Images:
             if test(image, [reference.parse(tag) for tag in tags.get(row.id, ())]):
                 found.append(image)
         return found
+
+    def names(self, repository: str) -> Sequence[str]:
+        """Canonical tags of a canonical repository name, sorted."""
+        every = [name for tags in self.catalog.all_tags().values() for name in tags]
+        return sorted(name for name in every if name.rpartition(":")[0] == repository)
+
+    def is_builtin(self, wanted: reference.Reference) -> bool:
+        """Whether the name is one of the bases made on this machine."""
+        from . import bases
+
+        return bases.is_builtin(wanted)
 
     def history(self, ref: str) -> Steps:
         """Steps of the image, newest first: Id, Created (s), CreatedBy, Tags, Size (bytes), Comment."""

@@ -106,11 +106,12 @@ class Pulls:
             chosen = platforms.parse_platform(platform) if platform else None
             known = self._find_current(registry, wanted, chosen)
             if known is not None:
-                if unpack:
-                    self.images.layer_dirs(known.image)
-                return known
+                layers = known.image.layers if unpack else []
+                if all(self.images.layer_path(layer).is_dir() for layer in layers):
+                    return known
             job = _Job(self.images, registry, wanted, chosen, unpack=unpack, downloads=self.settings.downloads)
-            return job.run(notify, watch)
+            done = job.run(watch)
+            return done._replace(new=known is None or known.image.id != done.image.id)
 
     def tags(self, ref: str, *, notify: Notify = lambda line: None) -> list[str]:
         """The tags of a repository at its registry."""
@@ -147,6 +148,11 @@ class Pulls:
         if not all(images.blobs.has(layer.digest) for layer in image.layers):
             return None
         return Pulled(image, digest, new=False)
+
+
+def parse_name(ref: str) -> reference.Reference:
+    """The reference a user typed, with its default tag. Raises InvalidReference."""
+    return reference.parse(ref).with_default_tag()
 
 
 def _fits(image: Image, platform: oci.Platform) -> bool:
@@ -191,11 +197,11 @@ class _Job:
         self._new_blobs: list[str] = []
         self._new_layers: list[str] = []
 
-    def run(self, notify: Notify, watch: Watch) -> Pulled:
+    def run(self, watch: Watch) -> Pulled:
         images, wanted = self._images, self._wanted
         try:
             with images.adding():
-                top, manifest = self._find_manifest(notify)
+                top, manifest = self._find_manifest()
                 config = self._find_config(manifest)
                 layers = self._plan(manifest, config)
                 self._transfer(layers, watch)
@@ -215,7 +221,7 @@ class _Job:
 
     # -- documents -------------------------------------------------------------------------------------------------
 
-    def _find_manifest(self, notify: Notify) -> tuple[str, oci.Manifest]:
+    def _find_manifest(self) -> tuple[str, oci.Manifest]:
         """(digest the name stands for, manifest for the platform): through at most some indexes, never in a circle."""
         wanted = self._wanted
         reference_ = wanted.digest or wanted.tag or "latest"

@@ -201,7 +201,11 @@ def test_a_missing_layer_stops_a_commit(images: Images) -> None:
 
 def test_a_silent_registry_is_remembered(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("labkernel.images._connects", lambda endpoints, timeout_s: bool(asked.append(endpoints[0].domain)))
+
+    def connects(endpoints: list[Any], timeout_s: float) -> bool:
+        return bool(asked.append(endpoints[0].domain))
+
+    monkeypatch.setattr("labkernel.images._connects", connects)
     for _ in range(3):
         with pytest.raises(NoSuchImage) as caught:
             images.resolve("nope")

@@ -20,7 +20,7 @@ SERVICES = {
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
     *("copylayers", "prootsetup"),
     *("events", "containerfiles", "copying", "changing"),
-    *("pulls", "pushes", "registry"),
+    *("pulls", "pushes", "logins", "registries"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 

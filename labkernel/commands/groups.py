@@ -35,6 +35,7 @@ _CONTAINER = {
     "stats": Entry("container:stats", "Display container resource usage statistics"),
     "stop": Entry("container:stop", "Stop one or more running containers"),
     "top": Entry("container:top", "Display the running processes of a container"),
+    "update": Entry("container:update", "Update configuration of one or more containers"),
     "unpause": Entry("container:unpause", "Unpause all processes within one or more containers"),
     "wait": Entry("container:wait", "Block until containers stop, then print their exit codes"),
 }
@@ -48,16 +49,15 @@ _IMAGE = {
     "ls": Entry("image:images", "List images"),
     "list": Entry("image:images", "", ""),
     "prune": Entry("image:prune", "Remove unused images"),
-    "pull": Entry("image:pull", "Download an image from a registry"),
+    "pull": Entry("transfers:pull", "Download an image from a registry"),
+    "push": Entry("transfers:push", "Upload an image to a registry"),
     "rm": Entry("image:rmi", "Remove one or more images"),
     "remove": Entry("image:rmi", "", ""),
     "save": Entry("image:save", "Save one or more images to a tar archive"),
     "tag": Entry("image:tag", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
 }
 container = LabGroup("container", help="Manage containers.", entries=_CONTAINER)
-image = LabGroup(
-    "image", help="Manage images.", entries=_IMAGE, absent={"push": "registries come in the next release: `save` it"}
-)
+image = LabGroup("image", help="Manage images.", entries=_IMAGE)
 
 
 @command("inspect", NAMES)

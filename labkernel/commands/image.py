@@ -148,25 +148,6 @@ def history(ctx: click.Context, /, image: str, **flags: Any) -> Listing:
     return tabulate(entries, view, HISTORY_TITLES, columns=columns, form=flags["form"], quiet=quiet)
 
 
-@command("pull", "[OPTIONS] NAME[:TAG|@DIGEST]")
-@flag("-a", "--all-tags", help="Download all tagged images in the repository")
-@flag("-q", "--quiet", help="Suppress verbose output")
-@option("--platform", metavar="string", help="Platform the image must have")
-@flag("--no-unpack", help="Fetch without unpacking")
-@click.argument("name", type=IMAGE)
-@click.pass_context
-def pull(ctx: click.Context, /, name: str, **flags: Any) -> Any:
-    """Download an image from a registry (in this release: the built-in base images)."""
-    host = host_of(ctx)
-    notes: list[str] = []
-    image = host.engine.images.resolve(name, notify=notes.append)
-    for note in notes if not flags["quiet"] else ():
-        host.line(note)
-    if not host.notebook:
-        host.line(image.tags[0] if image.tags else image.id)
-    return image
-
-
 @command("load", "[OPTIONS]")
 @option("-i", "--input", metavar="string", help="Read from tar archive file, instead of STDIN")
 @flag("-q", "--quiet", help="Suppress the load output")

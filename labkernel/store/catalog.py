@@ -153,6 +153,11 @@ class Catalog:
         with self.db.transaction() as tx:
             tx.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, image_id, time.time()))
 
+    def name_digest(self, name: str, image_id: str) -> None:
+        """Remember that `repository@digest` is this image."""
+        with self.db.transaction() as tx:
+            tx.execute("INSERT OR REPLACE INTO repo_digests VALUES (?, ?)", (name, image_id))
+
     def untag(self, names: Iterable[str]) -> None:
         """Remove tags or repo digests."""
         with self.db.transaction() as tx:
