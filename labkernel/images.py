@@ -110,6 +110,7 @@ class Images:
         `notify` gets lines for the user: progress, and that a built-in image stands in for a name of Docker Hub since
         no registry answers. With `ask=False` none is asked. Raises NoSuchImage (nothing of that name within reach),
         RegistryError and what `Pulls.pull` raises.
+        """
         image = self._find(ref)
         if image is not None:
             return image
