@@ -30,6 +30,7 @@ from .errors import (
 )
 from .events import container_attributes, insert_event
 from .provision import Programs, find_warnings, make_mounts, spec_mount
+from .runtime import prootprogram
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
 from .runtime.names import random_name
@@ -366,6 +367,8 @@ class Containers:
             cgroup_parent=self.cgroup_parent,
             hidden=masked,
         )
+        if self.driver.name == "proot":
+            prootprogram.adapt(config, self.layout.root)
         fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, json.dumps(config, separators=(",", ":")).encode())

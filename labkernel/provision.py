@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import LabkernelError, UsageError
+from .runtime import prootprogram
 from .runtime.driver import Driver
 from .runtime.spec import finalize_capabilities, network_mode, security_options
 from .volumes import ANONYMOUS_LABEL, Volumes
@@ -35,19 +36,16 @@ _LIMITS = {
 def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
     """What of the settings does not hold on this machine or in this release. Raises UsageError for a network that
     does not exist."""
+    if driver.name == "proot":
+        return prootprogram.warnings(settings, network=_known_network(settings))
     found: list[str] = []
     causes = {capability.name: capability.cause for capability in driver.capabilities}
     for controller, keys in _LIMITS.items():
         if driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
             cause = causes.get(f"cgroup {controller}") or "no such cgroup"
             found.append(f"the {controller} limit is not enforced here: {cause}")
-    mode = network_mode(settings)
-    if mode in ("default", "bridge"):
+    if _known_network(settings) in ("default", "bridge"):
         found.append(NETWORK_WARNING)
-    elif mode not in ("none", "host"):
-        raise UsageError(
-            f"network {mode} not found", resolution="this release has --network none and host; others come later"
-        )
     if settings.get("ports") or settings.get("publish_all_ports"):
         found.append("published ports are not reachable: they come with bridge networks in a later release")
     if settings.get("mac_address"):
@@ -55,6 +53,15 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
     if driver.overlay == "copy":
         found += [line for line in driver.warnings if line.startswith("no overlay")]
     return found
+
+
+def _known_network(settings: Mapping[str, Any]) -> str:
+    mode = network_mode(settings)
+    if mode not in ("default", "bridge", "none", "host"):
+        raise UsageError(
+            f"network {mode} not found", resolution="this release has --network none and host; others come later"
+        )
+    return mode
 
 
 def make_mounts(

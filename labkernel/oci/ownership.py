@@ -18,6 +18,20 @@ OWNER_XATTR = "user.labkernel.owner"
 _UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
 
 
+WHITEOUT_MODE = stat.S_IFSOCK | 0o5000
+"""A whiteout where 0:0 devices cannot be made either, which without any namespace is so (driver proot): a socket with
+permissions nobody gives one. Sockets are no part of a layer, so it stands for nothing else."""
+
+
+def make_whiteout(dir_fd: int, name: bytes) -> None:
+    """Hide `name` of lower layers: overlay's character device 0:0, or its stand-in."""
+    try:
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+    except PermissionError:
+        os.mknod(name, WHITEOUT_MODE, 0, dir_fd=dir_fd)
+        os.chmod(name, stat.S_IMODE(WHITEOUT_MODE), dir_fd=dir_fd)
+
+
 def set_owner(fd: int, uid: int, gid: int) -> bool:
     """Own the open file or directory, or record the owner. True when it was recorded. Raises OSError otherwise."""
     try:

@@ -37,8 +37,8 @@ def raise_file_limit() -> None:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Overlay's mark of a hidden name: character device 0:0."""
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+    """Overlay's mark of a hidden name, character device 0:0; or ours where no device can be made (ownership.py)."""
+    return (stat.S_ISCHR(status.st_mode) and status.st_rdev == 0) or status.st_mode == ownership.WHITEOUT_MODE
 
 
 def is_opaque(fd: int) -> bool:

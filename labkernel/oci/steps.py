@@ -56,7 +56,7 @@ def make_layer(
     warnings: list[str] = []
     with mounted(f"{base}/root", lowers, upper, work, userxattr=userxattr) as root:
         for operation in operations:
-            warnings += _operate(base, root, operation, fds, userxattr)
+            warnings += operate(base, root, operation, fds, userxattr)
     done = layer.diff_layer(upper=upper, blob_tmp=f"{base}/blob", lowers=lowers, layers=layers, clamp_s=clamp_s)
     return {**done, "warnings": warnings}
 
@@ -138,13 +138,14 @@ def mounted(
         os.rmdir(target)
 
 
-def _operate(
+def operate(
     base: str,
     root: Root,
     operation: dict[str, Any],
     fds: Sequence[int],
     userxattr: bool,  # noqa: FBT001
 ) -> list[str]:
+    """Carry out one operation of a plan in the open root; returns warnings."""
     mtime_ns = operation.get("mtime_ns")
     owner, archive_owner = _owner(root, operation.get("owner")), _owner(root, operation.get("archive_owner"))
     placer = Placer(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 _MAX_BYTES = 4 << 20
@@ -24,10 +25,13 @@ class User:
         self.home = home
 
 
-def _lines(path: str) -> list[list[str]]:
+Opener = Callable[[str, int], int]
+
+
+def _lines(path: str, opener: Opener) -> list[list[str]]:
     # The file belongs to the image: a FIFO there must not block, a huge one must not fill the memory.
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = opener(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return []
     try:
@@ -45,20 +49,22 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and int(text) < 1 << 31 else None
 
 
-def resolve(wanted: str | None, numbers: dict[str, Any]) -> User:
+def resolve(wanted: str | None, numbers: dict[str, Any], opener: Opener = os.open) -> User:
     """The user for `wanted` ("name[:group]", parts may be numbers) or, when None, for a runtime-spec `process.user`.
+
+    `opener` opens a path of the image, for callers that are not inside its root.
 
     Raises SetupError in docker's words for names the image does not have.
     """
     if wanted is None:
         uid, gid = int(numbers.get("uid", 0)), int(numbers.get("gid", 0))
-        home = next((f[5] for f in _lines("/etc/passwd") if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
+        home = next((f[5] for f in _lines("/etc/passwd", opener) if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
         return User(uid, gid, [int(g) for g in numbers.get("additionalGids") or ()], home)
     name, _, group = wanted.partition(":")
-    entry = _find_user(name or "0")
+    entry = _find_user(name or "0", opener)
     known = str(entry[0])
     uid, gid = int(entry[2]), int(entry[3])
-    groups = _lines("/etc/group")
+    groups = _lines("/etc/group", opener)
     if group:
         gid = _find_group(group, groups)
         extra: list[int] = []
@@ -71,9 +77,9 @@ def _home(uid: int) -> str:
     return "/root" if uid == 0 else "/"
 
 
-def _find_user(name: str) -> list[str]:
+def _find_user(name: str, opener: Opener) -> list[str]:
     number = _number(name)
-    for fields in _lines("/etc/passwd"):
+    for fields in _lines("/etc/passwd", opener):
         if len(fields) < 4 or _number(fields[2]) is None or _number(fields[3]) is None:
             continue
         if fields[0] == name or (number is not None and fields[2] == str(number)):

@@ -1,6 +1,7 @@
 """The driver: how containers are made on this machine. Chosen by the probe, or named and then checked by it.
 
-`root` does what Docker does; `rootless` does the same inside a user namespace; `proot` comes with a later release.
+`root` does what Docker does; `rootless` does the same inside a user namespace; `proot` translates paths, where neither
+namespaces nor mounts are allowed.
 A `Driver` is a value: what it is called, what it can enforce, what it protects from.
 """
 
@@ -29,8 +30,21 @@ _DESCRIBES = {
         "delegated; elsewhere a container can use up this user's memory and processes. The kernel is shared and can "
         "be attacked."
     ),
-    "proot": "Not available in this release.",
+    "proot": (
+        "Containers are ordinary processes of this user whose paths PRoot translates (ptrace): no namespaces, no "
+        "mounts, no privileges. Where the kernel has Landlock 2, it closes all files outside of the container's own "
+        "and its volumes, and the memory of processes outside; without it a program that wants to can leave its root. "
+        "Not protected: the container sees this machine's processes and can signal this user's, shares its network, "
+        "hostname and IPC, and its root is only shown, not real. Memory limits hold per process, limits of CPU and "
+        "processes not at all. For learning and for programs that are trusted."
+    ),
 }
+
+_PROOT_WARNINGS = (
+    "no overlay: each container gets a copy of its image (driver proot)",
+    "the memory limit is per-process, other limits are not enforced (driver proot)",
+    "containers share this machine's processes, network and hostname (driver proot)",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,8 @@ class Driver:
     """What containers are made with.
 
     `id_mapping`: `full` (the machine's ids), `subuid` (a range of them) or `single` (one id). `overlay`: `overlay`,
-    `overlay-userxattr` or `copy`. `cgroups`: controller -> `kernel` or `none`. `warnings`: what works less well here.
+    `overlay-userxattr` or `copy`. `cgroups`: controller -> `kernel`, `per-process` or
+    `none`. `warnings`: what works less well here.
     """
 
     name: str
@@ -83,15 +98,10 @@ def choose_driver(store: Store, name: str | None = None) -> Driver:
     asked = name or os.environ.get("LABKERNEL_DRIVER") or None
     if asked is not None and asked not in NAMES:
         raise UsageError(f"unknown driver: {asked}", resolution=f"the drivers are {', '.join(NAMES)}")
-    if asked == "proot":
-        raise DriverError(
-            "the driver proot is not available in this release",
-            resolution="use root or rootless; `labkernel doctor` says what each needs",
-        )
     found = probe(store)
     by_name = {capability.name: capability for capability in found}
     refusals: list[str] = []
-    for candidate in (asked,) if asked else ("root", "rootless"):
+    for candidate in (asked,) if asked else NAMES:
         missing = _missing(candidate, by_name)
         if missing is None:
             return _driver(candidate, by_name, tuple(found))
@@ -111,7 +121,9 @@ def cgroup_parent(store: Store) -> str:
 
 def _missing(name: str, by_name: dict[str, Capability]) -> Capability | None:
     """The first thing the driver needs and does not have."""
-    if name == "root":
+    if name == "proot":
+        needed = ["ptrace"]
+    elif name == "root":
         needed = ["root privileges", "mount", "proc mount", "pid namespace", "network namespace", "ipc namespace"]
     else:
         needed = ["user namespace"]
@@ -122,6 +134,10 @@ def _missing(name: str, by_name: dict[str, Capability]) -> Capability | None:
 
 
 def _driver(name: str, by_name: dict[str, Capability], found: tuple[Capability, ...]) -> Driver:
+    if name == "proot":
+        controllers = [key.removeprefix("cgroup ") for key in by_name if key.startswith("cgroup ")]
+        nothing = dict.fromkeys(controllers, "none") | {"memory": "per-process"}
+        return Driver(name, "single", 0, nothing, "copy", seccomp=False, warnings=_PROOT_WARNINGS, capabilities=found)
     cgroups = {
         key.removeprefix("cgroup "): "kernel" if capability.ok else "none"
         for key, capability in by_name.items()

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import NoSuchContainer, RuntimeFailure
 from ..linux.cgroups import Cgroup
+from . import proot
 from .logs import LogWriter
 from .loop import Connection, Timer
 from .pool import Warm
@@ -119,6 +120,9 @@ class Instance:
 
     def kill_all(self) -> None:
         """SIGKILL to the first process (its pid namespace dies with it) and, without one, to the whole cgroup."""
+        if "proot" in self.own:
+            proot.kill_all(self)
+            return
         if self.pidfd >= 0:
             self.signal(signal.SIGKILL)
         self.kill_rest()
@@ -126,6 +130,9 @@ class Instance:
     def kill_rest(self) -> None:
         """SIGKILL to what the end of the first process does not end: processes of a shared pid namespace, frozen
         ones."""
+        if "proot" in self.own:
+            proot.kill_rest(self)
+            return
         spaces = {space["type"] for space in (self.config.get("linux") or {}).get("namespaces") or ()}
         if self.cgroup is not None and ("pid" not in spaces or self.status == "paused"):
             self.cgroup.kill()

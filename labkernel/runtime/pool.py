@@ -13,7 +13,7 @@ from typing import Any
 from ..linux import syscalls
 from ..linux.cgroups import Cgroup, Hierarchy
 from ..linux.namespaces import FLAGS
-from . import init
+from . import init, proot
 
 STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
 
@@ -40,6 +40,7 @@ def profile_of(config: dict[str, Any]) -> dict[str, Any]:
         "masked": linux.get("maskedPaths") or [],
         "readonly": linux.get("readonlyPaths") or [],
         "cgroup_parent": (config.get("labkernel") or {}).get("cgroup_parent") or "",
+        "proot": "proot" in (config.get("labkernel") or {}),
     }
 
 
@@ -98,7 +99,7 @@ class Pool:
                 "single_id": self.single_id,
                 "skeleton": self.skeleton,
             }
-            init.main(theirs, settings)
+            (proot if profile.get("proot") else init).main(theirs, settings)
         theirs.close()
         os.set_blocking(ours.fileno(), False)
         return Warm(pid, pidfd, ours, cgroup, profile)

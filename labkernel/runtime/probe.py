@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DriverError
-from ..linux import seccomp
+from ..linux import landlock, seccomp
 
 TRIES_TIMEOUT_S = 60.0
 LOW_DISK_BYTES = 2 << 30
@@ -32,6 +32,7 @@ _PROGRAMS = {
     "newuidmap": ("ranges of user ids in rootless containers", "uidmap"),
     "slirp4netns": ("networks of rootless containers", "slirp4netns"),
     "pasta": ("networks of rootless containers", "passt"),
+    "proot": ("driver proot (fetched into the store when it is missing)", "proot"),
     "mke2fs": ("disks of virtual machines", "e2fsprogs"),
     "qemu": ("virtual machines", "qemu-system-x86"),
 }
@@ -226,10 +227,19 @@ def _filters(answers: dict[str, Any]) -> list[Capability]:
             needed_for="system call filters",
         ),
         _capability("ptrace", answers["ptrace"], "in a pod ask for a profile that allows ptrace", "driver proot"),
+        _landlock(),
         _capability(
             "kvm device", answers["kvm"], "add the user to the group `kvm`, or enable virtualization", "fast guests"
         ),
     ]
+
+
+def _landlock() -> Capability:
+    version = landlock.version()
+    ok = version >= landlock.LEAST_VERSION
+    remedy = "" if ok else "Linux 5.19 or newer with CONFIG_SECURITY_LANDLOCK, in a pod a profile that allows it"
+    cause = f"version {version}" if version else "not in this kernel, or forbidden"
+    return Capability("landlock", ok, None, cause, remedy, "files closed to containers of the driver proot")
 
 
 def _programs() -> list[Capability]:

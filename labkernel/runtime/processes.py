@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..linux.cgroups import Cgroup
+from .prootmonitor import tree
 
 TITLES = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
 
@@ -21,13 +22,16 @@ def process_table(state: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def container_pids(state: Mapping[str, Any]) -> list[int]:
-    """All its processes: by its cgroup where it has one, else by its pid namespace."""
+    """All its processes: by its cgroup where it has one, else by its pid namespace, else as a tree."""
     cgroup = state.get("cgroup") or {}
     if cgroup.get("paths"):
         return Cgroup.reopen(cgroup["paths"]).procs()
-    namespace = _namespace(int(state.get("pid") or 0))
-    if namespace is None:
+    pid = int(state.get("pid") or 0)
+    if not os.path.exists(f"/proc/{pid}"):
         return []
+    namespace = _namespace(pid)
+    if namespace in (None, _namespace(os.getpid())):
+        return [pid, *tree(pid)]  # the driver proot, or this machine's pid namespace
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit() and _namespace(int(name)) == namespace)
 
 

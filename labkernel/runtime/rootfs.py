@@ -186,7 +186,7 @@ def assemble(
         _move(f"{stage}/{name}", root_fd, name, created)
     for entry in entries:
         _mount_entry(root_fd, entry, created)
-    for name, text in _network_files(config, own):
+    for name, text in network_files(config, own):
         if f"/etc/{name}" not in covered:
             _provide(root_fd, container_dir, name, text, created)
     _cover(root_fd, profile, inside=False)
@@ -280,7 +280,7 @@ def _bind_entry(root_fd: int, destination: str, source: str, flags: int, propaga
     os.close(fd)
 
 
-def _network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str]]:
+def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str, str]]:
     """/etc/hostname, /etc/hosts and /etc/resolv.conf as docker writes them."""
     hostname = config.get("hostname") or ""
     types = {space["type"] for space in (config.get("linux") or {}).get("namespaces") or ()}

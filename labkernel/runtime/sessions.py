@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import ConflictError, StartError
 from ..linux import pty, syscalls
 from ..linux.namespaces import FLAGS
-from . import init, instances, keeper, protocol
+from . import init, instances, keeper, proot, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
 from .streams import InputPipe
@@ -281,6 +281,8 @@ def adopt(sup: Any, entry: dict[str, Any]) -> None:
 
 def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs: list[int], *, terminal: bool) -> None:
     """The helper: enters the container, makes the process (as a child of the supervisor) and goes. Never returns."""
+    if "proot" in inst.own:
+        proot.begin_session(sock, inst, process, theirs, terminal=terminal)
     try:
         # Nobody inside may look into this process through /proc (CVE-2019-5736), also not while it moves.
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)

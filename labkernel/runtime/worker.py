@@ -71,7 +71,7 @@ def _start(sup: Any) -> Worker:
     pid = os.fork()
     if pid == 0:
         try:
-            _main(theirs, list(sup.settings.get("python_path") or []))
+            _main(theirs, list(sup.settings.get("python_path") or []), mounts_allowed=sup.settings["driver"] != "proot")
         finally:
             os._exit(1)
     theirs.close()
@@ -96,7 +96,7 @@ def _forget(sup: Any) -> None:
         pass
 
 
-def _main(sock: socket.socket, python_path: list[str]) -> None:
+def _main(sock: socket.socket, python_path: list[str], *, mounts_allowed: bool) -> None:
     """Body of the worker. Never returns."""
     fd = sock.detach()
     os.dup2(fd, 3, inheritable=False) if fd != 3 else None
@@ -112,7 +112,7 @@ def _main(sock: socket.socket, python_path: list[str]) -> None:
     while listening or running:
         for fd, _events in poller.poll():
             if fd == 3:
-                if not _take(sock, poller, running):
+                if not _take(sock, poller, running, mounts_allowed=mounts_allowed):
                     poller.unregister(3)
                     listening = False
             elif fd in running:
@@ -123,7 +123,13 @@ def _main(sock: socket.socket, python_path: list[str]) -> None:
     os._exit(0)
 
 
-def _take(sock: socket.socket, poller: select.poll, running: dict[int, tuple[int, socket.socket]]) -> bool:
+def _take(
+    sock: socket.socket,
+    poller: select.poll,
+    running: dict[int, tuple[int, socket.socket]],
+    *,
+    mounts_allowed: bool,
+) -> bool:
     """Start the task that has come; False when the supervisor has gone."""
     try:
         data, fds = protocol.receive(sock, 1 << 18)
@@ -150,7 +156,7 @@ def _take(sock: socket.socket, poller: select.poll, running: dict[int, tuple[int
         return True
     pid = os.fork()
     if pid == 0:
-        _run(client, function, message, fds, sock)
+        _run(client, function, message, fds, sock, mounts_allowed=mounts_allowed)
     for fd in fds:
         os.close(fd)
     pidfd = os.pidfd_open(pid)
@@ -160,14 +166,23 @@ def _take(sock: socket.socket, poller: select.poll, running: dict[int, tuple[int
     return True
 
 
-def _run(client: socket.socket, function: Any, message: dict[str, Any], fds: list[int], sock: socket.socket) -> None:
+def _run(
+    client: socket.socket,
+    function: Any,
+    message: dict[str, Any],
+    fds: list[int],
+    sock: socket.socket,
+    *,
+    mounts_allowed: bool,
+) -> None:
     """Body of a task's child. Never returns."""
     try:
         sock.close()
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         _keep_only({client.fileno(), *fds})
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        mounts.make_private("/")
+        if mounts_allowed:
+            syscalls.unshare(syscalls.CLONE_NEWNS)
+            mounts.make_private("/")
         os.umask(0o022)
         arguments = dict(message.get("args") or {})
         if fds:

@@ -72,7 +72,7 @@ def fake(*, root: bool = True, user: bool = True, without: tuple[str, ...] = ())
     names = ["root privileges", "user namespace", "id ranges", "mount", "overlay", "proc mount", "mknod", "seccomp"]
     names += [f"{kind} namespace" for kind in ("pid", "network", "ipc", "uts", "cgroup")]
     names += [f"cgroup {kind}" for kind in ("memory", "cpu", "cpuacct", "pids", "freezer", "devices")]
-    names += ["libseccomp", "local store"]
+    names += ["libseccomp", "local store", "ptrace"]
     missing = {*without, *(() if root else ("root privileges",)), *(() if user else ("user namespace",))}
     return [
         Capability(name, ok=name not in missing, errno=1, cause=f"no {name}", remedy=f"get {name}", needed_for="tests")
@@ -121,9 +121,10 @@ def test_a_driver_that_cannot_work_says_why(machine) -> None:  # type: ignore[no
     assert "no root privileges" in (caught.value.details or "")
     assert caught.value.resolution == "get root privileges"
     with pytest.raises(DriverError, match="no driver works"):
-        machine(root=False, user=False)
-    with pytest.raises(DriverError, match="not available in this release"):
-        machine("proot")
+        machine(root=False, user=False, without=("ptrace",))
+    with pytest.raises(DriverError, match="proot does not work here"):
+        machine("proot", without=("ptrace",))
+    assert machine(root=False, user=False).name == "proot"
     with pytest.raises(UsageError, match="unknown driver"):
         machine("docker")
 

@@ -1,0 +1,93 @@
+"""Build steps on machines without overlay: over a copy of the image's files, whose changes become the layer.
+
+The same steps as `buildlayers`, with its parts replaced: the root of a RUN is a copy, written down before and compared
+after; files are placed over a tree of hard links. Used by the driver proot, and by the others where overlay is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .buildlayers import LayerMaker
+from .runtime import prootprogram
+from .runtime.proot import mount_points
+
+if TYPE_CHECKING:
+    from .images import Images
+    from .runtime.client import Runtime
+    from .runtime.driver import Driver
+    from .store.blobs import Blobs
+    from .store.layout import Layout
+
+
+def layer_maker(layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images) -> LayerMaker:
+    """The maker of layers for this machine."""
+    kind = CopyLayerMaker if driver.overlay == "copy" else LayerMaker
+    return kind(layout, blobs, runtime, driver, images)
+
+
+class CopyLayerMaker(LayerMaker):
+    """Makes layers without any mount."""
+
+    def _task(self, call: str, *, fds: Sequence[int] = (), **args: Any) -> Any:
+        if call.endswith(":scan"):
+            base = Path(args["base"])
+            try:
+                return super()._task(call, fds=fds, **{**args, "lowers": [self._link(args["lowers"], base / "tree")]})
+            finally:
+                self._clear(base)
+        if call == "labkernel.oci.steps:make_layer":
+            base, plan = Path(args["base"]), Path(args["plan"])
+            self._link(args["lowers"], base / "tree")
+            operations = json.loads(plan.read_text())
+            plan.write_text(json.dumps([self._flattened(base, *item) for item in enumerate(operations)]))
+            call = "labkernel.oci.copied:make_layer"
+        return super()._task(call, fds=fds, **args)
+
+    def _link(self, lowers: Sequence[str], target: Path) -> str:
+        """The merged files of the layers as hard links at `target`."""
+        path = str(target)
+        self._runtime.task("labkernel.runtime.copies:flatten", lowers=list(lowers), target=path, link=True)
+        return path
+
+    def _flattened(self, base: Path, number: int, operation: dict[str, Any]) -> dict[str, Any]:
+        """Another image's files, which a COPY --from names by its layers, as one directory."""
+        if not isinstance(operation.get("from"), list) or len(operation["from"]) < 2:
+            return operation
+        return {**operation, "from": [self._link(operation["from"], base / f"source{number}")]}
+
+    def _need_overlay(self) -> None:
+        pass
+
+    def _new_upper(self, directory: Path, lowers: Sequence[str]) -> Path:
+        target = str(directory / "rootfs")
+        self._runtime.task("labkernel.runtime.copies:flatten", lowers=list(lowers), target=target)
+        return directory / "upper"
+
+    def _rootfs(self, directory: Path, lowers: Sequence[str], upper: Path) -> dict[str, Any]:
+        return {"kind": "dir", "path": str(directory / "rootfs")}
+
+    def _spec(self, id: str, directory: Path, *values: Any, **more: Any) -> dict[str, Any]:
+        spec = super()._spec(id, directory, *values, **more)
+        if self._driver.name == "proot":
+            prootprogram.adapt(spec, self._layout.root)
+        self._runtime.task(
+            "labkernel.oci.copied:snapshot",
+            tree=str(directory / "rootfs"),
+            points=mount_points(spec, str(directory)),
+            out=str(directory / "before"),
+        )
+        return spec
+
+    def _carry_out(self, id: str, on_output: Callable[[bytes], None]) -> None:
+        super()._carry_out(id, on_output)
+        directory = self._layout.container_dir(id)
+        self._runtime.task(
+            "labkernel.oci.copied:collect",
+            tree=str(directory / "rootfs"),
+            before=str(directory / "before"),
+            upper=str(directory / "upper"),
+        )
