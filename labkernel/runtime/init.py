@@ -69,7 +69,8 @@ def reset_signals() -> None:
     signal.set_wakeup_fd(-1)
     if _files_soft is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_files_soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    enders = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, *enders):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
