@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buildcache import BuildCache
-from .buildlayers import LayerMaker, RunEnded
+from .builddebug import forget_failure, remember_failure
+from .buildgraph import carry_out, needed_stages
+from .buildlayers import RunEnded, Running
+from .buildmounts import cache_mounts, prune_cache_mounts
 from .buildresult import BuildResult, BuildStep
 from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
 from .dockerfile.graph import global_scope, stage_dependencies, verify
@@ -149,6 +152,7 @@ class _Build:
         tags: Sequence[str],
         no_cache: bool,
         labels: Mapping[str, str],
+        forget_failure(self.db)
         network: str,
         files: Mapping[str, bytes] | None,
         ignore: str | None,
@@ -304,8 +308,9 @@ class _Build:
         try:
             outcome = builder.carry_out(instruction, output)
         except BaseException as err:
-            step.status, step.output, step.duration_s = "failed", b"", time.monotonic() - began
-            self._on_step(step)
+            if isinstance(err, Exception):
+                remember_failure(self._builds.db, builder.state, step)
+            self._failed(step, began)
             raise self._located(err, place, b"".join(tail), instruction) from err
         step.status, step.output = "cached" if outcome.cached else "done", b""
         step.duration_s = time.monotonic() - began

@@ -19,6 +19,7 @@ SERVICES = {
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
     *("copylayers", "prootsetup"),
+    *("builddebug", "layerview"),
     *("events", "containerfiles", "copying", "changing"),
     *("pulls", "pushes", "logins", "registries"),
 }

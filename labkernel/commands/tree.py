@@ -36,6 +36,7 @@ ENTRIES = {
     "commit": Entry("container:commit", "Create a new image from a container's changes", _REST),
     "cp": Entry("container:cp", "Copy files/folders between a container and the local filesystem", _REST),
     "create": Entry("run:create", "Create a new container", _REST),
+    "debug": Entry("debug:debug", "Look around where the last build failed", _LAB),
     "diff": Entry("container:diff", "Inspect changes on a container's filesystem", _REST),
     "events": Entry("system:events", "Get events of the store", _REST),
     "export": Entry("container:export", "Export a container's filesystem as a tar archive", _REST),
