@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .buildcache import BuildCache
 from .builddebug import forget_failure, remember_failure
-from .buildgraph import carry_out, needed_stages
-from .buildlayers import RunEnded, Running
-from .buildmounts import cache_mounts, prune_cache_mounts
+from .buildlayers import LayerMaker, RunEnded
 from .buildresult import BuildResult, BuildStep
 from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
 from .dockerfile.graph import global_scope, stage_dependencies, verify
@@ -103,6 +101,7 @@ class Builds:
         if network not in ("default", "none", "host"):
             raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
         program = verify(dockerfile)
+        forget_failure(self.db)
         with self.images.adding():
             work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None))
             return work.carry_out(
@@ -152,7 +151,6 @@ class _Build:
         tags: Sequence[str],
         no_cache: bool,
         labels: Mapping[str, str],
-        forget_failure(self.db)
         network: str,
         files: Mapping[str, bytes] | None,
         ignore: str | None,
@@ -310,7 +308,8 @@ class _Build:
         except BaseException as err:
             if isinstance(err, Exception):
                 remember_failure(self._builds.db, builder.state, step)
-            self._failed(step, began)
+            step.status, step.output, step.duration_s = "failed", b"", time.monotonic() - began
+            self._on_step(step)
             raise self._located(err, place, b"".join(tail), instruction) from err
         step.status, step.output = "cached" if outcome.cached else "done", b""
         step.duration_s = time.monotonic() - began
