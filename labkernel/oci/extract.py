@@ -14,6 +14,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import LayerError
@@ -62,6 +63,7 @@ class Extractor:
         self._opaque: list[bytes] = []
         self._times: dict[bytes, int] = {}
         self._explicit: set[bytes] = set()
+        self._closed: dict[bytes, int] = {}  # modes without privileges wait until all lies in the directory
         self.warnings: list[str] = []
         self.size_bytes = 0
         self.undescribed: list[bytes] = []
@@ -155,6 +157,12 @@ class Extractor:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
         try:
             self._attributes(fd, member, uid, gid)
+            mode = stat.S_IMODE(os.fstat(fd).st_mode)
+            if mode & 0o700 != 0o700 and os.geteuid() != 0:
+                os.fchmod(fd, mode | 0o700)  # what lies in it is still to come
+                self._closed[path] = mode
+            else:
+                self._closed.pop(path, None)
         finally:
             os.close(fd)
         self._times[path] = _mtime_ns(member)
@@ -284,6 +292,11 @@ class Extractor:
         self._root.forget()
         for path in sorted(self._times, reverse=True):
             self._set_directory_time(path, self._times[path])
+        for path in sorted(self._closed, reverse=True):
+            with suppress(FileNotFoundError, NotADirectoryError):  # replaced by a later member
+                fd = self._root.open_directory(path)
+                os.fchmod(fd, self._closed[path])
+                os.close(fd)
         self._root.forget()
 
     def _set_opaque(self, path: bytes) -> None:

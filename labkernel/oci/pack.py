@@ -130,7 +130,7 @@ class Packer:
                 self._write(path, b"1", status, linkname=first)
                 return
         if stat.S_ISREG(mode):
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=dir_fd)
+            fd = _open_own(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd)
             try:
                 self._header(fd, path, os.fstat(fd))
             finally:
@@ -246,13 +246,27 @@ def _merge(fds: Sequence[int]) -> dict[bytes, tuple[int, os.stat_result]]:
 def _open_directory(fd: int, name: bytes) -> int | None:
     """A descriptor; -1 when the name is not there; None when it is something else."""
     try:
-        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        return _open_own(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, fd)
     except FileNotFoundError:
         return -1
     except OSError as err:
         if err.errno in (errno.ENOTDIR, errno.ELOOP):
             return None
         raise
+
+
+def _open_own(name: bytes, flags: int, dir_fd: int) -> int:
+    """Open; without privileges (driver proot) also what its mode closes to its owner, which it has again afterwards."""
+    try:
+        return os.open(name, flags, dir_fd=dir_fd)
+    except PermissionError:
+        mode = stat.S_IMODE(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
+        os.chmod(name, mode | 0o500, dir_fd=dir_fd)
+        try:
+            return os.open(name, flags, dir_fd=dir_fd)
+        finally:
+            if not flags & os.O_DIRECTORY:  # what lies in a directory is opened by name
+                os.chmod(name, mode, dir_fd=dir_fd)
 
 
 def _recorded(fd: int) -> ownership.Recorded | None:

@@ -196,6 +196,8 @@ def remove_tree(dir_fd: int, name: bytes) -> None:
         os.chmod(name, 0o700, dir_fd=dir_fd)
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
+        if os.fstat(fd).st_mode & 0o300 != 0o300:
+            os.fchmod(fd, 0o700)  # without privileges its mode binds its owner, too
         for entry in os.listdir(fd):
             remove_tree(fd, os.fsencode(entry))
     finally:

@@ -72,6 +72,8 @@ def _remove_all(path: str) -> str | None:
     def clear(folder_fd: int, where: str) -> None:
         with os.scandir(folder_fd) as entries:
             names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+        if names and os.fstat(folder_fd).st_mode & 0o300 != 0o300:
+            os.fchmod(folder_fd, 0o700)  # without privileges (driver proot) its mode binds its owner, too
         for name, is_folder in names:
             try:
                 if is_folder:
