@@ -235,6 +235,23 @@ def ensure_in_root(root_fd: int, path: str, *, directory: bool, created: list[st
     return open_in_root(root_fd, path)
 
 
+def open_read_only(path: str) -> int | None:
+    """A descriptor of the file `path` on a read-only mount of its own, None where that is not allowed.
+
+    A process that is executed from `/proc/self/fd/N` of it has that mount behind its `/proc/PID/exe`: a container whose
+    command is `/proc/self/exe` then cannot open the engine's interpreter for writing (CVE-2019-5736)."""
+    try:
+        fd = syscalls.open_tree(os.path.realpath(path))
+    except OSError:
+        return None
+    try:
+        syscalls.mount_setattr(fd, "", syscalls.AT_EMPTY_PATH, attr_set=syscalls.MOUNT_ATTR_RDONLY)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
 def is_directory(fd: int) -> bool:
     """Whether an O_PATH descriptor names a directory."""
     return stat.S_ISDIR(os.fstat(fd).st_mode)

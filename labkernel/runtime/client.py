@@ -239,6 +239,8 @@ class Runtime:
             os.close(lock)
 
     def _spawn(self) -> None:
+        from ..linux import mounts
+
         if self.driver not in ("root", "rootless", "proot"):
             raise DriverError(
                 f"the driver {self.driver!r} is not available yet",
@@ -248,13 +250,15 @@ class Runtime:
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         env.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         read, write = os.pipe2(os.O_CLOEXEC)
+        held = mounts.open_read_only(sys.executable) if self.driver == "root" else None
+        program = sys.executable if held is None else f"/proc/self/fd/{held}"
         try:
             actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, write, 1)]
-            pid = os.posix_spawn(
-                sys.executable, argv, env, file_actions=actions, setsigmask=(), setsigdef=[signals.SIGCHLD]
-            )
+            pid = os.posix_spawn(program, argv, env, file_actions=actions, setsigmask=(), setsigdef=[signals.SIGCHLD])
         finally:
             os.close(write)
+            if held is not None:
+                os.close(held)
         with os.fdopen(read, "rb") as answers:
             line = answers.readline()
         os.waitpid(pid, 0)
@@ -392,6 +396,12 @@ class Runtime:
     def remove(self, id: str, *, force: bool = False) -> None:
         """Delete the container's directory, inside the driver's namespaces; `force` kills first."""
         self._call("remove", id=id, force=force)
+
+    def update(self, id: str, resources: Sequence[dict[str, Any]], restart: dict[str, Any] | None) -> list[str]:
+        """Write limits (runtime-spec `linux.resources`, one after the other) of a running container, and give it another
+        restart policy. Returns what is not enforced. Raises RuntimeFailure when the kernel refuses."""
+        answer = self._call("update", id=id, resources=list(resources), restart=restart)
+        return [str(line) for line in answer["warnings"]]
 
     def states(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """state.json of the given (or all) containers, those that run as they are now; unknown ids are left out."""

@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any
 
+from ..linux import mounts
 from . import protocol
 from .leaving import leave
 from .loop import Connection
@@ -111,7 +112,9 @@ def succeed(context: Any, plan: dict[str, Any]) -> None:
     for fd in fds:
         fcntl.fcntl(fd, fcntl.F_SETFD, 0)
     try:
-        os.execv(argv[0], [*argv, str(memory), plan["settings"]["root"]])
+        held = mounts.open_read_only(argv[0]) if plan["settings"]["driver"] == "root" else None
+        program = argv[0] if held is None else f"/proc/self/fd/{held}"
+        os.execv(program, [*argv, str(memory), plan["settings"]["root"]])
     except OSError as err:
         sys.stderr.write(f"the new version cannot be started, the old one goes on: {argv[0]}: {err.strerror}\n")
         sys.stderr.flush()
