@@ -29,11 +29,15 @@ def execute(name: str, out: Path, *, timeout_s: float) -> nbformat.NotebookNode:
     started = time.monotonic()
     # A folder of its own: the notebook writes files, and its folder is the context of its builds.
     (work := out / "work").mkdir(exist_ok=True)
-    client = NotebookClient(notebook, timeout=timeout_s, resources={"metadata": {"path": str(work)}})
+    # The pictures stay as images; a saved widget state would only reopen as widgets without a kernel.
+    resources = {"metadata": {"path": str(work)}}
+    client = NotebookClient(notebook, timeout=timeout_s, resources=resources, store_widget_state=False)
     try:
         client.execute()
     finally:
-        body, _ = HTMLExporter().from_notebook_node(notebook)
+        # Without these the page would fetch scripts from elsewhere; it shows text, tables and pictures only.
+        page = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", widget_renderer_url="")
+        body, _ = page.from_notebook_node(notebook)
         (out / f"{name}.html").write_text(body)
         nbformat.write(notebook, out / f"{name}.ipynb")
     print(f"{name}: {time.monotonic() - started:.1f} s, written to {out / name}.html")
