@@ -125,6 +125,9 @@ def _prepare(settings: dict[str, Any]) -> None:
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     if "network" in profile["namespaces"]:
         netlink.loopback_up()
+    if profile.get("bounding") is not None:
+        # What it may do now it may do until the exec: the bounding set only limits what an exec can give.
+        capabilities.drop_bounding(capabilities.mask(profile["bounding"]))
     paths = cgroup.paths if cgroup is not None else {}
     rootfs.prepare(settings["stage"], cgroup_paths=paths, profile=profile, single_id=settings["single_id"])
 
@@ -145,7 +148,7 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     master = _attach_stdio(process, fds)
     notes["warnings"] = set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
-    execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)))
+    execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
 
 
 def _send_notes(sock: socket.socket, notes: dict[str, Any], master: int | None) -> None:
@@ -238,7 +241,13 @@ def _limit_value(value: int) -> int:
 
 
 def execute(
-    sock: socket.socket, process: dict[str, Any], own: dict[str, Any], program: bytes | None, *, cwd_create: bool
+    sock: socket.socket,
+    process: dict[str, Any],
+    own: dict[str, Any],
+    program: bytes | None,
+    *,
+    cwd_create: bool,
+    bounded: bool = False,
 ) -> None:
     """From inside the root: identity, working directory, privileges, exec. Reports failure on `sock`, never returns."""
     env = list(process.get("env") or [])
@@ -251,7 +260,7 @@ def execute(
         syscalls.join_session_keyring()
     except OSError:
         pass  # no keys in this kernel, or forbidden by an outer filter
-    set_privileges(process, user, program)
+    set_privileges(process, user, program, bounded=bounded)
     # Identity changes make a process dumpable again (man 2 prctl).
     prctl(PR_SET_DUMPABLE, 0)
     os.umask(0o022)
@@ -289,13 +298,15 @@ def _change_directory(path: str, *, create: bool) -> None:
         raise SetupError("the working directory lies outside of the container")
 
 
-def set_privileges(process: dict[str, Any], user: accounts.User, program: bytes | None) -> None:
-    """Bounding set, filter, ids, capabilities, in the order runc uses.
+def set_privileges(
+    process: dict[str, Any], user: accounts.User, program: bytes | None, *, bounded: bool = False
+) -> None:
+    """Bounding set (unless `bounded` already), filter, ids, capabilities, in the order runc uses.
 
     Without no_new_privs a filter needs CAP_SYS_ADMIN, so it comes before the ids change; with it, last.
     """
     sets = process.get("capabilities")
-    if sets is not None:
+    if sets is not None and not bounded:
         capabilities.drop_bounding(capabilities.mask(sets.get("bounding") or []))
     locked = bool(process.get("noNewPrivileges"))
     if locked:

@@ -19,9 +19,10 @@ STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
 
 
 class Warm:
-    """A child that waits: `sock` takes the request and tells of the exec, `cgroup` is its own group or None."""
+    """A child that waits: `sock` takes the request and tells of the exec, `cgroup` is its own group or None, `started`
+    its start time in ticks once somebody has looked."""
 
-    __slots__ = ("cgroup", "pid", "pidfd", "profile", "sock")
+    __slots__ = ("cgroup", "pid", "pidfd", "profile", "sock", "started")
 
     def __init__(self, pid: int, pidfd: int, sock: socket.socket, cgroup: Cgroup | None, profile: dict[str, Any]):
         self.pid = pid
@@ -29,6 +30,7 @@ class Warm:
         self.sock = sock
         self.cgroup = cgroup
         self.profile = profile
+        self.started = 0
 
 
 def profile_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def profile_of(config: dict[str, Any]) -> dict[str, Any]:
         "masked": linux.get("maskedPaths") or [],
         "readonly": linux.get("readonlyPaths") or [],
         "cgroup_parent": (config.get("labkernel") or {}).get("cgroup_parent") or "",
+        "bounding": (config["process"].get("capabilities") or {}).get("bounding"),
         "proot": "proot" in (config.get("labkernel") or {}),
     }
 

@@ -204,7 +204,7 @@ class Supervisor:
         state.update(
             status="created",
             pid=warm.pid,
-            pid_start=instances.process_start(warm.pid),
+            pid_start=warm.started or instances.process_start(warm.pid),
             exit_code=0,
             oom_killed=False,
             error="",
@@ -389,17 +389,24 @@ class Supervisor:
         if not inst.auto_remove:
             # Before anybody is told: a build takes the upper directory as its layer.
             inst.clean_mount_points()
-        inst.try_save()
+            inst.try_save()
         if state["oom_killed"]:
             self.events.add("oom", inst.id)
         lasted = str(max(0, int(state["finished_at"] - (state["started_at"] or state["finished_at"]))))
         self.events.add("die", inst.id, exitCode=str(code), execDuration=lasted)
+        # One that removes itself has no record worth a write: until its answer is out its zombie keeps the exit code.
+        if not inst.auto_remove:
+            self._let_go(pid, own_child=own_child)
+        self._conclude(inst)
+        if inst.auto_remove:
+            self._let_go(pid, own_child=own_child)
+
+    def _let_go(self, pid: int, *, own_child: bool) -> None:
         if own_child:
             os.waitpid(pid, 0)
         else:
             self.context.exits.pop(pid, None)
             self.tell_keeper({"forget": pid})
-        self._conclude(inst)
 
     def _conclude(self, inst: Instance) -> None:
         """Answer everybody who waits, then put removal and tidying off."""
@@ -542,6 +549,8 @@ class Supervisor:
             more = self.pool.refill()
         except OSError:
             return  # no room for spare children; the next start says why if it cannot have one either
+        for warm in self.pool.waiting:
+            warm.started = warm.started or instances.process_start(warm.pid)
         if more:
             self._refill_soon()
 
