@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from .store.catalog import LayerInfo
 from .store.database import Database
 
 SELECTION = "the selected files"  # the whole of what COPY takes, beside the entries for single files
+_MAX_COMPARED, _COMPARED = 50, 400  # steps, and characters of each, that a changed one is looked for among
 _RACY_NS = 100_000_000  # a file this young may change again within one tick of the clock
 
 
@@ -45,6 +46,8 @@ class BuildCache:
         self._db = db
         self._blobs = blobs
         self._used: list[str] = []
+        self.used: list[str] = []
+        """Keys of the steps that were found or stored, in order."""
 
     def find(self, key: str) -> CachedStep | None:
         """The step of this key, None when it is not known."""
@@ -58,11 +61,13 @@ class BuildCache:
                 return None
         record = json.loads(row["config"])
         self._used.append(key)
+        self.used.append(key)
         return CachedStep(layer, record["created"], record)
 
     def store(self, key: str, layer: LayerInfo | None, record: Mapping[str, Any]) -> None:
         """Remember a finished step. `record` holds at least `created`; `place` and `inputs` serve `why`."""
         now = time.time()
+        self.used.append(key)
         columns = tuple(layer) if layer else (None, None, None, 0)
         with self._db.transaction() as tx:
             tx.execute(
@@ -87,7 +92,9 @@ class BuildCache:
         records = [json.loads(row[0]) for row in rows]
         same = next((record for record in records if record.get("text") == text), None)
         if same is None:
-            return f"instruction changed: it was {_short(records[0]['text'])}" if records else "not built before"
+            # Others build on the same base: only what resembles this step can be what it was before.
+            near = _nearest(text, [str(record.get("text")) for record in records[:_MAX_COMPARED]])
+            return f"instruction changed: it was {_short(near)}" if near else "not built before"
         name = text.split(" ", 1)[0]
         before: dict[str, str] = same.get("inputs") or {}
         changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
@@ -105,6 +112,13 @@ class BuildCache:
                 (keep,),
             )
             return int(done.rowcount)
+
+
+def _nearest(text: str, texts: Sequence[str]) -> str | None:
+    from difflib import get_close_matches
+
+    near = get_close_matches(text[:_COMPARED], [other[:_COMPARED] for other in texts], 1, 0.6)
+    return near[0] if near else None
 
 
 def _short(text: str) -> str:

@@ -7,13 +7,14 @@ import os
 import posixpath
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .buildcache import ContextDigests
 from .dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
-from .dockerfile.instructions import Add, Copy
+from .dockerfile.instructions import Add, Copy, Run
 from .errors import BuildError, UsageError
 from .oci.rootfd import Root
 from .oci.selection import select
@@ -32,6 +33,7 @@ class Context:
         self._db = db
         self._ignore_text = ignore
         self._made: str | None = None
+        self._lock = threading.Lock()
         if files:
             directory = self._with_files(directory, files)
         self.directory = directory
@@ -55,8 +57,15 @@ class Context:
         """The open directory, for a task that copies from it; empty when nothing has been selected."""
         return [self._root.fd] if self._root is not None else []
 
-    def select(self, step: Copy | Add, sources: Sequence[str], exclude: IgnoreMatcher | None) -> list[dict[str, Any]]:
-        """What `step` takes (see `oci.selection.select`). Raises BuildError in docker's words."""
+    def select(
+        self,
+        step: Copy | Add | Run,
+        sources: Sequence[str],
+        exclude: IgnoreMatcher | None,
+        *,
+        parents: bool = False,
+    ) -> list[dict[str, Any]]:
+        """What `step` takes (see `oci.selection.select`). Raises BuildError in docker's words. Thread-safe."""
         if self.directory is None:
             raise BuildError(
                 f"{step.name} failed: this build has no context to take {sources[0]} from",
@@ -68,9 +77,12 @@ class Context:
                     f"{step.name} failed: forbidden path outside the build context: {source}",
                     resolution="move the file into the context, or choose a context above it",
                 )
-        root = self._open()
         try:
-            return select(root, sources, leave_out=self._ignore, exclude=exclude, digest=self._digests)
+            with self._lock:
+                root = self._open()
+                return select(
+                    root, sources, leave_out=self._ignore, exclude=exclude, parents=parents, digest=self._digests
+                )
         except FileNotFoundError as err:
             raise self._missing(step, str(err.filename)) from None
         except OSError as err:
@@ -94,7 +106,7 @@ class Context:
             self._digests = ContextDigests(self._db, str(self.directory))
         return self._root
 
-    def _missing(self, step: Copy | Add, name: str) -> BuildError:
+    def _missing(self, step: Copy | Add | Run, name: str) -> BuildError:
         ignored = self._ignore is not None and self._ignore.ignores(name.strip("/"))
         where = posixpath.dirname(name.strip("/"))
         try:

@@ -11,8 +11,10 @@ import json
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from .runtime.driver import cgroup_parent
 from .runtime.spec import finalize_spec
 from .store.blobs import temporary_directory
 from .store.catalog import LayerInfo
+from .store.locks import OWNED_MARK
 
 if TYPE_CHECKING:
     from .images import Images
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
     from .store.layout import Layout
 
 Output = Callable[[bytes], None]
+# (the container's directory, what ends with the step) -> (operations, runtime-spec mounts, environment)
+Attach = Callable[[Path, ExitStack], tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]]
 
 
 class RunEnded(Exception):
@@ -43,6 +48,64 @@ class RunEnded(Exception):
         self.status = status
         self.error = error
         self.oom_killed = oom_killed
+
+
+class Running:
+    """The containers that the steps of one build run in, so that the build can be stopped from another thread."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._lock = threading.Lock()
+        self._ids: set[str] = set()
+        self._stopped = False
+
+    def stopped(self) -> bool:
+        return self._stopped
+
+    @contextmanager
+    def holding(self, id: str) -> Iterator[None]:
+        """While the container `id` may run. Raises RunEnded when the build is stopped already."""
+        with self._lock:
+            if self._stopped:
+                raise RunEnded(137, "the build was stopped")
+            self._ids.add(id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ids.discard(id)
+
+    def stop(self) -> None:
+        """End what runs, and let nothing start."""
+        with self._lock:
+            self._stopped = True
+            ids = list(self._ids)
+        for id in ids:
+            with suppress(LabkernelError):
+                self._runtime.kill(id)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What a RUN may do. `insecure` is all capabilities, no system call filter, no masked paths."""
+
+    network: str = "default"
+    insecure: bool = False
+    extra_hosts: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    host_masks: tuple[str, ...] = ()
+    host_mounts: tuple[dict[str, Any], ...] = field(default=())
+
+    def settings(self) -> dict[str, Any]:
+        """As settings of a container."""
+        found: dict[str, Any] = {"network_mode": self.network, "hostname": "labkernel-build"}
+        if self.insecure:
+            found |= {"cap_add": ["ALL"], "security_opt": ["seccomp=unconfined", "systempaths=unconfined"]}
+        if self.extra_hosts:
+            found["extra_hosts"] = list(self.extra_hosts)
+        if self.memory_bytes:
+            found["mem_limit"] = found["memswap_limit"] = self.memory_bytes
+        return found
 
 
 class LayerMaker:
@@ -98,12 +161,26 @@ class LayerMaker:
             finally:
                 self._clear(base)
 
-    def scan(self, layers: Sequence[LayerInfo], patterns: Sequence[str]) -> list[dict[str, Any]]:
+    def scan(
+        self,
+        layers: Sequence[LayerInfo],
+        patterns: Sequence[str],
+        *,
+        exclude: Sequence[str] = (),
+        parents: bool = False,
+    ) -> list[dict[str, Any]]:
         """What COPY --from would take from the merged file system of `layers`. Raises FileNotFoundError."""
         self._need_overlay()
         lowers = self.directories(layers)
         with temporary_directory(self._layout, "scan") as base:
-            found = self._task("labkernel.oci.steps:scan", base=str(base), lowers=lowers, patterns=list(patterns))
+            found = self._task(
+                "labkernel.buildscan:scan",
+                base=str(base),
+                lowers=lowers,
+                patterns=list(patterns),
+                exclude=list(exclude),
+                parents=parents,
+            )
             if found.get("missing") is not None:
                 raise FileNotFoundError(2, "no such file or directory", found["missing"])
             sources: list[dict[str, Any]] = found["sources"]
@@ -116,45 +193,34 @@ class LayerMaker:
         argv: Sequence[str],
         config: Mapping[str, Any],
         environment: Sequence[str],
-        network: str,
+        sandbox: Sandbox,
         files: Mapping[str, bytes],
-        hidden: Sequence[str],
-        mounts: Sequence[dict[str, Any]],
+        attach: Attach | None,
+        fds: Sequence[int],
+        running: Running,
         on_output: Output,
         clamp_s: int | None = None,
     ) -> tuple[LayerInfo, int]:
         """Run `argv` over `layers` in a container of its own and keep what it changed: (layer, bytes of its files).
 
-        `files` (absolute path -> content) are there, executable, while it runs and not afterwards. No file is younger
-        than `clamp_s` in the layer. Raises RunEnded.
+        `files` (absolute path -> content) are there, executable, while it runs and not afterwards; so is what `attach`
+        brings, which may copy from the directories `fds`. No file is younger than `clamp_s` in the layer. Raises
+        RunEnded.
         """
         self._need_overlay()
         lowers = self.directories(layers)
-        with self._container_directory() as (id, directory):
+        with self._container_directory() as (id, directory), ExitStack() as stack:
             upper = self._new_upper(directory, lowers)
-            bound = [*mounts, *_bind_files(directory, files)]
-            spec = finalize_spec(
-                id=id,
-                command=argv,
-                image_config={key: config[key] for key in ("Env", "User", "WorkingDir") if config.get(key)},
-                settings={
-                    "entrypoint": [],
-                    "environment": list(environment),
-                    "network_mode": network,
-                    "hostname": "labkernel-build",
-                },
-                rootfs=self._rootfs(directory, lowers, upper),
-                directory=str(directory),
-                mounts=bound,
-                single_id=self._driver.single_id,
-                limits=self._driver.cgroup_version != 0,
-                devices=self._driver.name == "root" and self._driver.cgroups.get("devices") == "kernel",
-                seccomp_program=self._programs.find({}, []),
-                cgroup_parent=cgroup_parent(self._layout),
-                hidden=hidden,
-            )
-            (directory / "config.json").write_text(json.dumps(spec))
-            self._carry_out(id, on_output)
+            mounts = [*sandbox.host_mounts, *_bind_files(directory, files)]
+            if attach is not None:
+                operations, more, variables = attach(directory, stack)
+                mounts += more
+                environment = [*environment, *variables]
+                self._prepare_mounts(directory, operations, fds)
+            spec = self._spec(id, directory, lowers, upper, argv, config, environment, sandbox, mounts)
+            _write_private(directory / "config.json", json.dumps(spec))
+            with running.holding(id):
+                self._carry_out(id, on_output)
             done = self._task(
                 "labkernel.oci.layer:diff_layer",
                 upper=str(upper),
@@ -166,6 +232,42 @@ class LayerMaker:
             return self._adopt(directory / "blob", done)
 
     # -- parts -------------------------------------------------------------------------------------------------
+
+    def _spec(
+        self,
+        id: str,
+        directory: Path,
+        lowers: Sequence[str],
+        upper: Path,
+        argv: Sequence[str],
+        config: Mapping[str, Any],
+        environment: Sequence[str],
+        sandbox: Sandbox,
+        mounts: Sequence[dict[str, Any]],
+    ) -> dict[str, Any]:
+        settings = sandbox.settings()
+        return finalize_spec(
+            id=id,
+            command=argv,
+            image_config={key: config[key] for key in ("Env", "User", "WorkingDir") if config.get(key)},
+            settings={"entrypoint": [], "environment": list(environment), **settings},
+            rootfs=self._rootfs(directory, lowers, upper),
+            directory=str(directory),
+            mounts=mounts,
+            single_id=self._driver.single_id,
+            limits=self._driver.cgroup_version != 0,
+            devices=self._driver.name == "root" and self._driver.cgroups.get("devices") == "kernel",
+            seccomp_program=self._programs.find(settings, []),
+            cgroup_parent=cgroup_parent(self._layout),
+            hidden=sandbox.host_masks,
+        )
+
+    def _prepare_mounts(self, directory: Path, operations: Sequence[dict[str, Any]], fds: Sequence[int]) -> None:
+        if operations:
+            base = directory / "mounts"
+            base.mkdir(mode=0o700)
+            plan = self._plan(base, operations)
+            self._task("labkernel.oci.mountfiles:prepare", fds=fds, base=str(base), plan=plan)
 
     def _carry_out(self, id: str, on_output: Output) -> None:
         try:
@@ -216,6 +318,8 @@ class LayerMaker:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Under the lock: a directory with the mark and without the lock has lost its builder.
+            (directory / OWNED_MARK).touch()
             yield id, directory
         finally:
             os.close(lock)
@@ -256,6 +360,12 @@ class LayerMaker:
                 "building needs overlay file systems, which this machine does not mount here",
                 resolution="`labkernel doctor` says why; set LABKERNEL_ROOT to a directory on a local disk",
             )
+
+
+def _write_private(path: Path, text: str) -> None:
+    """For the owner alone: it may hold a secret as an environment variable."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
 
 
 def _bind_files(directory: Path, files: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -11,14 +11,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .buildcache import BuildCache
 from .builddebug import forget_failure, remember_failure
-from .buildlayers import LayerMaker, RunEnded
+from .buildgraph import carry_out, needed_stages
+from .buildlayers import RunEnded, Running
+from .buildmounts import cache_mounts, prune_cache_mounts
 from .buildresult import BuildResult, BuildStep
 from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
+from .buildtransport import export_cache, import_cache
+from .copylayers import layer_maker
 from .dockerfile.graph import global_scope, stage_dependencies, verify
 from .dockerfile.instructions import (
     From,
@@ -29,7 +34,7 @@ from .dockerfile.instructions import (
     find_stage,
     onbuild_instruction,
 )
-from .dockerfile.lint import Surroundings, lint, lint_error
+from .dockerfile.lint import Finding, Surroundings, lint, lint_error
 from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
 from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, UsageError
@@ -37,6 +42,7 @@ from .oci.config import host_architecture, new_document
 
 if TYPE_CHECKING:
     from .containers import Containers
+    from .image import Image
     from .images import Images
     from .runtime.client import Runtime
     from .runtime.driver import Driver
@@ -45,9 +51,48 @@ if TYPE_CHECKING:
     from .store.database import Database
     from .store.layout import Layout
 
+ENTITLEMENTS = ("network.host", "security.insecure")
 OnStep = Callable[[BuildStep], None]
 _KEPT_OUTPUT_BYTES = 16 << 10
 _SHOWN_LINES = 12
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket; `allow`:
+    entitlements; `extra_hosts`: name:address; `cache_from` and `cache_to`: directories; `memory_bytes`: limit of a
+    RUN, 0 for none; `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built."""
+
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    ssh: Mapping[str, str] = field(default_factory=dict)
+    allow: Sequence[str] = ()
+    no_cache_filter: Sequence[str] = ()
+    pull: bool = False
+    extra_hosts: Sequence[str] = ()
+    memory_bytes: int = 0
+    platform: str | None = None
+    cache_from: Sequence[str | Path] = ()
+    cache_to: str | Path | None = None
+
+    def with_fields(self, given: Mapping[str, Any]) -> BuildOptions:
+        known = {item.name for item in fields(self)}
+        wrong = sorted(set(given) - known)
+        if wrong:
+            raise TypeError(f"build() got an unexpected keyword argument {wrong[0]!r}")
+        return replace(self, **given)
+
+    def check(self) -> None:
+        """Raises UsageError for what this machine or this release cannot do."""
+        for name in self.allow:
+            if name not in ENTITLEMENTS:
+                raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {', '.join(ENTITLEMENTS)}")
+        ours = f"linux/{host_architecture()}"
+        for wanted in (self.platform or "").split(",") if self.platform else ():
+            if wanted.split("/")[:2] != ours.split("/") and wanted != host_architecture():
+                raise UsageError(
+                    f"--platform {wanted}: only {ours} can be built on this machine",
+                    resolution="leave --platform out, or build on a machine of that kind",
+                )
 
 
 class Builds:
@@ -67,7 +112,8 @@ class Builds:
         self.blobs = blobs
         self.db = db
         self.images = images
-        self._maker = LayerMaker(layout, blobs, runtime, driver, images)
+        self.runtime = runtime
+        self._maker = layer_maker(layout, blobs, runtime, driver, images)
 
     def build(
         self,
@@ -83,12 +129,15 @@ class Builds:
         files: Mapping[str, bytes] | None = None,
         ignore: str | None = None,
         on_step: OnStep | None = None,
+        options: BuildOptions | None = None,
+        **more: Any,
     ) -> BuildResult:
         """Build the text `dockerfile` and give the image `tags`.
 
         `context` is the directory of COPY and ADD; `files` (name -> content) are added to it; `ignore` is the text of
         a .dockerignore to use instead of the context's. `network`: `default`, `none` or `host`, for RUN. `on_step` is
-        called with each BuildStep as it starts, writes, ends.
+        called with each BuildStep as it starts, writes, ends (from one thread at a time). The fields of `BuildOptions`
+        may be given by name too: `secrets={"token": b"…"}`, `allow=["security.insecure"]`.
 
         Raises DockerfileError (before anything runs), BuildError (lines, `status` of a RUN), DiskFull, NoSuchImage,
         InvalidReference. Nothing is tagged then, and nothing half done stays.
@@ -100,10 +149,14 @@ class Builds:
             reference.parse_tag(name)
         if network not in ("default", "none", "host"):
             raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
+        chosen = (options or BuildOptions()).with_fields(more)
+        chosen.check()
         program = verify(dockerfile)
         forget_failure(self.db)
         with self.images.adding():
-            work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None))
+            for source in chosen.cache_from:
+                import_cache(self.db, self.blobs, Path(source))
+            work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None), chosen)
             return work.carry_out(
                 Path(context) if context is not None else None,
                 tags=tags,
@@ -116,19 +169,46 @@ class Builds:
             )
 
     def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Forget the build cache; {"CachesDeleted": [count as text], "SpaceReclaimed": bytes}."""
+        """Forget the build cache, and the cache mounts that no build uses now.
+
+        Returns {"CachesDeleted": [count of steps as text, "cache mount ID" …], "SpaceReclaimed": bytes}."""
         count = BuildCache(self.db, self.blobs).prune()
         freed = self.images.sweep() if count else 0
-        return {"CachesDeleted": [f"{count} steps"] if count else [], "SpaceReclaimed": freed}
+        mounts, bytes_ = prune_cache_mounts(self.layout, self.runtime)
+        deleted = [f"{count} steps"] if count else []
+        return {
+            "CachesDeleted": [*deleted, *(f"cache mount {name}" for name in mounts)],
+            "SpaceReclaimed": freed + bytes_,
+        }
+
+    def cache_mounts(self) -> list[dict[str, Any]]:
+        """What RUN --mount=type=cache and ADD keep: {"id", "target", "used_at" (seconds since 1970), "path"}."""
+        return cache_mounts(self.layout)
+
+    def check(self, dockerfile: str, *, build_args: Mapping[str, str] | None = None) -> list[Finding]:
+        """The build checks alone (`build --check`). Raises DockerfileError for what could not be built at all."""
+        program = verify(dockerfile)
+        given = dict(build_args or {})
+        wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
+        return lint(program, wanted, Surroundings(build_args=given))
 
 
 class _Build:
     """One build under way."""
 
     def __init__(
-        self, builds: Builds, program: Program, build_args: dict[str, str], target: str | None, on_step: OnStep
+        self,
+        builds: Builds,
+        program: Program,
+        build_args: dict[str, str],
+        target: str | None,
+        on_step: OnStep,
+        options: BuildOptions,
     ) -> None:
         self._builds = builds
+        self._options = options
+        self._running = Running(builds.runtime)
+        self._telling = threading.RLock()
         self._program = program
         self._build_args = build_args
         self._on_step = on_step
@@ -136,7 +216,8 @@ class _Build:
         self._platform = _platform()
         self._scope = global_scope(program, build_args, self._platform)
         self._target = _find_target(program, target)
-        self._order = _needed(stage_dependencies(program, self._scope), self._target.index)
+        self._needs = stage_dependencies(program, self._scope)
+        self._order = needed_stages(self._needs, self._target.index)
         self._total = sum(1 + len(program.stages[index].commands) for index in self._order)
         self._number = 0
         self._states: dict[int, State] = {}
@@ -168,14 +249,21 @@ class _Build:
             network=network,
             epoch_s=int(epoch) if epoch is not None else None,
             escape=self._program.dockerfile.escape,
+            secrets=self._options.secrets,
+            ssh=self._options.ssh,
+            allow=frozenset(self._options.allow),
+            extra_hosts=tuple(self._options.extra_hosts),
+            memory_bytes=self._options.memory_bytes,
         )
         with Context(directory, files, self._builds.db, ignore=ignore) as self._context:
-            for index in self._order:
-                self._states[index] = self._stage(self._program.stages[index])
+            needs = {index: self._needs[index] & set(self._order) for index in self._order}
+            carry_out(self._order, needs, self._make_stage, self._running.stop)
         state = self._states[self._target.index]
         if labels:
             state.config["Labels"] = {**(state.config.get("Labels") or {}), **labels}
         image = self._builds.images.commit_layers(state.document, state.layers, list(tags))
+        if self._options.cache_to:
+            export_cache(self._builds.db, self._builds.blobs, self._cache.used, Path(self._options.cache_to))
         self._cache.touch()
         self._warn_unused()
         return BuildResult(image, self._steps, self._warnings, time.monotonic() - started)
@@ -205,11 +293,16 @@ class _Build:
 
     # -- stages --------------------------------------------------------------------------------------------------
 
+    def _make_stage(self, index: int) -> None:
+        self._states[index] = self._stage(self._program.stages[index])
+
     def _stage(self, stage: Stage) -> State:
         state = self._base(stage)
+        anew = {name.lower() for name in self._options.no_cache_filter}
+        fresh = bool({stage.name or "", str(stage.index)} & anew)
         builder = StageBuilder(
             state,
-            settings=self._settings,
+            settings=replace(self._settings, no_cache=True) if fresh else self._settings,
             cache=self._cache,
             maker=self._builds._maker,
             context=self._context,
@@ -217,9 +310,12 @@ class _Build:
             platform=self._platform | {"TARGETSTAGE": self._target.name or ""},
             source_of=lambda ref: self._source(stage, ref),
             warn=self._warn,
+            layout=self._builds.layout,
+            running=self._running,
         )
         triggers = [onbuild_instruction(text) for text in state.config.pop("OnBuild", None) or ()]
-        self._total += len(triggers)
+        with self._lock:
+            self._total += len(triggers)
         for trigger in triggers:
             self._step(stage, trigger, builder, place=stage.from_)
         for command in stage.commands:
@@ -232,11 +328,10 @@ class _Build:
         try:
             state, known = self._find_base(stage)
         except BaseException as err:
-            step.status, step.duration_s = "failed", time.monotonic() - began
-            self._on_step(step)
+            self._failed(step, began)
             raise self._located(err, stage.from_, b"") from err
         step.status, step.duration_s = "cached" if known else "done", time.monotonic() - began
-        self._on_step(step)
+        self._tell(step)
         return state
 
     def _find_base(self, stage: Stage) -> tuple[State, bool]:
@@ -254,11 +349,25 @@ class _Build:
         elif not name:
             raise DockerfileError(f"base name ({stage.base}) should not be blank")
         else:
-            known = self._builds.images._find(name) is not None
-            state = State.of_image(self._builds.images.resolve(name, notify=self._warn))
+            known = self._builds.images._find(name) is not None and not self._options.pull
+            state = State.of_image(self._image(name))
         if "PATH" not in state.environment:
             state.config["Env"] = [f"PATH={DEFAULT_PATH}", *(state.config.get("Env") or [])]
         return state, known
+
+    def _image(self, name: str) -> Image:
+        """The image of that name; with --pull asked for anew where a registry answers."""
+        images = self._builds.images
+        if self._options.pull:
+            from . import bases
+            from .oci import reference
+
+            wanted = reference.parse(name).with_default_tag()
+            if not bases.is_builtin(wanted) and images.registry_answers(wanted.domain):
+                from .pulls import Pulls
+
+                return Pulls(images).pull(str(wanted), notify=self._warn).image
+        return images.resolve(name, notify=self._warn)
 
     def _check_platform(self, wanted: str, place: From) -> None:
         if wanted and wanted.split("/")[:2] != ["linux", host_architecture()]:
@@ -276,7 +385,7 @@ class _Build:
             return self._states[found.index].layers
         if ref == "scratch":
             return []
-        return self._builds.images.resolve(ref, notify=self._warn).layers
+        return self._image(ref).layers
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -288,8 +397,17 @@ class _Build:
                 self._number, self._total, stage.name or str(stage.index), text, place.line, place.end_line
             )
             self._steps.append(step)
-        self._on_step(step)
+        self._tell(step)
         return step
+
+    def _tell(self, step: BuildStep) -> None:
+        with self._telling:  # stages run side by side; who is told need not know
+            self._on_step(step)
+
+    def _failed(self, step: BuildStep, began: float) -> None:
+        step.status, step.output, step.duration_s = "failed", b"", time.monotonic() - began
+        if not self._running.stopped():  # otherwise it was ended because another one failed
+            self._tell(step)
 
     def _step(self, stage: Stage, instruction: Instruction, builder: StageBuilder, *, place: Instruction) -> None:
         step = self._begin(stage, instruction, place)
@@ -301,21 +419,20 @@ class _Build:
             while len(tail) > 1 and sum(map(len, tail)) - len(tail[0]) > _KEPT_OUTPUT_BYTES:
                 tail.popleft()
             step.status, step.output, step.duration_s = "output", data, time.monotonic() - began
-            self._on_step(step)
+            self._tell(step)
 
         try:
             outcome = builder.carry_out(instruction, output)
         except BaseException as err:
             if isinstance(err, Exception):
                 remember_failure(self._builds.db, builder.state, step)
-            step.status, step.output, step.duration_s = "failed", b"", time.monotonic() - began
-            self._on_step(step)
+            self._failed(step, began)
             raise self._located(err, place, b"".join(tail), instruction) from err
         step.status, step.output = "cached" if outcome.cached else "done", b""
         step.duration_s = time.monotonic() - began
         step.size_bytes, step.why = outcome.size_bytes, outcome.why
         step.layer = outcome.layer.diff_id if outcome.layer else None
-        self._on_step(step)
+        self._tell(step)
 
     def _located(
         self, err: BaseException, place: Instruction, tail: bytes, instruction: Instruction | None = None
@@ -323,6 +440,8 @@ class _Build:
         """The same failure with the lines of the Dockerfile it belongs to."""
         lines = self._program.dockerfile.excerpt(place.line, place.end_line)
         where: dict[str, Any] = {"line": place.line, "end_line": place.end_line}
+        if self._running.stopped() and isinstance(err, RunEnded):
+            return BuildError("the build was stopped")
         if isinstance(err, RunEnded):
             return self._run_failure(err, tail, lines, where, instruction)
         if isinstance(err, DiskFull):
@@ -387,22 +506,6 @@ def _find_target(program: Program, target: str | None) -> Stage:
     return found
 
 
-def _needed(needs: Mapping[int, set[int]], target: int) -> list[int]:
-    """The stages `target` is made of, each after those it needs. The graph has no cycle (`verify`)."""
-    order: list[int] = []
-    stack = [(target, False)]
-    while stack:
-        index, ready = stack.pop()
-        if index in order:
-            continue
-        if ready:
-            order.append(index)
-            continue
-        stack.append((index, True))
-        stack += [(below, False) for below in sorted(needs[index], reverse=True)]
-    return order
-
-
 def _platform() -> dict[str, str]:
     architecture = host_architecture()
     variant = "v8" if architecture == "arm64" else ""
@@ -419,4 +522,4 @@ def _platform() -> dict[str, str]:
     return found
 
 
-__all__ = ["BuildResult", "BuildStep", "Builds"]
+__all__ = ["BuildOptions", "BuildResult", "BuildStep", "Builds"]

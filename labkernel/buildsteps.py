@@ -11,24 +11,26 @@ import copy
 import json
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .buildcache import SELECTION, BuildCache, digest_of
-from .buildlayers import LayerMaker
+from .buildcache import BuildCache, digest_of
+from .buildlayers import LayerMaker, Running, Sandbox
+from .buildmounts import RunMounts, attach, plan_mounts
+from .buildtransfer import plan_transfer, scan_stage
 from .dockerfile import instructions as ins
 from .dockerfile.graph import parse_port
-from .dockerfile.ignorefile import IgnoreMatcher
 from .dockerfile.parser import Heredoc, parse_heredoc
-from .dockerfile.variables import PROXY_ARGS, Lexer, expand_heredoc
+from .dockerfile.variables import PROXY_ARGS, Lexer
 from .errors import BuildError
 from .oci.config import timestamp
-from .oci.selection import selection_digest
 from .store.catalog import LayerInfo
 
 if TYPE_CHECKING:
     from .buildcontext import Context
     from .image import Image
+    from .store.layout import Layout
 
 COMMENT = "labkernel.dockerfile.v0"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -93,13 +95,18 @@ class Outcome:
 
 @dataclass
 class Settings:
-    """What holds for a whole build."""
+    """What holds for a whole build. `ssh`: id -> socket of an agent; `extra_hosts`: name:address."""
 
     build_args: Mapping[str, str]
     no_cache: bool
     network: str
     epoch_s: int | None
     escape: str
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    ssh: Mapping[str, str] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+    extra_hosts: Sequence[str] = ()
+    memory_bytes: int = 0
 
 
 class StageBuilder:
@@ -117,17 +124,21 @@ class StageBuilder:
         platform: Mapping[str, str],
         source_of: Callable[[str], Sequence[LayerInfo]],
         warn: Callable[[str], None],
+        layout: Layout,
+        running: Running,
     ) -> None:
         """`source_of` gives the layers of what `--from` names (a stage or an image)."""
         self.state = state
-        self._settings = settings
+        self.settings = settings
         self._cache = cache
-        self._maker = maker
-        self._context = context
+        self.maker = maker
+        self.context = context
         self._globals = globals_
         self._platform = platform
-        self._source_of = source_of
-        self._warn = warn
+        self.source_of = source_of
+        self.warn = warn
+        self.layout = layout
+        self._running = running
         self._lexer = Lexer(settings.escape)
         self._rebuilt = ""  # the last step of this stage that was made anew
 
@@ -213,7 +224,7 @@ class StageBuilder:
         words = []
         for raw_name, default in step.pairs:
             name = self.expand(raw_name)
-            value = self._settings.build_args.get(name)
+            value = self.settings.build_args.get(name)
             if value is None and default is not None:
                 value = self.expand(default)
             elif value is None:
@@ -243,7 +254,7 @@ class StageBuilder:
         document = self.state.document
         parent = digest_of(before, document.get("history"), self.state.chain)
         key = digest_of("config", 1, parent, message, self.state.config, document.get("author"))
-        found = None if self._settings.no_cache else self._cache.find(key)
+        found = None if self.settings.no_cache else self._cache.find(key)
         created = found.created if found else self._now()
         if found is None:
             place = digest_of("config", self.state.chain, step.line)
@@ -263,61 +274,91 @@ class StageBuilder:
         if path == "/":
             return self._remember_config(step, message, before)
         user = self.state.config.get("User") or ""
-        operation = {"do": "mkdir", "path": path, "owner": user, "mtime_ns": self._mtime_ns()}
+        operation = {"do": "mkdir", "path": path, "owner": user, "mtime_ns": self.mtime_ns()}
         try:
             return self._layer(
                 message,
                 text=f"WORKDIR {path}",
                 inputs={"user": user},
-                make=lambda: self._maker.place(self.state.layers, [operation], clamp_s=self._settings.epoch_s),
+                make=lambda: self.maker.place(self.state.layers, [operation], clamp_s=self.settings.epoch_s),
             )
         except BaseException:
             self.state.document["config"] = before
             raise
 
     def _run(self, step: ins.Run, on_output: Callable[[bytes], None]) -> Outcome:
-        if step.mount_flags:
-            raise _unsupported(step, "RUN --mount", "copy what the command needs with COPY, and remove it afterwards")
-        if step.security != "sandbox":
-            raise _unsupported(step, "RUN --security=insecure", "remove the flag")
         if step.devices:
             raise _unsupported(step, "RUN --device", "remove the flag")
+        sandbox = self._sandbox(step)
         argv, files, shown = self._command_of(step)
         arguments = self._run_arguments()
         environment = [f"{name}={value}" for name, value in arguments.items()]
-        network = step.network if step.network != "default" else self._settings.network
         config = self.state.config
+        plan = self._mounts(step)
         visible = {name: value for name, value in arguments.items() if name not in PROXY_ARGS}
         prefix = f"|{len(visible)} {' '.join(f'{k}={v}' for k, v in visible.items())} " if visible else ""
         inputs = {f"ARG {name}": value for name, value in visible.items()}
         inputs |= {f"ENV {name}": value for name, value in self.state.environment.items()}
         inputs |= {"USER": config.get("User") or "", "WORKDIR": config.get("WorkingDir") or ""}
-        inputs |= {"network": network, "argv": digest_of(argv, {k: v.decode() for k, v in files.items()})}
-        return self._layer(
-            f"RUN {prefix}{shown} # labkernel",
-            text=f"RUN {shown}",
-            inputs=inputs,
-            make=lambda: (
-                *self._maker.run(
-                    self.state.layers,
-                    argv=argv,
-                    config=config,
-                    environment=environment,
-                    network=network,
-                    files=files,
-                    hidden=self.state.hidden,
-                    mounts=self.state.mounts,
-                    on_output=on_output,
-                    clamp_s=self._settings.epoch_s,
+        inputs |= {"network": sandbox.network, "argv": digest_of(argv, {k: v.decode() for k, v in files.items()})}
+        inputs |= {"security": "insecure"} if sandbox.insecure else {}
+        inputs |= {"--add-host": " ".join(sandbox.extra_hosts)} if sandbox.extra_hosts else {}
+        inputs |= plan.inputs
+
+        def make() -> tuple[LayerInfo, int, list[str]]:
+            made = self.maker.run(
+                self.state.layers,
+                argv=argv,
+                config=config,
+                environment=environment,
+                sandbox=sandbox,
+                files=files,
+                attach=lambda directory, stack: attach(
+                    plan, directory, self.layout, stack, stopped=self._running.stopped
                 ),
-                [],
-            ),
+                fds=self.context.descriptors() if plan.mounts else [],
+                running=self._running,
+                on_output=on_output,
+                clamp_s=self.settings.epoch_s,
+            )
+            return *made, []
+
+        return self._layer(f"RUN {prefix}{shown} # labkernel", text=f"RUN {shown}", inputs=inputs, make=make)
+
+    def _sandbox(self, step: ins.Run) -> Sandbox:
+        insecure = step.security == "insecure"
+        if insecure and "security.insecure" not in self.settings.allow:
+            raise BuildError(
+                "security.insecure is not allowed", resolution="allow it to this build: --allow security.insecure"
+            )
+        return Sandbox(
+            network=step.network if step.network != "default" else self.settings.network,
+            insecure=insecure,
+            extra_hosts=tuple(self.settings.extra_hosts),
+            memory_bytes=self.settings.memory_bytes,
+            host_masks=tuple(self.state.hidden),
+            host_mounts=tuple(self.state.mounts),
+        )
+
+    def _mounts(self, step: ins.Run) -> RunMounts:
+        def find_source(source: str, origin: str | None) -> tuple[Any, list[dict[str, Any]]]:
+            if origin is None:
+                return 0, self.context.select(step, [source], None)
+            layers = self.source_of(origin)
+            return self.maker.directories(layers), scan_stage(self, step.name, origin, layers, [source])
+
+        return plan_mounts(
+            step.mounts(self.expand),
+            workdir=self.state.config.get("WorkingDir") or "/",
+            find_source=find_source,
+            secrets=self.settings.secrets,
+            ssh=self.settings.ssh,
         )
 
     def _run_arguments(self) -> dict[str, str]:
         """ARG values a command sees: those in scope that no ENV hides, and the proxies."""
         environment = self.state.environment
-        proxies = {name: self._settings.build_args[name] for name in PROXY_ARGS if name in self._settings.build_args}
+        proxies = {name: self.settings.build_args[name] for name in PROXY_ARGS if name in self.settings.build_args}
         return {name: value for name, value in {**proxies, **self.state.args}.items() if name not in environment}
 
     def _command_of(self, step: ins.Run) -> tuple[list[str], dict[str, bytes], str]:
@@ -342,98 +383,9 @@ class StageBuilder:
         return argv, files, shown
 
     def _transfer(self, step: ins.Copy | ins.Add) -> Outcome:
-        sources = [self.expand(word) for word in step.sources]
-        dest = self._destination(self.expand(step.dest))
-        if len(step.ordered) > 1 and not dest.endswith("/"):
-            raise BuildError(
-                f"When using {step.name} with more than one source file, "
-                "the destination must be a directory and end with a /"
-            )
-        self._refuse_unsupported(step, sources)
-        chown = self.expand(step.chown) if step.chown else None
-        chmod = self.expand(step.chmod) if step.chmod else None
-        exclude = IgnoreMatcher([self.expand(word) for word in step.exclude]) if step.exclude else None
-        origin: Any = 0
-        if isinstance(step, ins.Copy) and step.from_:
-            layers = self._source_of(step.from_)
-            if exclude is not None:
-                raise _unsupported(step, "COPY --exclude together with --from", "name what is to be copied")
-            selected = self._scan_stage(step, layers, sources) if sources else []
-            origin = self._maker.directories(layers)
-            default_owner = None
-        else:
-            selected = self._context.select(step, sources, exclude) if sources else []
-            default_owner = ""
-        unpack = isinstance(step, ins.Add) and step.unpack is not False
-        common = {"dest": dest, "chmod": chmod, "mtime_ns": self._mtime_ns()}
-        texts = [self._heredoc_text(doc) for doc in step.contents]
-        operations: list[dict[str, Any]] = [
-            {"do": "write", "name": doc.name, "data": text, "owner": chown or "", **common}
-            for doc, text in zip(step.contents, texts, strict=True)
-        ]
-        if selected:
-            operations.append(
-                {
-                    "do": "copy",
-                    "from": origin,
-                    "selected": selected,
-                    "unpack": unpack,
-                    "owner": chown or default_owner,
-                    "archive_owner": chown,
-                    **common,
-                }
-            )
-        elif sources:
-            self._warn(f"{step.name} {' '.join(sources)}: nothing matches, so nothing was copied (line {step.line})")
-        flags = f"--chown={chown} " if chown else ""
-        flags += f"--chmod={chmod} " if chmod else ""
-        flags += f"--from={step.from_} " if isinstance(step, ins.Copy) and step.from_ else ""
-        words = " ".join([*sources, *(f"<<{doc.name}" for doc in step.contents), dest])
-        inputs = {entry["path"] or ".": selection_digest([entry]) for entry in selected}
-        inputs = _finer(selected) if len(selected) == 1 else inputs
-        inputs |= {f"<<{doc.name}": digest_of(text) for doc, text in zip(step.contents, texts, strict=True)}
-        lowers = [] if step.link else self.state.layers
-        return self._layer(
-            f"{step.name} {flags}{words} # labkernel",
-            text=f"{step.name} {flags}{words}",
-            inputs=inputs | ({"link": "true"} if step.link else {}) | {SELECTION: selection_digest(selected)},
-            make=lambda: self._maker.place(
-                lowers, operations, fds=self._context.descriptors(), clamp_s=self._settings.epoch_s
-            ),
-        )
-
-    def _refuse_unsupported(self, step: ins.Copy | ins.Add, sources: Sequence[str]) -> None:
-        if isinstance(step, ins.Copy) and step.parents:
-            raise _unsupported(step, "COPY --parents", "give each directory a COPY of its own")
-        if isinstance(step, ins.Add):
-            remote = next(
-                (w for w in sources if w.startswith(("http://", "https://", "git@", "git://", "ssh://"))), None
-            )
-            if remote is not None:
-                raise _unsupported(step, f"ADD of a URL ({remote})", "download it first and COPY it")
-            if step.checksum:
-                raise BuildError("checksum can't be specified for non-HTTP(S) & non-Git sources")
-
-    def _scan_stage(self, step: ins.Copy, layers: Sequence[LayerInfo], sources: Sequence[str]) -> list[dict[str, Any]]:
-        try:
-            return self._maker.scan(layers, sources)
-        except FileNotFoundError as err:
-            raise BuildError(
-                f"{step.name} failed: stat {err.filename}: file does not exist in {step.from_}",
-                resolution=f"`RUN ls` in {step.from_} shows what there is; paths start at its /",
-            ) from None
-
-    def _destination(self, dest: str) -> str:
-        if not dest:
-            raise BuildError("the destination is empty")
-        full = posixpath.join("/", self.state.config.get("WorkingDir") or "/", dest)
-        directory = full.endswith(("/", "/.")) or dest == "."
-        return "/" + posixpath.normpath(full).lstrip("/") + ("/" if directory and full.strip("/.") else "")
-
-    def _heredoc_text(self, doc: Heredoc) -> str:
-        if not doc.expand:
-            return doc.text
-        return expand_heredoc(doc.text, self.state.variables(), escape=self._settings.escape)
+        with ExitStack() as stack:
+            plan = plan_transfer(step, self, stack)
+            return self._layer(plan.message, text=plan.text, inputs=plan.inputs, make=plan.make, linked=plan.linked)
 
     # -- layers and history ---------------------------------------------------------------------------------------
 
@@ -444,17 +396,20 @@ class StageBuilder:
         text: str,
         inputs: Mapping[str, str],
         make: Callable[[], tuple[LayerInfo, int, list[str]]],
+        linked: bool = False,
     ) -> Outcome:
-        """The layer of a step from the cache, or made by `make`; added to the state with its history."""
+        """The layer of a step from the cache, or made by `make`; added to the state with its history.
+
+        A `linked` layer (COPY --link) is the same whatever is below it."""
         name = text.split(" ", 1)[0]
         parent = self.state.chain
-        key = digest_of("layer", 1, parent, text, sorted(inputs.items()), self._settings.epoch_s)
-        found = None if self._settings.no_cache else self._cache.find(key)
+        key = digest_of("layer", 1, "" if linked else parent, text, sorted(inputs.items()), self.settings.epoch_s)
+        found = None if self.settings.no_cache else self._cache.find(key)
         if found is not None and found.layer is not None:
             self._append(found.layer, message, found.created)
             return Outcome(cached=True, layer=found.layer, size_bytes=int(found.record.get("size_bytes", 0)))
         place = digest_of("layer", parent, name)
-        if self._settings.no_cache:
+        if self.settings.no_cache:
             why = "--no-cache"
         elif self._rebuilt:
             why = f"follows {self._rebuilt}, which was made anew"
@@ -462,7 +417,7 @@ class StageBuilder:
             why = self._cache.why(place, inputs, text)
         layer, size_bytes, warnings = make()
         for warning in warnings:
-            self._warn(f"{text.splitlines()[0]}: {warning}")
+            self.warn(f"{text.splitlines()[0]}: {warning}")
         created = self._now()
         record = {"created": created, "text": text, "place": place, "inputs": dict(inputs), "size_bytes": size_bytes}
         self._cache.store(key, layer, record)
@@ -482,26 +437,15 @@ class StageBuilder:
         self.state.document["created"] = created
 
     def _now(self) -> str:
-        return timestamp(self._settings.epoch_s)
+        return timestamp(self.settings.epoch_s)
 
-    def _mtime_ns(self) -> int | None:
-        return None if self._settings.epoch_s is None else self._settings.epoch_s * 1_000_000_000
+    def mtime_ns(self) -> int | None:
+        """The time of files that a step makes itself, None for now."""
+        return None if self.settings.epoch_s is None else self.settings.epoch_s * 1_000_000_000
 
 
 def _sole_heredoc(line: str) -> Heredoc | None:
     return parse_heredoc(line.strip()) if line.strip().count("<<") == 1 and " " not in line.strip() else None
-
-
-def _finer(selected: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """One input per file of a copied directory, so that a miss can name the file; the whole for very many."""
-    (source,) = selected
-    base = source["path"]
-    if len(source["entries"]) > 5000:
-        return {base or ".": selection_digest(selected)}
-    return {
-        posixpath.join(base, name) if name else base or ".": f"{kind}{mode:o}{digest}"
-        for name, kind, mode, _, _, digest in source["entries"]
-    }
 
 
 def _quoted(words: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from .errors import CorruptBlob, LabkernelError
 from .linux import cgroups
 from .runtime.driver import cgroup_parent
 from .store.catalog import HOST_LAYER, Catalog
-from .store.locks import try_flock
+from .store.locks import is_abandoned, is_locked, try_flock
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -87,7 +87,7 @@ def _containers(engine: Engine) -> Iterator[Problem]:
     supervised = engine.layout.socket.exists()
     for directory in engine.layout.containers.iterdir():
         name = directory.name
-        if name not in rows and _is_old(directory):
+        if name not in rows and (is_abandoned(directory) or (_is_old(directory) and not is_locked(directory))):
             yield Problem("container", name[:12], "a directory that no container owns", PRUNE)
         try:
             state = json.loads((directory / "state.json").read_bytes())

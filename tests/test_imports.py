@@ -18,6 +18,7 @@ SERVICES = {
     *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
     *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
     *("buildcache", "buildcontext", "buildlayers", "buildresult"),
+    *("buildgraph", "buildmounts", "buildscan", "buildsources", "buildtransfer", "buildtransport", "copylayers"),
     *("copylayers", "prootsetup"),
     *("builddebug", "layerview"),
     *("events", "containerfiles", "copying", "changing"),

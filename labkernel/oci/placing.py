@@ -58,14 +58,16 @@ class Placer:
         """Copy what `selection.select` found in `source` to `dest` (absolute; ends with / for a directory)."""
         target = self._resolve(dest)
         into = dest.endswith("/") or self._is_directory(target)
-        files = [item for item in selected if item["entries"][0][1] != "d"]
+        files = [item for item in selected if item["entries"][0][1] != "d" and "parents" not in item]
         if len(selected) > 1 and files and not into:
             raise LayerError(
                 f"several files cannot become the one file {dest}",
                 resolution="end the destination with a slash to make it a directory",
             )
         for item in selected:
-            if item["entries"][0][1] == "d":
+            if "parents" in item:
+                self._copy_with_parents(source, item, target)
+            elif item["entries"][0][1] == "d":
                 self._copy_directory(source, item, target)
             elif self._unpack and self._unpacked(source, item, target):
                 continue
@@ -158,6 +160,19 @@ class Placer:
                 self._copy_directory_entry(source, item, entry, path, keep=not entry[0])
             else:
                 self._copy_entry(source, item, entry, path)
+
+    def _copy_with_parents(self, source: Root, item: dict[str, Any], target: bytes) -> None:
+        """COPY --parents: the directories above, with the attributes they have in the source, then the source."""
+        if target:
+            self._open_made(target)
+        for name, mode, mtime_ns, real in item["parents"]:
+            below = _join(target, os.fsencode(name))
+            self._copy_directory_entry(source, {"path": real}, ["", "d", mode, 0, mtime_ns, ""], below, keep=False)
+        below = _join(target, os.fsencode(item["name"]))
+        if item["entries"][0][1] == "d":
+            self._copy_directory(source, item, below)
+        else:
+            self._copy_entry(source, item, item["entries"][0], below)
 
     def _copy_directory_entry(
         self, source: Root, item: dict[str, Any], entry: Sequence[Any], path: bytes, *, keep: bool

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import re
 import stat
 from collections.abc import Callable, Iterable, Sequence
@@ -51,24 +52,33 @@ def select(
     leave_out: Filter | None = None,
     exclude: Filter | None = None,
     owners: bool = False,
+    parents: bool = False,
     digest: Digester | None = None,
 ) -> list[dict[str, Any]]:
     """Find `patterns` (relative to the root) and everything below what they match.
 
     Each found source is {"pattern", "path" (real, inside the root), "name" (last name as asked), "entries"}; entries
     are [name below the source ("" for itself), type letter `d f l p c b`, mode, size, mtime_ns, digest], byte order.
-    `leave_out` sees paths from the root, `exclude` paths below the source. With `owners` they enter the digests. A
-    pattern with wildcards may match nothing. Raises FileNotFoundError for another one that is not there.
+    `leave_out` sees paths from the root, `exclude` paths below the source (a file that is a source: its name). With
+    `owners` they enter the digests. A pattern with wildcards may match nothing. Raises FileNotFoundError for another
+    one that is not there.
+
+    With `parents` (COPY --parents) `name` is the whole path, less what stands before a `/./` in the pattern, `**` in a
+    pattern stands for any directories, and "parents" lists the directories above: [name, mode, mtime_ns, real path].
     """
     scan = _Scan(root, leave_out or Nothing(), exclude or Nothing(), owners, digest or content_digest)
     found = []
     for pattern in patterns:
         wild = has_wildcards(pattern)
-        matched = sorted(_glob(root, clamp_path(os.fsencode(pattern)))) if wild else [clamp_path(os.fsencode(pattern))]
-        for path in matched:
+        clean = clamp_path(os.fsencode(pattern))
+        matched = sorted(_glob(root, clean, deep=parents)) if wild else [clean]
+        for path in _without_nested(root, matched) if parents else matched:
             source = scan.source(path)
+            if source is not None and scan.leaves_out_file(source):
+                continue
             if source is not None:
-                found.append({"pattern": pattern, **source})
+                above = _parents(root, pattern, path) if parents else {}
+                found.append({"pattern": pattern, **source, **above})
             elif not wild:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
     return found
@@ -79,6 +89,8 @@ def selection_digest(sources: Iterable[dict[str, Any]]) -> str:
     sha = hashlib.sha256()
     for source in sources:
         sha.update(f"{source['name']}\0".encode("utf-8", "surrogateescape"))
+        for name, mode, *_ in source.get("parents") or ():
+            sha.update(f"{name}\0{mode:o}\0".encode("utf-8", "surrogateescape"))
         for name, kind, mode, _, _, digest in source["entries"]:
             sha.update(f"{name}\0{kind}\0{mode:o}\0{digest}\0".encode("utf-8", "surrogateescape"))
     return sha.hexdigest()
@@ -122,6 +134,11 @@ class _Scan:
                 os.close(fd)
         name = os.fsdecode(path.rpartition(b"/")[2])
         return {"path": os.fsdecode(real), "name": name, "entries": entries}
+
+    def leaves_out_file(self, source: dict[str, Any]) -> bool:
+        """Whether `exclude` names a source that is a single file."""
+        name = posixpath.basename(source["name"])
+        return bool(name) and source["entries"][0][1] != "d" and self._exclude.child(name)[0]
 
     def _state(self, path: bytes) -> tuple[bool, tuple[bool, ...]]:
         """What the ignore file says of `path`, and what `child` needs for the names below it."""
@@ -239,11 +256,61 @@ def has_wildcards(pattern: str) -> bool:
     return any(character in pattern for character in "*?[\\")
 
 
-def _glob(root: Root, pattern: bytes) -> list[bytes]:
-    """Paths that match, component by component; wildcards never cross a slash and do match dot files."""
+def _without_nested(root: Root, paths: Sequence[bytes]) -> list[bytes]:
+    """`paths` (sorted) less those below a directory that is among them: it brings them along."""
+    kept: list[bytes] = []
+    for path in paths:
+        if not any(path.startswith(above + b"/") or not above for above in kept):
+            kept.append(path)
+    return kept
+
+
+def _parents(root: Root, pattern: str, path: bytes) -> dict[str, Any]:
+    before, pivot, _ = pattern.partition("/./")
+    skipped = len(clamp_path(os.fsencode(before)).split(b"/")) if pivot and before.strip("/.") else 0
+    parts = path.split(b"/") if path else []
+    above = []
+    for count in range(skipped + 1, len(parts)):
+        real = follow(root, b"/".join(parts[:count]))
+        status = root.lstat(real) if real is not None else None
+        if real is not None and status is not None:
+            name = os.fsdecode(b"/".join(parts[skipped:count]))
+            above.append([name, stat.S_IMODE(status.st_mode), status.st_mtime_ns, os.fsdecode(real)])
+    return {"name": os.fsdecode(b"/".join(parts[skipped:])), "parents": above}
+
+
+def _directories_below(root: Root, path: bytes) -> list[bytes]:
+    found, waiting = [], [path]
+    while waiting:
+        here = waiting.pop()
+        found.append(here)
+        try:
+            fd = root.open_directory(here)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            with os.scandir(fd) as entries:
+                names = [os.fsencode(entry.name) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        finally:
+            os.close(fd)
+        waiting += [here + b"/" + name if here else name for name in names]
+    return found
+
+
+def _glob(root: Root, pattern: bytes, *, deep: bool = False) -> list[bytes]:
+    """Paths that match, component by component; wildcards never cross a slash and do match dot files.
+
+    With `deep` a component `**` stands for any number of directories, and as the last one for all below.
+    """
     found = [b""]
-    for part in pattern.split(b"/"):
+    parts = pattern.split(b"/")
+    for index, part in enumerate(parts):
         text = os.fsdecode(part)
+        if deep and text == "**":
+            found = list(dict.fromkeys(below for path in found for below in _directories_below(root, path)))
+            if index < len(parts) - 1:
+                continue
+            text = "*"
         if not has_wildcards(text):
             found = [path + b"/" + part if path else part for path in found]
             continue

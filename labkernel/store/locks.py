@@ -23,6 +23,8 @@ from labkernel.errors import StoreError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 _POLL_S = 0.02
+OWNED_MARK = "owned"
+"""A file in a directory that somebody works in, put there while the directory is locked."""
 
 
 class Locks:
@@ -115,6 +117,11 @@ def is_locked(path: Path) -> bool:
         return not try_flock(fd)
     finally:
         os.close(fd)
+
+
+def is_abandoned(directory: Path) -> bool:
+    """Whether the directory was made under a lock (it holds OWNED_MARK) that nobody holds any more: its owner died."""
+    return (directory / OWNED_MARK).exists() and not is_locked(directory)
 
 
 def names_file(path: Path, fd: int) -> bool:

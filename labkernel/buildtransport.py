@@ -1,0 +1,138 @@
+"""Build caches that travel: `--cache-to` and `--cache-from type=local`, a directory in the form of an OCI image layout.
+
+Its manifest's config lists the remembered steps, its layers are theirs, so that any tool that copies OCI layouts copies
+it. What comes in is not trusted: digests are verified here, diff IDs when a layer is unpacked. Source: image-spec
+image-layout.md and manifest.md ("Guidelines for Artifact Usage").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import BuildError, StoreError
+from .store.blobs import Blobs
+from .store.database import Database
+
+CONFIG_TYPE = "application/vnd.labkernel.buildcache.v1+json"
+_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_HEX = re.compile(r"[0-9a-f]{64}")
+_MAX_CONFIG_BYTES = 256 << 20
+_COLUMNS = ("key", "diff_id", "digest", "media_type", "layer_bytes", "config")
+
+
+def export_cache(db: Database, blobs: Blobs, keys: Sequence[str], target: Path) -> None:
+    """Write the steps `keys` and their layers to the directory `target`. Raises BuildError."""
+    rows = []
+    for key in dict.fromkeys(keys):
+        row = db.find(f"SELECT {', '.join(_COLUMNS)} FROM build_cache WHERE key = ?", (key,))
+        if row is not None and (row["digest"] is None or blobs.has(row["digest"])):
+            rows.append({name: row[name] for name in _COLUMNS})
+    layers = {row["digest"]: row for row in rows if row["digest"] is not None}
+    try:
+        folder = target / "blobs" / "sha256"
+        folder.mkdir(parents=True, exist_ok=True)
+        for digest in layers:
+            place = folder / digest.partition(":")[2]
+            if not place.exists():
+                part = place.with_suffix(f".{os.getpid()}")
+                with blobs.open(digest) as source, part.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                os.replace(part, place)
+        config = _put(folder, json.dumps({"rows": rows}).encode())
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST_TYPE,
+            "config": {"mediaType": CONFIG_TYPE, **config},
+            "layers": [
+                {"mediaType": row["media_type"], "digest": digest, "size": row["layer_bytes"]}
+                for digest, row in layers.items()
+            ],
+        }
+        entry = {"mediaType": _MANIFEST_TYPE, **_put(folder, json.dumps(manifest).encode())}
+        index = {"schemaVersion": 2, "manifests": [entry]}
+        (target / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+        part = target / f"index.json.{os.getpid()}"
+        part.write_text(json.dumps(index))
+        os.replace(part, target / "index.json")
+    except OSError as err:
+        raise BuildError(f"cannot write the cache to {target}: {err.strerror}") from err
+
+
+def _put(folder: Path, data: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / digest).write_bytes(data)
+    return {"digest": f"sha256:{digest}", "size": len(data)}
+
+
+def import_cache(db: Database, blobs: Blobs, source: Path) -> int:
+    """Take in the steps that `export_cache` wrote to `source`; returns how many are new here.
+
+    Raises BuildError for anything that is no such cache, CorruptBlob for a layer with other bytes.
+    """
+    try:
+        index = json.loads((source / "index.json").read_bytes())
+        manifest = _read(source, index["manifests"][0]["digest"])
+        if manifest["config"]["mediaType"] != CONFIG_TYPE:
+            raise BuildError(
+                f"{source} is a build cache of another builder ({manifest['config']['mediaType']})",
+                resolution="use one that labkernel wrote with --cache-to",
+            )
+        rows = [_checked(row) for row in _read(source, manifest["config"]["digest"])["rows"]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
+        raise BuildError(f"{source} holds no build cache: {err}") from None
+    added = 0
+    for row in rows:
+        if db.find("SELECT 1 FROM build_cache WHERE key = ?", (row["key"],)) is not None:
+            continue
+        if row["digest"] is not None and not blobs.has(row["digest"]):
+            try:
+                with (source / "blobs/sha256" / row["digest"].partition(":")[2]).open("rb") as file:
+                    blobs.put(file, row["digest"], size_bytes=row["layer_bytes"])
+            except FileNotFoundError:
+                continue  # a step whose layer was not copied along is built anew
+            except StoreError:
+                raise
+            except OSError as err:
+                raise BuildError(f"cannot read the cache in {source}: {err.strerror}") from err
+        with db.transaction() as tx:
+            tx.execute(
+                "INSERT OR IGNORE INTO build_cache VALUES (?, NULL, ?, ?, ?, ?, ?, strftime('%s','now'), "
+                "strftime('%s','now'))",
+                tuple(row[name] for name in _COLUMNS),
+            )
+        added += 1
+    return added
+
+
+def _read(source: Path, digest: str) -> Any:
+    algorithm, _, encoded = digest.partition(":")
+    if algorithm != "sha256" or not _HEX.fullmatch(encoded):
+        raise ValueError(f"bad digest {digest}")
+    path = source / "blobs" / "sha256" / encoded
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ValueError(f"{digest} is too large")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != encoded:
+        raise ValueError(f"{digest} has other bytes")
+    return json.loads(data)
+
+
+def _checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, if it is of the form that `export_cache` writes. Raises ValueError, LookupError, TypeError."""
+    record = json.loads(row["config"])
+    good = _HEX.fullmatch(row["key"]) and isinstance(record["created"], str)
+    if row["digest"] is not None:
+        for name in ("digest", "diff_id"):
+            algorithm, _, encoded = row[name].partition(":")
+            good = good and algorithm == "sha256" and _HEX.fullmatch(encoded)
+        good = good and isinstance(row["media_type"], str) and isinstance(row["layer_bytes"], int)
+    if not good:
+        raise ValueError("a step in it is malformed")
+    return {name: row[name] for name in _COLUMNS}

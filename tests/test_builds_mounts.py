@@ -1,0 +1,211 @@
+"""RUN --mount, --network and --security on the real engine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkernel.buildresult import BuildResult
+from labkernel.engine import Engine
+from labkernel.errors import BuildError, UsageError
+
+BASE = "FROM lab/busybox\n"
+SECRET = b"hunter2-very-secret"
+
+
+def build(engine: Engine, text: str, **more: Any) -> BuildResult:
+    return engine.builds.build(text.replace(BASE, f"{BASE}ENV FRESH={os.urandom(8).hex()}\n", 1), **more)
+
+
+def output(engine: Engine, image: Any, command: str) -> str:
+    found: bytes = engine.containers.run(image.id, ["sh", "-c", command], remove=True)
+    return found.decode()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    path = tmp_path / "context"
+    (path / "src").mkdir(parents=True)
+    (path / "src/a.txt").write_text("a\n")
+    (path / "left.out").write_text("never seen\n")
+    (path / ".dockerignore").write_text("*.out\n")
+    return path
+
+
+def test_a_bind_of_the_context_is_there_and_leaves_nothing(engine: Engine, context: Path) -> None:
+    text = (
+        BASE
+        + "WORKDIR /w\nRUN --mount=target=/ctx --mount=source=src/a.txt,target=one.txt "
+        + "ls /ctx > /listed && cat one.txt > /one && ! touch /ctx/x 2>/dev/null\n"
+        + "RUN --mount=target=/ctx,rw echo new > /ctx/src/a.txt && cat /ctx/src/a.txt > /two\n"
+    )
+    result = build(engine, text, context=context)
+    assert output(engine, result.image, "cat /listed /one /two; ls -d /ctx /w/one.txt 2>&1 | grep -c 'No such'") == (
+        "src\na\nnew\n2\n"
+    )
+    assert (context / "src/a.txt").read_text() == "a\n"
+
+
+def test_a_bind_counts_by_content(engine: Engine, context: Path) -> None:
+    text = BASE + f"ENV FRESH={os.urandom(8).hex()}\nRUN --mount=target=/ctx cp /ctx/src/a.txt /a\n"
+    engine.builds.build(text, context=context)
+    os.utime(context / "src/a.txt", (1, 1))
+    assert engine.builds.build(text, context=context).steps[-1].cached
+    (context / "src/a.txt").write_text("b\n")
+    assert engine.builds.build(text, context=context).steps[-1].why == "RUN changed: --mount bind /ctx"
+
+
+def test_a_bind_of_a_stage_and_of_an_image(engine: Engine) -> None:
+    text = (
+        "FROM lab/busybox AS tools\nRUN mkdir /t && echo tool > /t/x && chown 5:6 /t/x\n"
+        "FROM lab/busybox\nRUN --mount=from=tools,source=/t,target=/mnt/t "
+        "--mount=from=lab/busybox,source=/bin/busybox,target=/x/busybox "
+        "stat -c %u:%g /mnt/t/x > /seen; cat /mnt/t/x >> /seen; /x/busybox echo bb >> /seen\n"
+    )
+    result = build(engine, text)
+    assert output(engine, result.image, "cat /seen; ls /mnt/t 2>&1 | grep -c 'No such'") == "5:6\ntool\nbb\n1\n"
+
+
+def test_a_cache_is_kept_between_builds_and_pruned(engine: Engine) -> None:
+    engine.builds.prune()
+    key = os.urandom(6).hex()
+    line = f"RUN --mount=type=cache,id={key},target=/cache,uid=33,gid=44,mode=0750 "
+    first = build(engine, BASE + line + "stat -c '%u:%g %a' /cache > /seen; echo kept > /cache/file\n")
+    assert output(engine, first.image, "cat /seen; ls /cache 2>&1 | grep -c 'No such'") == "33:44 750\n1\n"
+    second = build(engine, BASE + line + "cat /cache/file > /seen\n")
+    assert output(engine, second.image, "cat /seen") == "kept\n"
+    other = build(engine, BASE + "RUN --mount=type=cache,target=/cache ls -A /cache > /seen\n")
+    assert output(engine, other.image, "cat /seen") == ""
+    kept = {mount["id"] for mount in engine.builds.cache_mounts()}
+    assert kept == {key, "/cache"}
+    done = engine.builds.prune()
+    assert f"cache mount {key}" in done["CachesDeleted"]
+    assert engine.builds.cache_mounts() == []
+    # and a cache that is read-only, and one that starts with the files of a stage
+    text = (
+        "FROM lab/busybox AS seed\nRUN mkdir /s && echo seeded > /s/f\nFROM lab/busybox\n"
+        "RUN --mount=type=cache,from=seed,source=/s,target=/c,ro cat /c/f > /seen; touch /c/x || echo ro >> /seen\n"
+    )
+    assert output(engine, build(engine, text).image, "cat /seen") == "seeded\nro\n"
+
+
+def test_how_caches_are_shared(engine: Engine) -> None:
+    """Two builds at once: a locked cache is had by one after the other, private ones are two."""
+    for sharing, expected in (("locked", {"1", "2"}), ("private", {"1"})):
+        key = os.urandom(6).hex()
+        line = (
+            f"RUN --mount=type=cache,id={key},sharing={sharing},target=/c --mount=type=cache,id=meet{key},target=/m "
+            "echo x >> /c/n; touch /m/$NAME; {wait} wc -l < /c/n > /count\n"
+        )
+        # Private ones wait for each other, which ends only when both run at the same time.
+        wait = "while [ $(ls /m | wc -l) -lt 2 ]; do sleep 0.02; done;" if sharing == "private" else ""
+        seen: list[str] = []
+
+        def one(name: str, line: str = line, wait: str = wait, seen: list[str] = seen) -> None:
+            text = BASE + f"ENV NAME={name}\n" + line.replace("{wait}", wait)
+            seen.append(output(engine, build(engine, text).image, "cat /count").strip())
+
+        threads = [threading.Thread(target=one, args=(name,)) for name in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert len(seen) == 2
+        assert set(seen) == expected
+
+
+def test_tmpfs(engine: Engine) -> None:
+    text = BASE + "RUN --mount=type=tmpfs,target=/scratch,size=1m grep -c 'tmpfs /scratch tmpfs' /proc/mounts > /seen\n"
+    result = build(engine, text)
+    assert output(engine, result.image, "cat /seen; ls -d /scratch 2>&1 | grep -c 'No such'") == "1\n1\n"
+
+
+def test_a_secret_is_used_and_stays_nowhere(engine: Engine) -> None:
+    text = BASE + (
+        "RUN --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN "
+        "--mount=type=secret,id=token,target=/own,uid=7,mode=0440 "
+        "[ $(wc -c < /run/secrets/token) = 19 ] && [ ${#TOKEN} = 19 ] && stat -c '%u %a' /own /run/secrets/token > /s\n"
+        "RUN --mount=type=secret,id=absent ls /run/secrets/absent 2>&1 | grep -c 'No such' > /absent\n"
+    )
+    text = text.replace(BASE, f"{BASE}ENV MINE={os.urandom(8).hex()}\n")
+    result = engine.builds.build(text, secrets={"token": SECRET})
+    assert output(engine, result.image, "cat /s /absent; ls -d /own 2>&1 | grep -c 'No such'") == "7 440\n0 400\n1\n1\n"
+    # another value is the same step
+    assert all(step.cached for step in engine.builds.build(text, secrets={"token": b"other"}).steps)
+    found = subprocess.run(["grep", "-rlF", SECRET, str(engine.layout.root)], capture_output=True, check=False)
+    assert found.stdout == b""
+    assert SECRET.decode() not in str(result.image.raw_config)
+
+
+def test_an_ssh_agent_is_forwarded(engine: Engine, tmp_path: Path) -> None:
+    place = tmp_path / "agent"
+    with socket.socket(socket.AF_UNIX) as agent:
+        os.chdir(tmp_path)  # a short name
+        agent.bind("agent")
+        agent.listen()
+        text = BASE + "RUN --mount=type=ssh [ -S $SSH_AUTH_SOCK ] && echo $SSH_AUTH_SOCK > /seen\n"
+        result = build(engine, text, ssh={"default": str(place)})
+    assert output(engine, result.image, "cat /seen; echo [$SSH_AUTH_SOCK]") == "/run/buildkit/ssh_agent.0\n[]\n"
+
+
+def test_networks(engine: Engine) -> None:
+    ours = os.readlink("/proc/self/ns/net")
+    text = BASE + "RUN --network={} readlink /proc/self/ns/net > /seen\n"
+    assert output(engine, build(engine, text.format("none")).image, "cat /seen").strip() != ours
+    if engine.driver.name == "root":
+        assert output(engine, build(engine, text.format("host")).image, "cat /seen").strip() == ours
+
+
+def test_insecure_only_when_allowed(engine: Engine) -> None:
+    text = (
+        BASE + "RUN --security=insecure grep CapEff /proc/self/status > /seen\nRUN grep CapEff /proc/self/status > /n\n"
+    )
+    with pytest.raises(BuildError, match=r"security\.insecure is not allowed"):
+        build(engine, text)
+    result = build(engine, text, allow=["security.insecure"])
+    more, fewer = output(engine, result.image, "cat /seen /n").split()[1::2]
+    assert int(more, 16).bit_count() > int(fewer, 16).bit_count()
+    with pytest.raises(UsageError, match="invalid entitlement"):
+        build(engine, text, allow=["everything"])
+
+
+def test_hosts_and_memory(engine: Engine, needs: Any) -> None:
+    result = build(engine, BASE + "RUN grep -c some.name /etc/hosts > /seen\n", extra_hosts=["some.name:10.1.2.3"])
+    assert output(engine, result.image, "cat /seen; grep -c some.name /etc/hosts; true") == "1\n0\n"
+    needs("cgroup memory")
+    with pytest.raises(BuildError, match="out of memory"):
+        build(engine, BASE + "RUN tail /dev/zero\n", memory_bytes=16 << 20)
+
+
+_KILLED = """
+import labkernel, os, signal, sys
+def die(step):
+    if step.output:
+        os.kill(os.getpid(), signal.SIGKILL)
+with labkernel.connect(sys.argv[1], runtime_dir=sys.argv[2], driver=sys.argv[3]) as lab:
+    lab.builds.build(sys.argv[4], on_step=die, secrets={"s": b"hunter2-very-secret"})
+"""
+
+
+def test_a_killed_builder_leaves_nothing_that_is_not_found_at_once(fresh_engine: Engine) -> None:
+    engine = fresh_engine
+    text = BASE + "RUN echo done > /done\nRUN --mount=type=secret,id=s echo started; sleep 1000\n"
+    words = [str(engine.layout.root), str(engine.layout.runtime_dir), engine.driver.name, text]
+    done = subprocess.run([sys.executable, "-c", _KILLED, *words], check=False, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    left = os.listdir(engine.layout.containers)
+    assert len(left) == 1
+    assert any(problem.kind == "container" for problem in engine.check())
+    assert list(engine.containers.reconcile()["directories"]) == left
+    assert os.listdir(engine.layout.containers) == []
+    assert not engine.runtime.states()
+    # what was finished is not done again
+    again = engine.builds.build(text.replace("sleep 1000", "true"))
+    assert again.steps[1].cached
