@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from .containers import Containers
     from .events import Events
     from .images import Images
+    from .layerview import Layers
     from .logins import Logins
     from .metrics import Metrics
     from .pulls import Pulls
     from .pushes import Pushes
+    from .registries import Registries
     from .runtime.probe import Capability
     from .vms import VMs
     from .volumes import Volumes
@@ -96,6 +98,12 @@ class Engine:
         from .pushes import Pushes
 
         return Pushes(self.images, self.pulls)
+
+    @cached_property
+    def registry(self) -> Registries:
+        from .registries import Registries
+
+        return Registries(self.layout)
 
     @cached_property
     def logins(self) -> Logins:
@@ -167,6 +175,12 @@ class Engine:
         from .consistency import check
 
         return check(self, verify=verify)
+
+    def layers(self, image: str) -> Layers:
+        """What each layer of a local image added, changed and removed, and the bytes wasted; shows itself in a cell."""
+        from .layerview import explore
+
+        return explore(self.images, image)
 
     def monitor(self, *things: Any, **options: Any) -> Any:
         """A live widget of the CPU, memory, throttling and pids of containers and VMs. Needs a notebook."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-MAGICS = ("container", "docker", "vm", "lab", "compare")
+MAGICS = ("container", "docker", "vm", "lab", "compare", "registry")
 _STATE = "_labkernel"
 
 
@@ -220,6 +220,7 @@ _ROOTS: dict[str, LabGroup | str] = {
     # Imported when they are first used: a group of its own, and a single command.
     "vm": "vm",
     "compare": "compare",
+    "registry": "registry",
 }
 
 
@@ -269,6 +270,7 @@ def _doc(prog: str) -> str:
         "%vm": "The same images as virtual machines: `%vm run IMAGE CMD`.",
         "%lab": "The lab: `%lab doctor`, `%lab info`, `%lab check`.",
         "%compare": "A command as a container and as a virtual machine: `%compare IMAGE -- CMD`.",
+        "%registry": "The private registry of this machine: `%registry start`, `%registry stop`.",
         "%%dockerfile": "Build an image; the cell is the Dockerfile: `%%dockerfile -t NAME`.",
     }[prog]
     return f"{brief}\n\nAll commands and flags: `{prog} --help`; of one command: `%container run?`."

@@ -29,6 +29,7 @@ ENTRIES = {
     "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
+    "registry": Entry("registry:registry", "The private registry", _MANAGEMENT),
     "system": Entry("system:system", "Manage the store and look at the machine", _MANAGEMENT),
     "vm": Entry("vm:vm", "Images as virtual machines", _MANAGEMENT),
     "volume": Entry("volume:volume", "Manage volumes", _MANAGEMENT),
