@@ -41,10 +41,12 @@ _CONTAINER = {
 }
 _IMAGE = {
     "build": Entry("build:build", "Build an image from a Dockerfile"),
+    "diff": Entry("layers:diff", "Compare the file systems of two images"),
     "export": Entry("image:export", "Write the flattened root file system as a tar archive"),
     "history": Entry("image:history", "Show the history of an image"),
     "import": Entry("image:import_", "Import a tarball as an image"),
     "inspect": Entry("groups:inspect_image", "Display detailed information on one or more images"),
+    "layers": Entry("layers:tree", "", ""),
     "load": Entry("image:load", "Load an image from a tar archive or STDIN"),
     "ls": Entry("image:images", "List images"),
     "list": Entry("image:images", "", ""),
@@ -55,6 +57,7 @@ _IMAGE = {
     "remove": Entry("image:rmi", "", ""),
     "save": Entry("image:save", "Save one or more images to a tar archive"),
     "tag": Entry("image:tag", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+    "tree": Entry("layers:tree", "What each layer added, changed, removed, and bytes wasted"),
 }
 container = LabGroup("container", help="Manage containers.", entries=_CONTAINER)
 image = LabGroup("image", help="Manage images.", entries=_IMAGE)
