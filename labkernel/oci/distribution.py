@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import json
 import re
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from .depot import Depot, Problem, Stored, Upload, page
 
 CHUNK = 1 << 20
 MAX_BLOB_BYTES = 1 << 40
+FIRST_BYTE_TIMEOUT_S = 60.0
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d+)-(\d+)(?:/(?:\d+|\*))?")
 _CHANGES = {"POST", "PUT", "PATCH", "DELETE"}
@@ -409,9 +411,40 @@ class _Nowhere(_Handler):
         raise Problem(404, "NAME_UNKNOWN", "no such place in the API")
 
 
+class _Server(tornado.httpserver.HTTPServer):
+    """Tells TLS from HTTP by the first byte. docker, podman and skopeo try TLS first; tornado would wait for the end
+    of a request that never comes, and they for a handshake, ten seconds long."""
+
+    def handle_stream(self, stream: tornado.iostream.IOStream, address: tuple[Any, ...]) -> None:
+        if self.ssl_options is not None:
+            super().handle_stream(stream, address)
+            return
+        loop = asyncio.get_running_loop()
+        serve = super().handle_stream
+
+        def look() -> None:
+            timeout.cancel()
+            loop.remove_reader(stream.socket)
+            try:
+                first = stream.socket.recv(1, socket.MSG_PEEK)
+            except OSError:
+                first = b""
+            if first in (b"", b"\x16"):  # a TLS handshake record
+                stream.close()
+            else:
+                serve(stream, address)
+
+        def give_up() -> None:
+            loop.remove_reader(stream.socket)
+            stream.close()
+
+        timeout = loop.call_later(FIRST_BYTE_TIMEOUT_S, give_up)
+        loop.add_reader(stream.socket, look)
+
+
 def make_server(service: Service, *, context: ssl.SSLContext | None = None) -> tornado.httpserver.HTTPServer:
     """An HTTP server for the service; add sockets to it."""
-    return tornado.httpserver.HTTPServer(
+    return _Server(
         make_application(service),
         ssl_options=context,
         chunk_size=1 << 18,
