@@ -186,9 +186,11 @@ def assemble(
         _move(f"{stage}/{name}", root_fd, name, created)
     for entry in entries:
         _mount_entry(root_fd, entry, created)
+    # Three new files on disk take longer than three mounts: one that removes itself has them in the stage's memory.
+    folder = stage if own.get("auto_remove") else container_dir
     for name, text in network_files(config, own):
         if f"/etc/{name}" not in covered:
-            _provide(root_fd, container_dir, name, text, created)
+            _provide(root_fd, folder, name, text, created)
     _cover(root_fd, profile, inside=False)
     os.close(root_fd)
     return created
@@ -304,8 +306,8 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
     return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolv)]
 
 
-def _provide(root_fd: int, container_dir: str, name: str, text: str, created: list[str]) -> None:
-    path = f"{container_dir}/{name}"
+def _provide(root_fd: int, folder: str, name: str, text: str, created: list[str]) -> None:
+    path = f"{folder}/{name}"
     try:
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         os.write(fd, text.encode())
