@@ -97,6 +97,11 @@ class Image:
         return sum(self._images.catalog.layer_sizes(self.id))
 
     @property
+    def repo_digests(self) -> list[str]:
+        """`NAME@DIGEST` of each registry it came from or went to. From the catalog: no blob is read."""
+        return [reference.parse(name).familiar for name in self._images.catalog.repo_digests(self.id)]
+
+    @property
     def attrs(self) -> dict[str, Any]:
         """As `docker image inspect` shows it (Docker Engine API, ImageInspect)."""
         document, catalog = self.raw_config, self._images.catalog
@@ -108,7 +113,7 @@ class Image:
         return {
             "Id": self.id,
             "RepoTags": self.tags,
-            "RepoDigests": [reference.parse(name).familiar for name in catalog.repo_digests(self.id)],
+            "RepoDigests": self.repo_digests,
             "Parent": "",
             "Comment": last.get("comment") or "",
             "Created": document.get("created") or "",

@@ -131,7 +131,7 @@ def image_view(row: tuple[Any, str, str], *, no_trunc: bool = False) -> dict[str
     """The fields of `docker images --format`."""
     image, name, tag = row
     created = epoch(image.created)
-    digests = (image.attrs or {}).get("RepoDigests") or []
+    digests = image.repo_digests
     return {
         "Repository": name,
         "Tag": tag,
