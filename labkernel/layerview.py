@@ -186,7 +186,7 @@ def _directories(images: Images, image: Image) -> list[str]:
 
 
 def _short(text: str, length: int = 100) -> str:
-    line = text.removesuffix(" # labkernel").split("\n")[0]
+    line = text.removesuffix(" # labkernel").replace("RUN /bin/sh -c ", "RUN ", 1).split("\n")[0]
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
@@ -213,9 +213,9 @@ def _layer_html(layer: LayerView, largest: int) -> str:
     shown = layer.changes[:_SHOWN]
     left = len(layer.changes) - len(shown) + layer.left_out
     more = f"<div style='{_MUTED}'>… and {left} more</div>" if left else ""
-    step = html.escape(_short(layer.created_by) or "(base)")
+    step = html.escape(_short(layer.created_by, 72) or "(base)")
     return (
-        f"<details><summary style='cursor:pointer'>{bar}<code>{step}</code>"
+        f"<details><summary style='cursor:pointer'>{bar}<code title='{html.escape(layer.created_by)}'>{step}</code>"
         f" &nbsp;<span style='{_MUTED}'>{human_size(layer.size_bytes)}{waste}</span> &nbsp;{counts}</summary>"
         f"<div style='margin:2px 0 6px 112px'><div style='{_MUTED};{_MONO}'>{html.escape(layer.diff_id[:19])}</div>"
         f"{_tree_html(shown)}{more}</div></details>"
