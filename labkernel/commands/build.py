@@ -5,44 +5,21 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import DockerfileError, UsageError
+from .buildflags import JsonProgress, build_flags, options_of, outputs_of, write_output
 from .container import confirm, pruned
-from .grammar import Entry, LabGroup, command, flag, host_of, many, option
+from .grammar import Entry, LabGroup, command, flag, host_of, option
 from .host import Host
 
-_BUILD_FLAGS = [
-    many("-t", "--tag", metavar="name", help="Name and optionally a tag (format: name:tag)"),
-    many("--build-arg", help="Set build-time variables (K=V, or K to pass ours on)"),
-    option("--target", metavar="string", help="Set the target build stage to build"),
-    flag("--no-cache", help="Do not use cache when building the image"),
-    many("--label", help="Set metadata for an image"),
-    flag("-q", "--quiet", help="Suppress the build output and print image ID on success"),
-    option(
-        "--progress",
-        metavar="string",
-        type=click.Choice(["auto", "plain", "tty", "quiet"]),
-        default="auto",
-        help="Set type of progress output (auto, plain, tty, quiet)",
-    ),
-    option("--iidfile", metavar="string", help="Write the image ID to the file"),
-    flag("--pull", help="Always attempt to pull a newer version of the image", hidden=True),
-    flag("--rm", help="Remove intermediate containers after a successful build", hidden=True),
-    flag("--force-rm", help="Always remove intermediate containers", hidden=True),
-]
 
-
-def build_flags(function: Any) -> Any:
-    for decorate in reversed(_BUILD_FLAGS):
-        function = decorate(function)
-    return function
-
-
-@command("build", "[OPTIONS] PATH | -")
+@command("build", "[OPTIONS] PATH | URL | -")
 @build_flags
 @option("-f", "--file", metavar="string", help='Name of the Dockerfile (default: "PATH/Dockerfile")')
 @click.argument("path")
@@ -50,10 +27,48 @@ def build_flags(function: Any) -> Any:
 def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> Any:
     """Build an image from a Dockerfile."""
     host = host_of(ctx)
-    if path.startswith(("http://", "https://", "git://", "git@")):
-        raise UsageError("build from a URL: not in this release of labkernel", resolution="clone or download it first")
-    context = None if path == "-" else host.working_dir() / path
-    if context is not None and not context.is_dir():
+    if path == "-" and file == "-":
+        raise UsageError(
+            "invalid argument: can't use stdin for both build context and dockerfile",
+            resolution="give the context as a directory, or the Dockerfile as a file in it",
+            exit_code=1,
+        )
+    with _context(host, path) as found:
+        if isinstance(found, bytes):
+            text = found.decode("utf-8-sig", "replace")
+            if file is not None:
+                text, dockerfile = _read(host, None, file)
+                return build_text(host, text, None, flags, dockerfile=dockerfile)
+            return build_text(host, text, None, flags)
+        local = found == host.working_dir() / path
+        text, dockerfile = _read(host, found, file if local or file in (None, "-") else str(_inside(found, str(file))))
+        return build_text(host, text, found, flags, dockerfile=dockerfile)
+
+
+@contextmanager
+def _context(host: Host, path: str) -> Iterator[Path | bytes]:
+    """The directory that PATH, URL or `-` means, or the Dockerfile that came instead of a context."""
+    from ..buildsources import download, git_context, is_git, is_url, stream_context
+
+    layout = host.engine.layout if path == "-" or is_git(path) or is_url(path) else None
+    if layout is None:
+        yield _directory(host, path)
+    elif path == "-":
+        if host.stdin_fd() is None:
+            raise UsageError("there is no stdin in a cell", resolution="write the Dockerfile in a %%dockerfile cell")
+        with stream_context(layout, sys.stdin.buffer) as found:
+            yield found
+    elif is_git(path):
+        with git_context(layout, path) as directory:
+            yield directory
+    else:
+        with download(path, layout, checksum=None).path.open("rb") as file, stream_context(layout, file) as found:
+            yield found
+
+
+def _directory(host: Host, path: str) -> Path:
+    context = host.working_dir() / path
+    if not context.is_dir():
         raise UsageError(
             f"unable to prepare context: path {path!r} not found"
             if not context.exists()
@@ -61,13 +76,20 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
             resolution="the context is the folder that COPY and ADD take files from",
             exit_code=1,
         )
-    text, dockerfile = _read(host, context, file)
-    return build_text(host, text, context, flags, dockerfile=dockerfile)
+    return context
+
+
+def _inside(context: Path, file: str) -> Path:
+    """A Dockerfile of a context that came from elsewhere: a link must not lead out of it."""
+    path = Path(os.path.realpath(context / file.lstrip("/")))
+    if not path.is_relative_to(context.resolve()):
+        raise UsageError(f"forbidden path outside the build context: {file}", exit_code=1)
+    return path
 
 
 def _read(host: Host, context: Path | None, file: str | None) -> tuple[str, Path | None]:
     """The Dockerfile's text, and where it lies (for NAME.dockerignore)."""
-    if file == "-" or (context is None and file is None):
+    if file == "-":
         if host.stdin_fd() is None:
             raise UsageError("there is no stdin in a cell", resolution="write the Dockerfile in a %%dockerfile cell")
         return sys.stdin.buffer.read().decode("utf-8-sig", "replace"), None
@@ -142,13 +164,20 @@ def build_text(
         "target": flags["target"],
         "no_cache": flags["no_cache"],
         "labels": dict(word.partition("=")[::2] for word in flags["label"]),
+        "network": flags["network"],
+        "options": options_of(host, flags),
     }
+    outputs = outputs_of(flags["output"])
+    if flags["check"]:
+        return check_text(host, text, settings["build_args"])
+    settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]
     ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore") if dockerfile else None
     if ignore is not None and ignore.is_file():
         settings["ignore"] = ignore.read_text(errors="replace")
     try:
-        if quiet:
-            result = host.engine.builds.build(text, on_step=lambda step: None, **settings)
+        if quiet or flags["progress"] in ("json", "rawjson"):
+            listener: Any = (lambda step: None) if quiet else JsonProgress()
+            result = host.engine.builds.build(text, on_step=listener, **settings)
         else:
             with host.build_progress(text, mode=flags["progress"]) as on_step:
                 result = host.engine.builds.build(text, on_step=on_step, **settings)
@@ -157,15 +186,36 @@ def build_text(
     # A notebook shows them with the result.
     for warning in result.warnings if not host.notebook else ():
         host.warn(str(warning))
+    for output in outputs:
+        write_output(host, result, output)
     if flags["iidfile"]:
         (host.working_dir() / flags["iidfile"]).write_text(result.image.id)
     if quiet and not host.notebook:
         host.line(result.image.id)
-    elif not host.notebook:
+    elif not host.notebook and all(output.dest != "-" for output in outputs):
         host.line(f"Successfully built {result.image.id.removeprefix('sha256:')[:12]}")
-        for name in flags["tag"]:
+        for name in settings["tags"]:
             host.line(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}")
     return result
+
+
+def check_text(host: Host, text: str, build_args: dict[str, str]) -> Any:
+    """`--check`: the warnings of the build checks; exit code 1 when the Dockerfile says they are errors."""
+    from ..dockerfile.lint import lint_error, options
+    from ..dockerfile.parser import parse
+
+    try:
+        findings = host.engine.builds.check(text, build_args=build_args)
+    except DockerfileError as err:
+        raise pointing(err, text) from None
+    for finding in findings:
+        host.line(f"WARNING: {finding.short()}")
+    count = len(findings)
+    host.line(f"Check complete, {f'{count} warning' + 's' * (count > 1) if count else 'no warnings'} found.")
+    failed = lint_error(findings, options(parse(text), build_args.get("BUILDKIT_DOCKERFILE_CHECK")))
+    if failed is not None:
+        raise failed
+    return None
 
 
 def pointing(err: DockerfileError, text: str) -> DockerfileError:

@@ -1,0 +1,254 @@
+"""docker's flags of `build` that have a little language of their own, and where a finished build goes (`--output`)."""
+
+from __future__ import annotations
+
+import csv
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import UsageError
+from .grammar import flag, many, option
+
+if TYPE_CHECKING:
+    from ..builds import BuildOptions, BuildResult
+    from .host import Host
+
+BUILD_FLAGS = [
+    many("-t", "--tag", metavar="name", help="Name and optionally a tag (format: name:tag)"),
+    many("--build-arg", help="Set build-time variables (K=V, or K to pass ours on)"),
+    option("--target", metavar="string", help="Set the target build stage to build"),
+    flag("--no-cache", help="Do not use cache when building the image"),
+    many("--no-cache-filter", metavar="stringArray", help="Do not cache specified stages"),
+    flag("--pull", help="Always attempt to pull all referenced images"),
+    many("--label", help="Set metadata for an image"),
+    many("--secret", metavar="stringArray", help="Secret to expose to the build (id=mysecret[,src=FILE|env=NAME])"),
+    many("--ssh", metavar="stringArray", help="SSH agent socket to expose to the build (default|<id>[=<socket>])"),
+    option("--network", metavar="string", default="default", help="Set the networking mode for RUN instructions"),
+    many("--add-host", metavar="strings", help="Add a custom host-to-IP mapping (host:ip)"),
+    option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
+    many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (security.insecure)"),
+    many("--platform", metavar="stringArray", help="Set target platform for build"),
+    many("--cache-from", metavar="stringArray", help="External cache sources (type=local,src=DIR)"),
+    many("--cache-to", metavar="stringArray", help="Cache export destinations (type=local,dest=DIR)"),
+    many("-o", "--output", metavar="stringArray", help="Output destination (type=local|tar|oci|docker,dest=PATH)"),
+    flag("--load", help='Shorthand for "--output=type=image": what is built is always in the store', hidden=True),
+    flag("--check", help="Check the Dockerfile and build nothing"),
+    flag("-q", "--quiet", help="Suppress the build output and print image ID on success"),
+    option(
+        "--progress",
+        metavar="string",
+        type=click.Choice(["auto", "plain", "tty", "quiet", "json", "rawjson"]),
+        default="auto",
+        help="Set type of progress output (auto, plain, tty, quiet, json)",
+    ),
+    option("--iidfile", metavar="string", help="Write the image ID to the file"),
+    flag("--rm", help="Remove intermediate containers after a successful build", hidden=True),
+    flag("--force-rm", help="Always remove intermediate containers", hidden=True),
+]
+
+
+def build_flags(function: Any) -> Any:
+    """Decorates a command with docker's flags of `build`."""
+    for decorate in reversed(BUILD_FLAGS):
+        function = decorate(function)
+    return function
+
+
+def options_of(host: Host, flags: dict[str, Any]) -> BuildOptions:
+    """The flags as BuildOptions. Reads the files and variables of secrets. Raises UsageError."""
+    from ..builds import BuildOptions
+    from ..runtime.settings import parse_size
+
+    return BuildOptions(
+        secrets=dict(_secret(host, word) for word in flags["secret"]),
+        ssh=dict(_agent(host, word) for word in flags["ssh"]),
+        allow=flags["allow"],
+        no_cache_filter=[name for word in flags["no_cache_filter"] for name in word.split(",")],
+        pull=flags["pull"],
+        extra_hosts=[_extra_host(word) for word in flags["add_host"]],
+        memory_bytes=parse_size(flags["memory"], "memory limit") if flags["memory"] else 0,
+        platform=",".join(flags["platform"]) or None,
+        cache_from=[_cache_directory(host, word, "cache-from", "src") for word in flags["cache_from"]],
+        cache_to=_cache_target(host, flags["cache_to"]),
+    )
+
+
+def _fields(word: str, name: str) -> dict[str, str]:
+    row = next(csv.reader([word]), [])
+    fields: dict[str, str] = {}
+    for part in row:
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UsageError(f"invalid value for --{name}: field {part!r} must be a key=value pair", exit_code=1)
+        fields[key.strip().lower()] = value
+    return fields
+
+
+def _secret(host: Host, word: str) -> tuple[str, bytes]:
+    fields = _fields(word, "secret")
+    name = fields.pop("id", "")
+    kind = fields.pop("type", None)
+    source, variable = fields.pop("src", fields.pop("source", None)), fields.pop("env", None)
+    if not name or fields or kind not in (None, "file", "env"):
+        raise UsageError(f"invalid secret: {word}", resolution="--secret id=NAME,src=FILE or id=NAME,env=VARIABLE")
+    if kind == "env" and variable is None:
+        variable, source = source or name, None
+    if variable is None and source is None and name in os.environ:
+        variable = name
+    if variable is not None:
+        if variable not in os.environ:
+            raise UsageError(f"secret {name}: the environment has no variable {variable}", exit_code=1)
+        return name, os.environb[os.fsencode(variable)]
+    path = host.working_dir() / Path(source or name).expanduser()
+    try:
+        return name, path.read_bytes()
+    except OSError as err:
+        raise UsageError(
+            f"failed to stat {path}: {(err.strerror or 'unreadable').lower()}",
+            resolution="--secret id=NAME,src=FILE takes a file of this machine",
+            exit_code=1,
+        ) from None
+
+
+def _agent(host: Host, word: str) -> tuple[str, str]:
+    name, _, given = word.partition("=")
+    socket = given or os.environ.get("SSH_AUTH_SOCK", "")
+    if not socket:
+        raise UsageError(
+            "invalid empty ssh agent socket: SSH_AUTH_SOCK is not set", resolution="start one: eval $(ssh-agent)"
+        )
+    path = host.working_dir() / Path(socket).expanduser()
+    if not path.is_socket():
+        raise UsageError(
+            f"--ssh {word}: {path} is not the socket of an ssh agent",
+            resolution="keys as files are not supported: ssh-add them to an agent, then --ssh default",
+        )
+    return name, str(path)
+
+
+def _extra_host(word: str) -> str:
+    separator = "=" if "=" in word else ":"
+    name, _, address = word.partition(separator)
+    try:
+        ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        raise UsageError(f"invalid IP address in add-host: {address!r}", resolution="--add-host NAME:ADDRESS") from None
+    if not name:
+        raise UsageError(f"bad format for add-host: {word!r}", resolution="--add-host NAME:ADDRESS")
+    return f"{name}:{address.strip('[]')}"
+
+
+def _cache_directory(host: Host, word: str, flag_name: str, key: str) -> Path:
+    kind = _fields(word, flag_name).get("type") if "=" in word else "registry"
+    if kind != "local":
+        raise UsageError(
+            f"--{flag_name} type={kind or '?'} is not supported",
+            resolution=f"type=local,{key}=DIRECTORY keeps the cache in a directory",
+        )
+    place = _fields(word, flag_name).get(key)
+    if not place:
+        raise UsageError(f"--{flag_name} type=local needs {key}=DIRECTORY")
+    return host.working_dir() / Path(place).expanduser()
+
+
+def _cache_target(host: Host, words: Sequence[str]) -> Path | None:
+    if len(words) > 1:
+        raise UsageError("--cache-to can be given once")
+    return _cache_directory(host, words[0], "cache-to", "dest") if words else None
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the build goes beside the store. `kind`: image, local, tar, oci or docker; `dest` "-" is stdout."""
+
+    kind: str
+    dest: str = ""
+    name: str = ""
+
+
+def outputs_of(words: Sequence[str]) -> list[Output]:
+    """`--output`, also in its short form (`-o DIR`, `-o -`). Raises UsageError."""
+    found = []
+    for word in words:
+        if "=" not in word:
+            found.append(Output("tar", "-") if word == "-" else Output("local", word))
+            continue
+        fields = _fields(word, "output")
+        kind = fields.get("type", "")
+        if kind not in ("image", "local", "tar", "oci", "docker"):
+            raise UsageError(
+                f"--output type={kind or '?'} is not supported", resolution="type=local, tar, oci, docker or image"
+            )
+        if fields.get("push", "false").lower() not in ("false", "0"):
+            raise UsageError("--output push=true is not supported", resolution="`labkernel push NAME` after the build")
+        dest = fields.get("dest", "")
+        if kind == "local" and not dest:
+            raise UsageError("dest is required for local output", resolution="--output type=local,dest=DIRECTORY")
+        if kind in ("tar", "oci") and not dest:
+            dest = "-"
+        found.append(Output(kind, dest, fields.get("name", "")))
+    return found
+
+
+def write_output(host: Host, result: BuildResult, output: Output) -> None:
+    """Carry out one `--output`. Raises UsageError, StoreError, OSError's own errors as UsageError."""
+    from .container import tar_output
+
+    images = host.engine.images
+    if output.kind == "image" or (output.kind == "docker" and not output.dest):
+        return
+    if output.kind == "local":
+        _write_directory(images, result.image.id, host.working_dir() / Path(output.dest).expanduser())
+        return
+    with tar_output(host, None if output.dest == "-" else output.dest) as out:
+        if output.kind == "tar":
+            images.export_rootfs(result.image.id, out)
+        else:
+            images.save(result.image.tags or [result.image.id], out)
+
+
+def _write_directory(images: Any, id: str, target: Path) -> None:
+    """The root file system in a directory, as files of ours where we cannot give them away."""
+    import tempfile
+
+    from ..oci.extract import Extractor
+    from ..oci.rootfd import Root
+    from ..oci.tarstream import BlobStream, members
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target) as file, Root.open(str(target)) as root:
+            images.export_rootfs(id, file)
+            file.seek(0)
+            owner = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+            out = Extractor(root, whiteouts=False, owner=owner)
+            data = BlobStream(file.fileno(), max_bytes=1 << 42)
+            for member in members(data, max_members=50_000_000):
+                out.add(member, data)
+            data.finish()
+            out.finish()
+    except OSError as err:
+        raise UsageError(f"cannot write to {target}: {err.strerror}", exit_code=1) from None
+
+
+class JsonProgress:
+    """`--progress json`: each BuildStep as a line of JSON on stderr."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def __call__(self, step: Any) -> None:
+        import json
+
+        self._stream.write(json.dumps(step.to_dict()) + "\n")
+        self._stream.flush()
