@@ -296,6 +296,7 @@ class _Uploads(_Handler):
     """POST begins an upload (or does it at once), PATCH goes on, PUT ends it, GET tells how far it is."""
 
     upload: Upload | None = None
+    refused: Problem | None = None
 
     def prepare(self) -> Awaitable[None] | None:
         super().prepare()
@@ -331,8 +332,18 @@ class _Uploads(_Handler):
             raise Problem(416, "BLOB_UPLOAD_INVALID", f"the upload stands at byte {upload.size}", where)
 
     def data_received(self, chunk: bytes) -> None:
-        if self.upload is not None:
-            self.upload.write(chunk)
+        # What is raised here ends the connection without an answer: it is told when the body has been read.
+        if self.upload is not None and self.refused is None:
+            try:
+                self.upload.write(chunk)
+            except Problem as err:
+                self.refused = err
+
+    def _check_body(self) -> None:
+        if self.refused is not None:
+            if self.upload is not None and self.request.method == "POST":
+                self.upload.cancel()
+            raise self.refused
 
     def on_connection_close(self) -> None:
         # What has come so far stays: the client asks and goes on.
@@ -344,6 +355,7 @@ class _Uploads(_Handler):
             self.upload.busy = False
 
     async def post(self, name: str) -> None:
+        self._check_body()
         digest = self.get_query_argument("digest", None)
         mounted = self.get_query_argument("mount", None)
         if self.upload is not None and digest is not None:
@@ -355,10 +367,12 @@ class _Uploads(_Handler):
         self._accept(self.depot.start_upload(name), 202)
 
     def patch(self, name: str, id: str) -> None:
+        self._check_body()
         assert self.upload is not None
         self._accept(self.upload, 202)
 
     async def put(self, name: str, id: str) -> None:
+        self._check_body()
         assert self.upload is not None
         digest = self.get_query_argument("digest", None)
         if digest is None:
