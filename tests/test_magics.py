@@ -147,7 +147,7 @@ def test_help(shell: InteractiveShell, capfd: pytest.CaptureFixture[str]) -> Non
     [
         ("%container st", {"start", "stats", "stop"}, set()),
         ("c = %container run --me", {"--memory"}, set()),
-        ("%docker image ", {"ls", "history"}, {"push"}),
+        ("%docker image ", {"ls", "history", "push"}, {"swarm"}),
         ("%container stop w", {"web"}, set()),
         ("%container run --rm bus", {"busybox"}, set()),
         ("%vm ", {"run"}, set()),
@@ -155,6 +155,8 @@ def test_help(shell: InteractiveShell, capfd: pytest.CaptureFixture[str]) -> Non
         ("%%dockerfile --build", {"--build-arg"}, set()),
         ("%%dockerfile -t x\nFROM busybox\nC", {"CMD", "COPY"}, set()),
         ("%%dockerfile -t x\nFROM busy", {"busybox"}, set()),
+        ("%%dockerfile -t x\nFROM busybox AS one\nCOPY --from=", {"one", "busybox"}, set()),
+        ("%%dockerfile -t x\nFROM busybox\nRUN --mo", {"--mount="}, set()),
         ("%%dockerfile -t x\nFROM busybox\nRUN import o", set(), {"os", "open"}),
     ],
 )

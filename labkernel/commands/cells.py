@@ -15,10 +15,6 @@ from ..errors import UsageError
 
 _BRACES = re.compile(r"\{([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)\}")
 _DOLLAR = re.compile(r"\$([A-Za-z_]\w*)")
-DOCKERFILE_WORDS = (
-    *("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER"),
-    *("ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
-)
 
 
 def expand(line: str, names: Mapping[str, Any]) -> str:
@@ -212,20 +208,25 @@ def _answer(simple: Any, found: Sequence[str], fragment: str) -> dict[str, Any]:
 
 
 def _dockerfile(context: Any, before: str, host_for: Callable[[str], Any]) -> tuple[list[str], str]:
-    fragment = before[len(before.rstrip().rpartition(" ")[0]) :].lstrip() if before.strip() else ""
+    host = host_for("%%dockerfile")
+    first, *lines = context.full_text.split("\n")
     if context.cursor_line == 0:
         from .build import cell
 
-        return _complete(cell, before.partition("%%dockerfile")[2], host_for("%%dockerfile"))
-    word = before.lstrip()
-    if " " not in word:
-        return [name for name in DOCKERFILE_WORDS if name.startswith(word.upper())] if word else [], word
-    if word.split()[0].upper() == "FROM":
-        fragment = word.rpartition(" ")[2]
-        from .grammar import image_tags
+        return _complete(cell, before.partition("%%dockerfile")[2], host)
+    from .dockerwords import complete
+    from .grammar import image_tags
 
-        return [tag for tag in image_tags(host_for("%%dockerfile")) if tag.startswith(fragment)], fragment
-    return [], word.rpartition(" ")[2]
+    def images() -> list[str]:
+        # Completion must never be the place where an error shows.
+        try:
+            return image_tags(host)
+        except Exception:
+            return []
+
+    given = re.search(r"--context[ =](\S+)", first)
+    directory = str(host.working_dir() / (given.group(1) if given else "."))
+    return complete(lines[: context.cursor_line - 1], before, images=images, directory=directory)
 
 
 def _command(root: Any, name: str, rest: str, host_for: Callable[[str], Any]) -> tuple[list[str], str]:
