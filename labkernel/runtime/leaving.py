@@ -21,12 +21,16 @@ def check_idle(sup: Any) -> None:
 
 def leave(sup: Any) -> bool:
     """Go away and leave nothing behind; False when a client is just coming."""
-    lock = os.open(f"{sup.runtime_dir}/supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return False
+        lock = os.open(f"{sup.runtime_dir}/supervisor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        pass  # somebody deleted the runtime directory: no client can come any more
+    else:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
     sup.context.listener.close()
     try:
         os.unlink(f"{sup.runtime_dir}/supervisor.sock")

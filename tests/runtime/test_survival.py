@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,17 @@ def test_idle_supervisor_leaves(lab: Any) -> None:
         os.close(pidfd)
     assert not runtime.socket.exists()
     assert lab.output("echo", "again")[0] == b"again\n"
+
+
+def test_supervisor_of_a_deleted_store_leaves(lab: Any) -> None:
+    hasty = lab.new_runtime(idle_exit_s=0.2)
+    pids = [os.pidfd_open(pid) for pid in (hasty.ensure().pid, hasty.ensure().keeper_pid)]
+    lab.output("true")
+    shutil.rmtree(lab.runtime_dir, ignore_errors=True)
+    for pidfd in pids:
+        assert select.select([pidfd], [], [], 20)[0]
+        os.close(pidfd)
+    lab.runtime_dir.mkdir()
 
 
 @pytest.mark.parametrize("role", ["supervisor", "keeper"])
