@@ -215,6 +215,13 @@ class Container:
         """Raises ConflictError when the name is taken, UsageError when it is none."""
         self._containers.rename(self, check_name(name))
 
+    def update(self, **limits: Any) -> dict[str, Any]:
+        """Other limits (`mem_limit`, `nano_cpus`, `cpu_shares`, `pids_limit`, …) and `restart_policy`, at once when it
+        runs: {"Warnings": [...]}. Raises UsageError, ConflictError, RuntimeFailure when the kernel refuses."""
+        from .changing import update
+
+        return update(self, limits)
+
     def resize(self, height: int, width: int) -> None:
         """Tell its terminal the new size in characters."""
         self._containers.runtime.resize(self.id, height, width)

@@ -29,7 +29,7 @@ from .errors import (
     UsageError,
 )
 from .events import container_attributes, insert_event
-from .provision import Programs, find_warnings, make_mounts, spec_mount
+from .provision import Programs, find_warnings, inherited_mounts, make_mounts, spec_mount
 from .runtime import prootprogram
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
@@ -100,6 +100,11 @@ class Containers:
         """
         given = normalize(settings)
         name = given.pop("name", None)
+        for key in ("pid_mode", "network_mode"):
+            kind, colon, other = str(given.get(key) or "").partition(":")
+            if kind == "container" and colon:
+                given[key] = f"container:{self.get(other).id}"
+        inherited = inherited_mounts(given, self.get)
         found = self._image(image, notify)
         ref = image if isinstance(image, str) else (found.tags or [found.id])[0]
         words = parse_command(command)
@@ -110,7 +115,7 @@ class Containers:
         directory = str(self.layout.container_dir(id))
         os.mkdir(directory, 0o755)
         try:
-            mounts = make_mounts(self.volumes, found.config, given, self._lower(found), made)
+            mounts = make_mounts(self.volumes, found.config, given, self._lower(found), made, inherited)
             record = {
                 "command": words,
                 "args": args,
@@ -278,6 +283,13 @@ class Containers:
         """Record an event of a container which the supervisor does not see."""
         about = container_attributes(container.name, container.image_ref, container.labels)
         self.db.add_event("container", action, container.id, {**about, **attributes})
+
+    def replace_settings(self, container: Container, settings: dict[str, Any]) -> None:
+        """Keep other settings in the row of a container."""
+        record = {**container.record, "settings": settings}
+        with self.db.transaction() as tx:
+            tx.execute("UPDATE containers SET settings = ? WHERE id = ?", (json.dumps(record), container.id))
+        container._record = record
 
     def rename(self, container: Container, name: str) -> None:
         """See `Container.rename`."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .runtime.logs import timestamp
+from .runtime.sharing import parse_device
 from .runtime.spec import DEFAULT_SHM_BYTES, MASKED_PATHS, READONLY_PATHS, network_mode
 
 if TYPE_CHECKING:
@@ -84,27 +85,27 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "RestartPolicy": {"Name": restart["name"], "MaximumRetryCount": restart["max_retries"]},
         "AutoRemove": bool(settings.get("auto_remove")),
         "VolumeDriver": "",
-        "VolumesFrom": None,
+        "VolumesFrom": settings.get("volumes_from") or None,
         "CapAdd": settings.get("cap_add") or None,
         "CapDrop": settings.get("cap_drop") or None,
-        "CgroupnsMode": "private",
+        "CgroupnsMode": settings.get("cgroupns") or "private",
         "Dns": settings.get("dns") or [],
         "DnsOptions": settings.get("dns_opt") or [],
         "DnsSearch": settings.get("dns_search") or [],
         "ExtraHosts": settings.get("extra_hosts") or None,
         "GroupAdd": settings.get("group_add") or None,
-        "IpcMode": "private",
+        "IpcMode": settings.get("ipc_mode") or "private",
         "Cgroup": "",
         "Links": None,
         "OomScoreAdj": settings.get("oom_score_adj", 0),
-        "PidMode": "",
-        "Privileged": False,
+        "PidMode": settings.get("pid_mode") or "",
+        "Privileged": bool(settings.get("privileged")),
         "PublishAllPorts": bool(settings.get("publish_all_ports")),
         "ReadonlyRootfs": bool(settings.get("read_only")),
         "SecurityOpt": settings.get("security_opt") or None,
         "Tmpfs": settings.get("tmpfs") or None,
-        "UTSMode": "",
-        "UsernsMode": "",
+        "UTSMode": settings.get("uts_mode") or "",
+        "UsernsMode": settings.get("userns_mode") or "",
         "ShmSize": settings.get("shm_size") or DEFAULT_SHM_BYTES,
         "Runtime": "labkernel",
         "Isolation": "",
@@ -117,7 +118,8 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "CpuQuota": settings.get("cpu_quota", 0),
         "CpusetCpus": settings.get("cpuset_cpus", ""),
         "CpusetMems": settings.get("cpuset_mems", ""),
-        "Devices": [],
+        "Devices": [_device(word) for word in settings.get("devices", ())],
+        **({"Sysctls": settings["sysctls"]} if settings.get("sysctls") else {}),
         "MemoryReservation": settings.get("mem_reservation", 0),
         "MemorySwap": settings.get("memswap_limit") or 2 * settings.get("mem_limit", 0),
         "MemorySwappiness": settings.get("mem_swappiness"),
@@ -128,6 +130,11 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "MaskedPaths": config["linux"].get("maskedPaths", list(MASKED_PATHS)),
         "ReadonlyPaths": config["linux"].get("readonlyPaths", list(READONLY_PATHS)),
     }
+
+
+def _device(word: str) -> dict[str, str]:
+    source, target, access = parse_device(word)
+    return {"PathOnHost": source, "PathInContainer": target, "CgroupPermissions": access}
 
 
 def _graph_driver(rootfs: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import LabkernelError, UsageError
@@ -18,6 +18,8 @@ from .volumes import ANONYMOUS_LABEL, Volumes
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from .container import Container
 
 NETWORK_WARNING = (
     "this container has no network but loopback: bridge networks come with a later release "
@@ -57,7 +59,7 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
 
 def _known_network(settings: Mapping[str, Any]) -> str:
     mode = network_mode(settings)
-    if mode not in ("default", "bridge", "none", "host"):
+    if mode not in ("default", "bridge", "none", "host") and not mode.startswith("container:"):
         raise UsageError(
             f"network {mode} not found", resolution="this release has --network none and host; others come later"
         )
@@ -70,8 +72,11 @@ def make_mounts(
     settings: Mapping[str, Any],
     layers: Sequence[str],
     anonymous: list[str],
+    inherited: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Volumes and bind mounts, as the container's record keeps them; makes the volumes and directories they name.
+
+    `inherited` are those of other containers (`--volumes-from`); what is asked for at the same place wins.
 
     `layers` are the image's directories, top first, for copy-up. Names of new anonymous volumes go to `anonymous` at
     once, so that the caller can take them back when something later fails."""
@@ -81,11 +86,27 @@ def make_mounts(
     ]
     wanted += settings.get("mounts", ())
     taken = {mount["destination"] for mount in wanted} | {os.path.normpath(p) for p in settings.get("tmpfs", ())}
+    given = {mount["destination"]: dict(mount) for mount in inherited if mount["destination"] not in taken}
     for path in image_config.get("Volumes") or ():
         place = os.path.normpath(path)
-        if place not in taken:
+        if place not in taken and place not in given:
             wanted.append({"type": "volume", "source": "", "destination": place, "mode": "rw"})
-    return [_make_mount(volumes, mount, layers, anonymous) for mount in wanted]
+    return [*given.values(), *(_make_mount(volumes, mount, layers, anonymous) for mount in wanted)]
+
+
+def inherited_mounts(settings: Mapping[str, Any], find: Callable[[str], Container]) -> list[dict[str, Any]]:
+    """The mounts of the containers that `volumes_from` names (`NAME[:ro|rw]`), the last one wins."""
+    found: dict[str, dict[str, Any]] = {}
+    for word in settings.get("volumes_from", ()):
+        name, _, mode = word.partition(":")
+        if mode not in ("", "ro", "rw", "z", "Z"):
+            raise UsageError(f"invalid volumes-from specification: {word}: invalid mode: {mode}")
+        for mount in find(name).record.get("mounts", ()):
+            if mount["type"] != "tmpfs":
+                # It goes with the container it was made for.
+                changed = {"anonymous": False} | ({"rw": False, "mode": "ro"} if mode == "ro" else {})
+                found[mount["destination"]] = {**mount, **changed}
+    return list(found.values())
 
 
 def _make_mount(
@@ -140,7 +161,7 @@ class Programs:
         """Path of the program for these settings. None for `seccomp=unconfined` and, with a line in `warnings`, where
         none can be made. Raises UsageError for a profile that cannot be read."""
         option = security_options(settings).get("seccomp", "")
-        if option == "unconfined":
+        if option == "unconfined" or (settings.get("privileged") and not option):
             return None
         capabilities = tuple(finalize_capabilities(settings))
         known = self._known.get(capabilities)

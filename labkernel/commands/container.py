@@ -302,6 +302,37 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
     return tabulate(views, lambda view: view, titles, columns=_STATS_FIELDS, form=flags["form"])
 
 
+@command("update", NAMES)
+@option("--blkio-weight", metavar="uint16", type=int, help="Block IO (relative weight), between 10 and 1000")
+@option("--cpu-period", metavar="int", type=int, help="Length of the CPU period, in microseconds")
+@option("--cpu-quota", metavar="int", type=int, help="CPU time per period, in microseconds")
+@option("-c", "--cpu-shares", metavar="int", type=int, help="CPU shares (relative weight)")
+@option("--cpus", metavar="decimal", help="Number of CPUs")
+@option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)")
+@option("--cpuset-mems", metavar="string", help="MEMs in which to allow execution (0-3, 0,1)")
+@option("-m", "--memory", metavar="bytes", help="Memory limit")
+@option("--memory-reservation", metavar="bytes", help="Memory soft limit")
+@option("--memory-swap", metavar="bytes", help="Memory plus swap: -1 for unlimited swap")
+@option("--pids-limit", metavar="int", type=int, help="Limit of processes and threads (-1 for unlimited)")
+@option("--restart", metavar="string", help="Restart policy to apply when a container exits")
+@words("containers", least=1, kind=CONTAINER)
+@click.pass_context
+def update(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> Any:
+    """Update configuration of one or more containers."""
+    from .settings import settings_of
+
+    host = host_of(ctx)
+    limits = settings_of(flags)
+    if not limits:
+        raise UsageError("you must provide one or more flags when using this command", exit_code=1)
+
+    def act(container: Any) -> None:
+        for warning in container.update(**limits)["Warnings"]:
+            host.warn(warning)
+
+    return each(host, containers, act)
+
+
 @command("diff", "CONTAINER")
 @click.argument("container", type=CONTAINER)
 @click.pass_context

@@ -44,6 +44,14 @@ _PLAIN = {
     "cap_drop": "cap_drop",
     "security_opt": "security_opt",
     "dns": "dns",
+    "blkio_weight": "blkio_weight",
+    "cgroupns": "cgroupns",
+    "device": "devices",
+    "ipc": "ipc_mode",
+    "pid": "pid_mode",
+    "userns": "userns_mode",
+    "uts": "uts_mode",
+    "volumes_from": "volumes_from",
 }
 
 
@@ -76,6 +84,8 @@ def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, 
         settings["ulimits"] = [ulimit(word) for word in flags["ulimit"]]
     if flags.get("add_host"):
         settings["extra_hosts"] = dict(_pair(word, ":", "--add-host") for word in flags["add_host"])
+    if flags.get("sysctl"):
+        settings["sysctls"] = dict(_pair(word, "=", "--sysctl") for word in flags["sysctl"])
     if flags.get("publish"):
         settings["ports"] = ports(flags["publish"])
     _mounts(settings, flags, cwd)
@@ -184,6 +194,10 @@ def _mount(text: str, cwd: Path) -> tuple[str, str, str, str]:
     source = parts.pop("source", "")
     read_only = parts.pop("readonly", "false") in ("true", "1")
     size, mode = parts.pop("tmpfs-size", ""), parts.pop("tmpfs-mode", "")
+    words = [*(["ro"] if read_only else []), *filter(None, [parts.pop("bind-propagation", "")])]
+    if parts.pop("volume-nocopy", "false") in ("true", "1"):
+        words.append("nocopy")
+    parts.pop("consistency", "")
     if (
         kind not in ("bind", "volume", "tmpfs")
         or not target.startswith("/")
@@ -201,7 +215,7 @@ def _mount(text: str, cwd: Path) -> tuple[str, str, str, str]:
         source = str((cwd / Path(source).expanduser()).resolve())
         if not os.path.exists(source):
             raise UsageError(f"bind source path does not exist: {source}", exit_code=125)
-    return kind, source, target, "ro" if read_only else ""
+    return kind, source, target, ",".join(words)
 
 
 def _pair(word: str, separator: str, name: str) -> tuple[str, str]:

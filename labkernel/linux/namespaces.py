@@ -15,6 +15,7 @@ from .syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    setns,
     unshare,
 )
 
@@ -28,6 +29,25 @@ FLAGS = {
     "cgroup": CLONE_NEWCGROUP,
     "user": CLONE_NEWUSER,
 }
+
+
+def make_children_in(pidfd: int) -> int:
+    """Let children be made in the pid namespace of `pidfd`, until `make_children_here` gets what this returns: no
+    process changes its own one (man 2 setns). Raises OSError."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(pidfd, CLONE_NEWPID)
+    except OSError:
+        os.close(own)
+        raise
+    return own
+
+
+def make_children_here(own: int) -> None:
+    """End of `make_children_in`; -1 for what never began. Not for the child."""
+    if own >= 0:
+        setns(own, CLONE_NEWPID)
+        os.close(own)
 
 
 def subordinate_ranges(path: str, *names: str) -> list[tuple[int, int]]:

@@ -65,12 +65,14 @@ def resolve(wanted: str | None, numbers: dict[str, Any], opener: Opener = os.ope
     known = str(entry[0])
     uid, gid = int(entry[2]), int(entry[3])
     groups = _lines("/etc/group", opener)
+    added = [_find_group(word, groups) for word in numbers.get("groups_unresolved") or ()]
+    added += [int(number) for number in numbers.get("additionalGids") or ()]
     if group:
         gid = _find_group(group, groups)
         extra: list[int] = []
     else:
         extra = [int(g[2]) for g in groups if len(g) > 3 and known and known in g[3].split(",") and g[2].isdigit()]
-    return User(uid, gid, [*extra, *(int(g) for g in numbers.get("additionalGids") or ())], entry[5] or _home(uid))
+    return User(uid, gid, [*extra, *added], entry[5] or _home(uid))
 
 
 def _home(uid: int) -> str:

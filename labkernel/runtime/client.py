@@ -398,7 +398,7 @@ class Runtime:
         self._call("remove", id=id, force=force)
 
     def update(self, id: str, resources: Sequence[dict[str, Any]], restart: dict[str, Any] | None) -> list[str]:
-        """Write limits (runtime-spec `linux.resources`, one after the other) of a running container, and give it another
+        """Write limits (runtime-spec `linux.resources`, in order) of a running container, and give it another
         restart policy. Returns what is not enforced. Raises RuntimeFailure when the kernel refuses."""
         answer = self._call("update", id=id, resources=list(resources), restart=restart)
         return [str(line) for line in answer["warnings"]]

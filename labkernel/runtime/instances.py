@@ -133,7 +133,8 @@ class Instance:
         if "proot" in self.own:
             proot.kill_rest(self)
             return
-        spaces = {space["type"] for space in (self.config.get("linux") or {}).get("namespaces") or ()}
+        all_spaces = (self.config.get("linux") or {}).get("namespaces") or ()
+        spaces = {space["type"] for space in all_spaces if not space.get("path")}
         if self.cgroup is not None and ("pid" not in spaces or self.status == "paused"):
             self.cgroup.kill()
             self.cgroup.thaw()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..linux import syscalls
 from ..linux.cgroups import Cgroup, Hierarchy
-from ..linux.namespaces import FLAGS
+from ..linux.namespaces import FLAGS, make_children_here, make_children_in
 from . import init, proot
 
 STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
@@ -86,15 +86,20 @@ class Pool:
         for name in profile["namespaces"]:
             flags |= FLAGS[name] if name != "cgroup" else 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        join: dict[str, int] = profile.get("join") or {}
+        own = -1
         try:
+            own = make_children_in(join["pid"]) if "pid" in join else -1
             pid, pidfd = syscalls.clone(flags)
         except OSError:
+            make_children_here(own)
             ours.close()
             theirs.close()
             if cgroup is not None:
                 cgroup.remove(timeout_s=0)
             raise
         if pid == 0:
+            _join(theirs, join)
             settings = {
                 "stage": self.stage,
                 "cgroup": cgroup,
@@ -103,6 +108,7 @@ class Pool:
                 "skeleton": self.skeleton,
             }
             (proot if profile.get("proot") else init).main(theirs, settings)
+        make_children_here(own)
         theirs.close()
         os.set_blocking(ours.fileno(), False)
         return Warm(pid, pidfd, ours, cgroup, profile)
@@ -113,6 +119,17 @@ class Pool:
         for warm in gone:
             dismiss(warm)
         return gone
+
+
+def _join(sock: socket.socket, join: dict[str, int]) -> None:
+    """In the child: enter namespaces of other containers (name -> pidfd of a process in it)."""
+    try:
+        for name, pidfd in join.items():
+            if name != "pid":
+                syscalls.setns(pidfd, FLAGS[name])
+    except OSError as err:
+        init.report(sock, f"cannot join the other container's {next(iter(join))} namespace: {err.strerror}", 125)
+        os._exit(125)
 
 
 def dismiss(warm: Warm) -> None:

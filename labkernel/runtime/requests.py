@@ -270,6 +270,23 @@ def remove(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
     inst.kill_all()
 
 
+def update(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
+    """Other limits and another restart policy; config.json, which says the same, is the caller's to write."""
+    inst = sup.find(message["id"])
+    before = len(inst.cgroup.unenforced) if inst.cgroup is not None else 0
+    if inst.running and inst.cgroup is not None:
+        for resources in message["resources"]:
+            inst.cgroup.limit(resources)
+    if message["resources"]:
+        linux = inst.config["linux"]
+        kept = {key: linux["resources"][key] for key in ("devices",) if key in linux["resources"]}
+        linux["resources"] = {**message["resources"][-1], **kept}
+    if message.get("restart"):
+        inst.own["restart"] = message["restart"]
+    refused = inst.cgroup.unenforced[before:] if inst.cgroup is not None else ()
+    _answer(conn, warnings=[f"{name} is not enforced: {reason}" for name, reason in refused])
+
+
 def states(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     wanted = message.get("ids")
     if wanted is None:
@@ -377,6 +394,7 @@ HANDLERS: dict[str, Callable[[Any, Connection, Message, list[int]], None]] = {
     "resize": resize,
     "remove": remove,
     "states": states,
+    "update": update,
     "info": info,
     "shutdown": shutdown,
     "task": task,

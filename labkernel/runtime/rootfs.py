@@ -103,7 +103,10 @@ def _prepare_dev(target: str, *, single_id: bool) -> None:
     group = "" if single_id else ",gid=5"
     mount("devpts", f"{target}/pts", "devpts", MS_NOSUID | MS_NOEXEC, f"newinstance,ptmxmode=0666,mode=0620{group}")
     mount("shm", f"{target}/shm", "tmpfs", _HARD, "mode=1777,size=65536k")
-    mount("mqueue", f"{target}/mqueue", "mqueue", _HARD)
+    try:
+        mount("mqueue", f"{target}/mqueue", "mqueue", _HARD)
+    except PermissionError:
+        pass  # the machine's own IPC namespace, seen from a user namespace
 
 
 def _make_device(target: str, name: str, major: int, minor: int) -> None:
@@ -184,6 +187,8 @@ def assemble(
     covered = {entry["destination"].rstrip("/") for entry in entries}
     for name in ("proc", "sys", "dev"):
         _move(f"{stage}/{name}", root_fd, name, created)
+    for node in (config.get("linux") or {}).get("devices") or ():
+        _add_device(root_fd, node)
     for entry in entries:
         _mount_entry(root_fd, entry, created)
     # Three new files on disk take longer than three mounts: one that removes itself has them in the stage's memory.
@@ -194,6 +199,28 @@ def assemble(
     _cover(root_fd, profile, inside=False)
     os.close(root_fd)
     return created
+
+
+def _add_device(root_fd: int, node: dict[str, Any]) -> None:
+    """A node of `linux.devices` below /dev or elsewhere; where none may be made, the machine's own is bound."""
+    folder, _, name = node["path"].rpartition("/")
+    parent = ensure_in_root(root_fd, folder or "/", directory=True)
+    try:
+        try:
+            os.unlink(name, dir_fd=parent)
+        except FileNotFoundError:
+            pass
+        kind = stat.S_IFBLK if node["type"] == "b" else stat.S_IFCHR
+        try:
+            os.mknod(name, kind | node["fileMode"], os.makedev(node["major"], node["minor"]), dir_fd=parent)
+            os.chown(name, node["uid"], node["gid"], dir_fd=parent)
+        except PermissionError:
+            flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o666, dir_fd=parent)
+            mount(node["source"], f"/proc/self/fd/{fd}", None, MS_BIND)
+            os.close(fd)
+    finally:
+        os.close(parent)
 
 
 def _mount_root(root: str, rootfs: dict[str, Any], skeleton: str | None) -> None:
@@ -303,6 +330,10 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
                 resolv = file.read(65536)
         except OSError:
             resolv = ""
+    if own.get("dns_search"):
+        resolv += f"search {' '.join(own['dns_search'])}\n"
+    if own.get("dns_opt"):
+        resolv += f"options {' '.join(own['dns_opt'])}\n"
     return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolv)]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UsageError
+from . import sharing
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -39,23 +40,14 @@ _MOUNT_MODES = frozenset(
 
 # Docker SDK names that mean something here later; refused, since ignoring them would be a lie.
 _LATER = {
-    "privileged": "privileged containers",
-    "devices": "devices of the machine",
-    "device_requests": "devices of the machine",
-    "volumes_from": "volumes of other containers",
+    "device_requests": "devices of the machine by request",
     "volume_driver": "volume drivers",
     "runtime": "other runtimes",
     "isolation": "isolation technologies",
     "use_config_proxy": "proxy settings",
-    "sysctls": "kernel parameters of a container",
-    "pid_mode": "sharing process namespaces",
-    "ipc_mode": "sharing IPC namespaces",
-    "uts_mode": "sharing UTS namespaces",
-    "userns_mode": "choosing a user namespace",
     "log_config": "other log drivers",
     "link": "links between containers",
     "links": "links between containers",
-    "cgroupns": "choosing a cgroup namespace",
     "oom_kill_disable": "switching the out-of-memory killer off",
 }
 
@@ -401,8 +393,8 @@ def _shm_size(value: Any) -> int:
 
 def _network_mode(value: Any) -> str:
     mode = str(value)
-    if mode.startswith(("container:", "ns:")):
-        raise UsageError(f"sharing another container's network is not available in this release: {mode}")
+    if mode.startswith("ns:") or mode == "container:":
+        raise UsageError(f"invalid network mode: {mode}")
     return mode
 
 
@@ -432,11 +424,13 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "blkio_weight": _number,
     "cap_add": _capabilities("CapAdd"),
     "cap_drop": _capabilities("CapDrop"),
+    "cgroupns": sharing.mode_check("cgroupns", "private", "host"),
     "cpu_period": _number,
     "cpu_quota": _number,
     "cpu_shares": _number,
     "cpuset_cpus": _text,
     "cpuset_mems": _text,
+    "devices": sharing.devices,
     "dns": _words,
     "dns_opt": _words,
     "dns_search": _words,
@@ -448,6 +442,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "healthcheck": _healthcheck,
     "hostname": _hostname,
     "init": _flag,
+    "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host"),
     "labels": _labels,
     "mac_address": _text,
     "mem_limit": lambda value: parse_size(value, "memory limit"),
@@ -461,9 +456,11 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "network_disabled": _flag,
     "network_mode": _network_mode,
     "oom_score_adj": _oom_score_adj,
+    "pid_mode": sharing.mode_check("pid", "host", container=True),
     "pids_limit": _number,
     "platform": _text,
     "ports": _plain,
+    "privileged": _flag,
     "publish_all_ports": _flag,
     "read_only": _flag,
     "restart_policy": _restart_policy,
@@ -472,11 +469,15 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "stdin_open": _flag,
     "stop_signal": parse_signal,
     "stop_timeout": _number,
+    "sysctls": sharing.sysctls,
     "tmpfs": _tmpfs,
     "tty": _flag,
     "ulimits": _ulimits,
     "user": _text,
+    "userns_mode": sharing.mode_check("userns", "host"),
+    "uts_mode": sharing.mode_check("uts", "host"),
     "volumes": _volumes,
+    "volumes_from": _words,
     "working_dir": _working_dir,
 }
 
@@ -536,6 +537,10 @@ def _check_together(settings: Mapping[str, Any]) -> None:
         raise UsageError("can't create 'AutoRemove' container with restart policy")
     if settings.get("network") and settings.get("network_mode"):
         raise UsageError("network and network_mode cannot both be set")
+    if settings.get("hostname") and settings.get("uts_mode") == "host":
+        raise UsageError("conflicting options: hostname and the UTS mode")
+    if settings.get("hostname") and str(settings.get("network_mode", "")).startswith("container:"):
+        raise UsageError("conflicting options: hostname and the network mode")
     seen: set[str] = set()
     places = [volume["destination"] for volume in settings.get("volumes", ())]
     places += [mount["destination"] for mount in settings.get("mounts", ())]

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..linux.limits import DEVICE_RULES
+from .sharing import SHARED, device_rules, find_devices
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_STOP_TIMEOUT_S = 10.0
@@ -75,9 +76,12 @@ def finalize_spec(
 
     `mounts` are the volumes as runtime-spec mounts, `hidden` further masked paths; `devices` says whether a device
     cgroup is wanted, `limits` whether there is any cgroup. Raises UsageError when there is no command to run."""
-    hostname = settings.get("hostname") or (os.uname().nodename if network_mode(settings) == "host" else id[:12])
+    of_host = "host" in (network_mode(settings), settings.get("uts_mode"))
+    hostname = settings.get("hostname") or (os.uname().nodename if of_host else id[:12])
     options = security_options(settings)
-    all_open = options.get("systempaths") == "unconfined"
+    privileged = bool(settings.get("privileged"))
+    all_open = options.get("systempaths") == "unconfined" or privileged
+    nodes = find_devices(settings.get("devices", ()), everything=privileged)
     capabilities = finalize_capabilities(settings)
     return {
         "ociVersion": "1.2.0",
@@ -97,8 +101,10 @@ def finalize_spec(
         **({"domainname": settings["domainname"]} if settings.get("domainname") else {}),
         "mounts": [*_default_mounts(settings, single_id=single_id, cgroup=limits), *_ordered(settings, mounts)],
         "linux": {
-            "namespaces": [{"type": name} for name in _namespaces(settings)],
-            "resources": finalize_resources(settings, devices=devices),
+            "namespaces": _namespaces(settings),
+            "resources": finalize_resources(settings, devices=devices, nodes=nodes),
+            **({"devices": nodes} if nodes else {}),
+            **({"sysctl": settings["sysctls"]} if settings.get("sysctls") else {}),
             "maskedPaths": [] if all_open else [*MASKED_PATHS, *hidden],
             "readonlyPaths": [] if all_open else list(READONLY_PATHS),
             "cgroupsPath": f"{cgroup_parent}/{id}",
@@ -120,6 +126,8 @@ def finalize_spec(
             "healthcheck": settings.get("healthcheck") or _healthcheck(image_config),
             "extra_hosts": settings.get("extra_hosts") or [],
             "dns": settings.get("dns") or [],
+            "dns_search": settings.get("dns_search") or [],
+            "dns_opt": settings.get("dns_opt") or [],
         },
     }
 
@@ -166,6 +174,8 @@ def finalize_capabilities(settings: Mapping[str, Any]) -> list[str]:
     from .settings import CAPABILITIES
 
     drop, add = settings.get("cap_drop", ()), settings.get("cap_add", ())
+    if settings.get("privileged"):
+        return sorted(CAPABILITIES)
     if not drop and not add:
         return list(DEFAULT_CAPABILITIES)
     if "ALL" in add:
@@ -174,8 +184,10 @@ def finalize_capabilities(settings: Mapping[str, Any]) -> list[str]:
     return [*kept, *(name for name in add if name not in kept)]
 
 
-def finalize_resources(settings: Mapping[str, Any], *, devices: bool = True) -> dict[str, Any]:
-    """`linux.resources`: only what was asked for, and the device rules."""
+def finalize_resources(
+    settings: Mapping[str, Any], *, devices: bool = True, nodes: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """`linux.resources`: only what was asked for, and the device rules, which let `nodes` through, too."""
     resources: dict[str, Any] = {}
     memory: dict[str, int] = {}
     limit = settings.get("mem_limit", 0)
@@ -209,7 +221,9 @@ def finalize_resources(settings: Mapping[str, Any], *, devices: bool = True) -> 
     if settings.get("blkio_weight"):
         resources["blockIO"] = {"weight": settings["blkio_weight"]}
     if devices:
-        resources["devices"] = DEVICE_RULES
+        # Not the type `a`: version 1 takes that for a group without children only.
+        everything = [DEVICE_RULES[0], *({"allow": True, "type": kind, "access": "rwm"} for kind in "cb")]
+        resources["devices"] = everything if settings.get("privileged") else [*DEVICE_RULES, *device_rules(nodes)]
     return resources
 
 
@@ -243,8 +257,16 @@ def network_mode(settings: Mapping[str, Any]) -> str:
     return settings.get("network_mode") or settings.get("network") or "default"
 
 
-def _namespaces(settings: Mapping[str, Any]) -> list[str]:
-    return [name for name in NAMESPACES if name != "network" or network_mode(settings) != "host"]
+def _namespaces(settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Those of its own, and with a `path` of `container:ID` those of another container."""
+    found = []
+    for name in NAMESPACES:
+        mode = str(network_mode(settings) if name == "network" else settings.get(SHARED.get(name, ""), ""))
+        if mode.startswith("container:"):
+            found.append({"type": name, "path": mode})
+        elif mode != "host":
+            found.append({"type": name})
+    return found
 
 
 def _user(settings: Mapping[str, Any], image_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,7 +274,9 @@ def _user(settings: Mapping[str, Any], image_config: Mapping[str, Any]) -> dict[
     name, _, group = str(settings.get("user") or image_config.get("User") or "0").partition(":")
     user: dict[str, Any] = {"uid": int(name) if name.isdigit() else 0, "gid": int(group) if group.isdigit() else 0}
     groups = [int(word) for word in settings.get("group_add", ()) if word.isdigit()]
-    return {**user, "additionalGids": groups} if groups else user
+    names = [word for word in settings.get("group_add", ()) if not word.isdigit()]
+    # names are looked up in the image's etc/group (`accounts.resolve`)
+    return {**user, **({"additionalGids": groups} if groups else {}), **({"groups_unresolved": names} if names else {})}
 
 
 def _rlimits(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -280,7 +304,12 @@ def _default_mounts(settings: Mapping[str, Any], *, single_id: bool, cgroup: boo
             "source": "devpts",
             "options": pts if single_id else [*pts, "gid=5"],
         },
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_HARD, "ro"]},
+        {
+            "destination": "/sys",
+            "type": "sysfs",
+            "source": "sysfs",
+            "options": [*_HARD, "rw" if settings.get("privileged") else "ro"],
+        },
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _HARD},
         {
             "destination": "/dev/shm",
@@ -289,6 +318,9 @@ def _default_mounts(settings: Mapping[str, Any], *, single_id: bool, cgroup: boo
             "options": [*_HARD, "mode=1777", f"size={shm // 1024}k"],
         },
     ]
+    if settings.get("ipc_mode") == "host":
+        bind = {"type": "bind", "source": "/dev/shm", "options": ["rbind", "rw", "rprivate"]}
+        mounts[-1] = {"destination": "/dev/shm", **bind}
     if cgroup:
         mounts.insert(
             4, {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_HARD, "ro"]}

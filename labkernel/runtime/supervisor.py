@@ -150,6 +150,9 @@ class Supervisor:
         inst.stopping = False
         inst.open_log()
         profile = profile_of(inst.config)
+        join = self._shared(inst)
+        if join:
+            profile["join"] = join
         try:
             warm = self.pool.take(profile)
             inst.cgroup = warm.cgroup
@@ -174,6 +177,22 @@ class Supervisor:
             if fd != self.null:
                 os.close(fd)
         self.loop.watch(warm.sock.fileno(), lambda _events: self._hear_setup(inst, warm))
+
+    def _shared(self, inst: Instance) -> dict[str, int]:
+        """Namespaces of other containers that it is to be in: name -> pidfd of their first process."""
+        found: dict[str, int] = {}
+        for space in (inst.config.get("linux") or {}).get("namespaces") or ():
+            _, container, other_id = str(space.get("path") or "").partition("container:")
+            if not container:
+                continue
+            other = self.instances.get(other_id)
+            if other is None or not other.running or other.pidfd < 0 or other is inst:
+                self.forget(inst)
+                raise StartError(
+                    f"cannot join {space['type']} namespace of a non running container: {other_id[:12]}", exit_code=125
+                )
+            found[space["type"]] = other.pidfd
+        return found
 
     def _limit(self, inst: Instance) -> None:
         resources = (inst.config.get("linux") or {}).get("resources") or {}

@@ -29,7 +29,7 @@ GOOD: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stop_signal": "SIGINT"}, {"stop_signal": 2}),
     ({"labels": ["a=b", "c"]}, {"labels": {"a": "b", "c": ""}}),
     ({"extra_hosts": {"h": "1.2.3.4"}}, {"extra_hosts": ["h:1.2.3.4"]}),
-    ({"privileged": False}, {}),
+    ({"device_requests": []}, {}),
     ({"working_dir": "/a/../b/"}, {"working_dir": "/b"}),
 ]
 
@@ -76,9 +76,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_signal": "SIGFOO"}, "invalid signal: SIGFOO"),
     ({"oom_score_adj": 2000}, r"range for oom score adj is \[-1000, 1000\]"),
     ({"shm_size": -5}, "SHM size can not be less than 0"),
-    ({"privileged": True}, "not available in this release: privileged"),
-    ({"pid_mode": "host"}, "not available in this release"),
-    ({"network_mode": "container:x"}, "not available in this release"),
+    ({"runtime": "runc"}, "not available in this release: runtime"),
+    ({"pid_mode": "sideways"}, "invalid pid mode"),
+    ({"network_mode": "ns:x"}, "invalid network mode"),
     ({"memlimit": "64m"}, "unknown setting of a container: memlimit"),
     ({"entrypoint": "'"}, "invalid command"),
 ]
