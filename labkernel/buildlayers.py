@@ -266,8 +266,13 @@ class LayerMaker:
         if operations:
             base = directory / "mounts"
             base.mkdir(mode=0o700)
-            plan = self._plan(base, operations)
+            reachable = [self._flattened(base, number, operation) for number, operation in enumerate(operations)]
+            plan = self._plan(base, reachable)
             self._task("labkernel.oci.mountfiles:prepare", fds=fds, base=str(base), plan=plan)
+
+    def _flattened(self, base: Path, number: int, operation: dict[str, Any]) -> dict[str, Any]:
+        """An operation whose source the task can reach; where there is no overlay (copylayers.py) that takes more."""
+        return operation
 
     def _carry_out(self, id: str, on_output: Output) -> None:
         try:

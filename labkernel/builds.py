@@ -22,7 +22,7 @@ from .buildlayers import RunEnded, Running
 from .buildmounts import cache_mounts, prune_cache_mounts
 from .buildresult import BuildResult, BuildStep
 from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
-from .buildtransport import export_cache, import_cache
+from .buildtransport import export_cache, export_directory, import_cache
 from .copylayers import layer_maker
 from .dockerfile.graph import global_scope, stage_dependencies, verify
 from .dockerfile.instructions import (
@@ -184,6 +184,10 @@ class Builds:
     def cache_mounts(self) -> list[dict[str, Any]]:
         """What RUN --mount=type=cache and ADD keep: {"id", "target", "used_at" (seconds since 1970), "path"}."""
         return cache_mounts(self.layout)
+
+    def export_directory(self, ref: str, target: Path) -> None:
+        """Write the root file system of an image to the directory `target`. Raises UsageError, NoSuchImage."""
+        export_directory(self.images, ref, target)
 
     def check(self, dockerfile: str, *, build_args: Mapping[str, str] | None = None) -> list[Finding]:
         """The build checks alone (`build --check`). Raises DockerfileError for what could not be built at all."""

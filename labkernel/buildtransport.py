@@ -1,5 +1,6 @@
-"""Build caches that travel: `--cache-to` and `--cache-from type=local`, a directory in the form of an OCI image layout.
+"""What leaves and enters with a build: its files (`--output type=local`) and its cache (`--cache-to`, `--cache-from`).
 
+A cache is a directory in the form of an OCI image layout.
 Its manifest's config lists the remembered steps, its layers are theirs, so that any tool that copies OCI layouts copies
 it. What comes in is not trusted: digests are verified here, diff IDs when a layer is unpacked. Source: image-spec
 image-layout.md and manifest.md ("Guidelines for Artifact Usage").
@@ -14,11 +15,14 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import BuildError, StoreError
+from .errors import BuildError, StoreError, UsageError
 from .store.blobs import Blobs
 from .store.database import Database
+
+if TYPE_CHECKING:
+    from .images import Images
 
 CONFIG_TYPE = "application/vnd.labkernel.buildcache.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -109,6 +113,32 @@ def import_cache(db: Database, blobs: Blobs, source: Path) -> int:
             )
         added += 1
     return added
+
+
+def export_directory(images: Images, id: str, target: Path) -> None:
+    """`--output type=local`: the root file system in a directory; our own files where we cannot give them away.
+
+    Raises UsageError when it cannot be written."""
+    import tempfile
+
+    from .oci.extract import Extractor
+    from .oci.rootfd import Root
+    from .oci.tarstream import BlobStream, members
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target) as file, Root.open(str(target)) as root:
+            images.export_rootfs(id, file)
+            file.seek(0)
+            owner = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+            out = Extractor(root, whiteouts=False, owner=owner)
+            data = BlobStream(file.fileno(), max_bytes=1 << 42)
+            for member in members(data, max_members=50_000_000):
+                out.add(member, data)
+            data.finish()
+            out.finish()
+    except OSError as err:
+        raise UsageError(f"cannot write to {target}: {err.strerror}", exit_code=1) from None
 
 
 def _read(source: Path, digest: str) -> Any:

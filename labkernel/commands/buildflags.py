@@ -201,44 +201,20 @@ def outputs_of(words: Sequence[str]) -> list[Output]:
 
 
 def write_output(host: Host, result: BuildResult, output: Output) -> None:
-    """Carry out one `--output`. Raises UsageError, StoreError, OSError's own errors as UsageError."""
+    """Carry out one `--output`. Raises UsageError, StoreError."""
     from .container import tar_output
 
     images = host.engine.images
     if output.kind == "image" or (output.kind == "docker" and not output.dest):
         return
     if output.kind == "local":
-        _write_directory(images, result.image.id, host.working_dir() / Path(output.dest).expanduser())
+        host.engine.builds.export_directory(result.image.id, host.working_dir() / Path(output.dest).expanduser())
         return
     with tar_output(host, None if output.dest == "-" else output.dest) as out:
         if output.kind == "tar":
             images.export_rootfs(result.image.id, out)
         else:
             images.save(result.image.tags or [result.image.id], out)
-
-
-def _write_directory(images: Any, id: str, target: Path) -> None:
-    """The root file system in a directory, as files of ours where we cannot give them away."""
-    import tempfile
-
-    from ..oci.extract import Extractor
-    from ..oci.rootfd import Root
-    from ..oci.tarstream import BlobStream, members
-
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=target) as file, Root.open(str(target)) as root:
-            images.export_rootfs(id, file)
-            file.seek(0)
-            owner = None if os.geteuid() == 0 else (os.geteuid(), os.getegid())
-            out = Extractor(root, whiteouts=False, owner=owner)
-            data = BlobStream(file.fileno(), max_bytes=1 << 42)
-            for member in members(data, max_members=50_000_000):
-                out.add(member, data)
-            data.finish()
-            out.finish()
-    except OSError as err:
-        raise UsageError(f"cannot write to {target}: {err.strerror}", exit_code=1) from None
 
 
 class JsonProgress:

@@ -1,0 +1,207 @@
+"""One Dockerfile, every driver: the same file tree, to the last attribute, and the same config.
+
+Not the same bytes: what the header of a hard link says beside its target differs where owners are records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import struct
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkernel.engine import Engine
+from labkernel.errors import LabkernelError
+
+# man 7 capabilities: VFS_CAP_REVISION_2 | effective, CAP_NET_RAW permitted
+CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+TEXT = """FROM lab/busybox
+ENV A=1
+WORKDIR /w
+COPY --chown=33:44 --chmod=4750 file one
+COPY --chown=7 tree /w/tree/
+ADD archive.tar /a/
+RUN ln one hard && ln -s one soft && mkfifo pipe && mkdir -m 2711 setgid && mkdir -m 1777 sticky \
+ && dd if=/dev/zero of=sparse bs=1 count=1 seek=1048575 2>/dev/null && touch -d @1234567890 sparse
+RUN rm tree/gone && rm -r /home && rm -r tree/replaced && mkdir tree/replaced && echo new > tree/replaced/new
+RUN echo more >> /w/tree/kept && mv /a/moved /a/elsewhere
+USER 33:44
+CMD ["true"]
+"""
+SCRIPT = f"""
+import labkernel, json, sys
+with labkernel.connect(driver=sys.argv[1]) as lab:
+    built = lab.builds.build({TEXT!r}, context="ctx", build_args={{"SOURCE_DATE_EPOCH": "1700000000"}})
+    with open("out.tar", "wb") as out:
+        lab.images.save([built.id], out)
+    print(json.dumps(built.image.raw_config))
+    lab.runtime.shutdown(force=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def context() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="lk-x-", dir="/tmp"))
+    (path / "tree/replaced").mkdir(parents=True)
+    for name in ("file", "tree/gone", "tree/kept", "tree/replaced/old"):
+        (path / name).write_text(name)
+    with tarfile.open(path / "archive.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, mode in (("plain", 0o640), ("capable", 0o755), ("moved", 0o604)):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode, entry.uid, entry.gid, entry.mtime = 4, mode, 1001, 1002, 1_600_000_000
+            xattrs = {"SCHILY.xattr.user.note": "kept"} if name == "plain" else {}
+            if name == "capable":
+                xattrs["SCHILY.xattr.security.capability"] = CAPABILITY.decode("utf-8", "surrogateescape")
+            entry.pax_headers = xattrs
+            tar.addfile(entry, io.BytesIO(b"data"))
+        for name, target in (("plain-link", "plain"), ("second", "plain")):
+            entry = tarfile.TarInfo(name)
+            entry.type = tarfile.SYMTYPE if name == "plain-link" else tarfile.LNKTYPE
+            entry.linkname, entry.mtime = target, 1_600_000_000
+            tar.addfile(entry)
+    for made in [path, *path.rglob("*")]:
+        made.chmod(0o755 if made.is_dir() else 0o644)
+    yield path
+    shutil.rmtree(path)
+
+
+def layers_of(path: Path) -> list[dict[str, Any]]:
+    """Everything the layers of a saved image say of their members: type, mode, owner, time, link, content, xattrs."""
+    with tarfile.open(path) as archive:
+
+        def read(name: str) -> bytes:
+            member = archive.extractfile(name)
+            assert member is not None
+            return member.read()
+
+        (image,) = json.loads(read("manifest.json"))
+        return [_members(read(name)) for name in image["Layers"]]
+
+
+def _members(layer: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+        for member in tar:
+            data = tar.extractfile(member) if member.isreg() else None
+            xattrs = {key: text for key, text in member.pax_headers.items() if key.startswith("SCHILY.xattr.")}
+            digest = hashlib.sha256(data.read()).hexdigest() if data is not None else ""
+            # What a hard link's own header says beside its target has no meaning.
+            own = (0, 0, 0, 0) if member.islnk() else (oct(member.mode), member.uid, member.gid, member.mtime)
+            found[member.name] = (member.type, *own, member.linkname, digest, xattrs)
+    return found
+
+
+def merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The file system the layers make (image-spec layer.md)."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for name in layer:
+            folder, _, last = name.rpartition("/")
+            hidden = f"{folder}/" if last == ".wh..wh..opq" else f"{folder}/{last[4:]}".lstrip("/")
+            if last.startswith(".wh."):
+                found = {
+                    other: facts
+                    for other, facts in found.items()
+                    if other != hidden and not other.startswith(f"{hidden.rstrip('/')}/")
+                }
+        found |= {name: facts for name, facts in layer.items() if "/.wh." not in f"/{name}"}
+    return found
+
+
+def built(engine: Engine, context: Path, out: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    result = engine.builds.build(TEXT, context=context, build_args={"SOURCE_DATE_EPOCH": "1700000000"})
+    with out.open("wb") as file:
+        engine.images.save([result.id], file)
+    return result.image.raw_config, layers_of(out)
+
+
+def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
+    """The layers above the base are equal, one by one."""
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours[1:], theirs[1:], strict=True):
+        assert sorted(mine) == sorted(other)
+        assert {name: facts for name, facts in mine.items() if facts != other[name]} == {}
+
+
+@pytest.fixture(scope="module")
+def expected(shared_engine: Engine, context: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory() as folder:
+        return built(shared_engine, context, Path(folder) / "out.tar")
+
+
+def test_the_tree_is_what_the_dockerfile_says(expected: tuple[Any, list[dict[str, Any]]]) -> None:
+    found = merged(expected[1])
+    assert found["w/hard"][:4] == (tarfile.REGTYPE, "0o4750", 33, 44)
+    assert found["w/one"][0] == tarfile.LNKTYPE
+    assert found["w/one"][5] == "w/hard"
+    assert found["w/soft"][5] == "one"
+    assert found["w/pipe"][0] == tarfile.FIFOTYPE
+    assert found["w/tree"][:4] == (tarfile.DIRTYPE, "0o755", 7, 7)
+    assert found["w/setgid"][1] == "0o2711"
+    assert found["w/sticky"][1] == "0o1777"
+    assert found["w/sparse"][4] == 1_234_567_890
+    assert found["a/plain"][:5] == (tarfile.REGTYPE, "0o640", 1001, 1002, 1_600_000_000)
+    assert found["a/plain"][7] == {"SCHILY.xattr.user.note": "kept"}
+    assert found["a/second"][5] == "a/plain"
+    raw = found["a/capable"][7]["SCHILY.xattr.security.capability"].encode("utf-8", "surrogateescape")
+    assert raw == CAPABILITY
+    assert "a/elsewhere" in found
+    for name in ("a/moved", "w/tree/gone", "w/tree/replaced/old", "home"):
+        assert name not in found
+
+
+@pytest.mark.parametrize("driver", ["rootless", "proot"])
+def test_another_driver_builds_the_same(
+    driver: str, plain_user: Any, context: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    """As a system user without root and without subordinate ids: a single id is mapped, or none at all."""
+    shutil.copytree(context, plain_user.home / "ctx")
+    done = plain_user.python("-c", SCRIPT, driver)
+    if "DriverError" in done.stderr or "not available" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    found = layers_of(plain_user.home / "out.tar")
+    if driver == "proot":
+        # A plain user cannot set a file's capabilities outside of a user namespace; all else is the same.
+        for layer in (layer for layer in found if "a/capable" in layer):
+            layer["a/capable"] = next(other for other in expected[1] if "a/capable" in other)["a/capable"]
+    same(found, expected[1])
+    config, theirs = json.loads(done.stdout), json.loads(json.dumps(expected[0]))
+    for document in (config, theirs):
+        # of the base image: when each store made it
+        document["history"][0].pop("created", None)
+        del document["rootfs"]  # the layers are compared above
+    assert config == theirs
+
+
+def test_sparse_files_stay_sparse(shared_engine: Engine, context: Path) -> None:
+    result = shared_engine.builds.build(TEXT, context=context, build_args={"SOURCE_DATE_EPOCH": "1700000000"})
+    blocks = shared_engine.containers.run(result.id, ["stat", "-c", "%b", "/w/sparse"], remove=True)
+    assert int(blocks) < 100
+
+
+def test_root_in_a_user_namespace_builds_the_same(
+    context: Path, tmp_path: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]
+) -> None:
+    base = Path(tempfile.mkdtemp(prefix="lk-n-", dir="/tmp"))
+    try:
+        with Engine.open(base / "root", runtime_dir=base / "run", driver="rootless") as engine:
+            try:
+                _, found = built(engine, context, tmp_path / "out.tar")
+            finally:
+                engine.runtime.shutdown(force=True)
+    except LabkernelError as err:
+        if type(err).__name__ != "DriverError":
+            raise
+        pytest.skip(err.brief)
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+    same(found, expected[1])
