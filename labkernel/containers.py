@@ -36,7 +36,7 @@ from .runtime.driver import Driver, cgroup_parent
 from .runtime.names import random_name
 from .runtime.settings import NAME, normalize, parse_command
 from .runtime.spec import finalize_args, finalize_spec
-from .store.locks import is_locked
+from .store.locks import is_abandoned, is_locked
 from .volumes import Volumes
 
 if TYPE_CHECKING:
@@ -533,15 +533,18 @@ class Containers:
         return os.path.isdir(f"{self.layout.root}/containers/{id}")
 
     def _is_leftover(self, id: str) -> bool:
-        """Older than any creation takes, and nobody has written a row for it."""
+        """Older than any creation takes, and nobody has written a row for it; or a build step without its builder."""
+        directory = self.layout.container_dir(id)
+        if len(id) != 64 or NAME.fullmatch(id) is None:
+            return False
+        if is_abandoned(directory):
+            return True
         try:
-            age_s = time.time() - os.stat(self.layout.container_dir(id)).st_mtime
+            age_s = time.time() - os.stat(directory).st_mtime
         except OSError:
             return False
-        if age_s <= LEFTOVER_AGE_S or len(id) != 64 or NAME.fullmatch(id) is None:
-            return False
         # A step of a build has no row and may run for hours: its builder holds a lock on the directory.
-        return not is_locked(self.layout.container_dir(id))
+        return age_s > LEFTOVER_AGE_S and not is_locked(directory)
 
 
 def _read_state(path: str) -> dict[str, Any] | None:
