@@ -98,7 +98,7 @@ def _record(info: os.stat_result, *, linked: bool) -> Record:
 def _look(tree: str, path: str, found: dict[str, Record], *, linked: bool) -> int:
     newest = 0
     full = f"{tree}/{path}" if path else tree
-    _open_up(full)
+    closed = _open_up(full)
     with os.scandir(full) as entries:
         for entry in list(entries):
             info = entry.stat(follow_symlinks=False)
@@ -108,14 +108,19 @@ def _look(tree: str, path: str, found: dict[str, Record], *, linked: bool) -> in
             if stat.S_ISDIR(info.st_mode):
                 newest = max(newest, _look(tree, below, found, linked=linked))
                 found[below] = _record(os.lstat(f"{tree}/{below}"), linked=linked)
+    if closed is not None:
+        os.chmod(full, closed)
     return newest
 
 
-def _open_up(path: str) -> None:
-    """A directory its own user may not enter is opened up: without privileges there is no other way in."""
-    mode = os.lstat(path).st_mode
-    if mode & 0o700 != 0o700 and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        os.chmod(path, stat.S_IMODE(mode) | 0o700)
+def _open_up(path: str) -> int | None:
+    """A directory its own user may not enter is opened up: without privileges there is no other way in. Returns the
+    mode it had, None when nothing was to be done."""
+    mode = stat.S_IMODE(os.lstat(path).st_mode)
+    if mode & 0o700 == 0o700 or os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        return None
+    os.chmod(path, mode | 0o700)
+    return mode
 
 
 class _Collector:

@@ -61,6 +61,9 @@ class Packer:
         self._tar = tar
         self._whiteouts = whiteouts
         self._clamp_ns = None if clamp_s is None else clamp_s * 1_000_000_000
+        # Without any namespace (driver proot) this user's own files are root's; as root nothing is renamed.
+        self._own = os.geteuid(), os.getegid() if os.geteuid() else 0
+        self._opened_up: dict[int, int] = {}
         self._links: dict[tuple[int, int], bytes] = {}
         self.members = 0
         self.size_bytes = 0
@@ -88,7 +91,7 @@ class Packer:
         opaque = False
         try:
             for fd in fds[index:]:
-                below = _open_directory(fd, name)
+                below = _open_directory(fd, name, self._opened_up)
                 if below is None:
                     break  # something else, or a whiteout, ends the merge
                 if below < 0:
@@ -101,6 +104,8 @@ class Packer:
             self.tree(opened, path, opaque=opaque)
         finally:
             for fd in opened:
+                if fd in self._opened_up:
+                    os.fchmod(fd, self._opened_up.pop(fd))
                 os.close(fd)
 
     def _hides_nothing(self, fd: int, path: bytes) -> bool:
@@ -221,8 +226,8 @@ class Packer:
             path,
             kind,
             mode=stat.S_IMODE(status.st_mode),
-            uid=owner.uid if owner else status.st_uid,
-            gid=owner.gid if owner else status.st_gid,
+            uid=owner.uid if owner else status.st_uid if status.st_uid != self._own[0] else 0,
+            gid=owner.gid if owner else status.st_gid if status.st_gid != self._own[1] else 0,
             size=size,
             mtime_ns=mtime if self._clamp_ns is None else min(mtime, self._clamp_ns),
             linkname=linkname,
@@ -243,10 +248,10 @@ def _merge(fds: Sequence[int]) -> dict[bytes, tuple[int, os.stat_result]]:
     return found
 
 
-def _open_directory(fd: int, name: bytes) -> int | None:
+def _open_directory(fd: int, name: bytes, opened_up: dict[int, int]) -> int | None:
     """A descriptor; -1 when the name is not there; None when it is something else."""
     try:
-        return _open_own(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, fd)
+        return _open_own(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, fd, opened_up)
     except FileNotFoundError:
         return -1
     except OSError as err:
@@ -255,18 +260,25 @@ def _open_directory(fd: int, name: bytes) -> int | None:
         raise
 
 
-def _open_own(name: bytes, flags: int, dir_fd: int) -> int:
-    """Open; without privileges (driver proot) also what its mode closes to its owner, which it has again afterwards."""
-    try:
+def _open_own(name: bytes, flags: int, dir_fd: int, opened_up: dict[int, int] | None = None) -> int:
+    """Open; without privileges (driver proot) also what its mode closes to its owner.
+
+    A file has its mode again when this returns; a directory, in which names are still to be opened, has an entry in
+    `opened_up` (descriptor -> mode)."""
+    flag = os.R_OK | (os.X_OK if flags & os.O_DIRECTORY else 0)
+    if os.geteuid() == 0 or os.access(name, flag, dir_fd=dir_fd, follow_symlinks=False):
         return os.open(name, flags, dir_fd=dir_fd)
-    except PermissionError:
-        mode = stat.S_IMODE(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode)
-        os.chmod(name, mode | 0o500, dir_fd=dir_fd)
-        try:
-            return os.open(name, flags, dir_fd=dir_fd)
-        finally:
-            if not flags & os.O_DIRECTORY:  # what lies in a directory is opened by name
-                os.chmod(name, mode, dir_fd=dir_fd)
+    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+    mode = stat.S_IMODE(info.st_mode)
+    if stat.S_ISLNK(info.st_mode) or bool(flags & os.O_DIRECTORY) != stat.S_ISDIR(info.st_mode):
+        return os.open(name, flags, dir_fd=dir_fd)  # which names the right error
+    os.chmod(name, mode | 0o500, dir_fd=dir_fd)
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    if opened_up is None:
+        os.fchmod(fd, mode)
+    else:
+        opened_up[fd] = mode
+    return fd
 
 
 def _recorded(fd: int) -> ownership.Recorded | None:

@@ -109,10 +109,18 @@ class _Copier:
             os.chmod(target, 0o700)  # as a lower layer had it; this one's mode comes at the end
         if self.layer and _is_opaque(source):
             _empty(target)
-        with os.scandir(source) as entries:
-            for entry in list(entries):
-                self._copy_entry(entry.path, f"{target}/{entry.name}")
-        _copy_attributes(source, target, os.lstat(source))
+        info = os.lstat(source)
+        closed = not os.access(source, os.R_OK | os.X_OK)
+        if closed:  # without privileges (driver proot) its mode binds its owner, too
+            os.chmod(source, stat.S_IMODE(info.st_mode) | 0o500)
+        try:
+            with os.scandir(source) as entries:
+                for entry in list(entries):
+                    self._copy_entry(entry.path, f"{target}/{entry.name}")
+        finally:
+            if closed:
+                os.chmod(source, stat.S_IMODE(info.st_mode))
+        _copy_attributes(source, target, info)
         return self.count
 
     def _copy_entry(self, source: str, target: str) -> None:

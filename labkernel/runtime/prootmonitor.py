@@ -144,6 +144,7 @@ def _shed(status_read: int) -> None:
     its socket to see the exec."""
     if status_read != STATUS_FD:
         os.dup2(status_read, STATUS_FD, inheritable=False)
+    os.set_blocking(STATUS_FD, False)
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
@@ -188,7 +189,10 @@ class _Monitor:
         self.undelivered += [number for number in numbers if number != signal.SIGCHLD]
 
     def _take_status(self) -> bool:
-        data = os.read(self.status_fd, 4)
+        try:
+            data = os.read(self.status_fd, 4)
+        except BlockingIOError:
+            return False  # PRoot was killed: the shim lives on, for a moment
         if len(data) < 4:
             return False
         status = int.from_bytes(data, "little")

@@ -1,0 +1,545 @@
+"""The driver proot, for real: as a plain user of this machine, and as uid 1000 in a container of real Docker.
+
+Docker runs with its default system call filter, no further capability and no network; its image is empty, this
+machine's /usr and the checkout are mounted into it. There the driver is also what the probe chooses by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labkernel.runtime import prootmonitor, prootprogram
+
+REPO = Path(__file__).resolve().parents[2]
+PLAIN_UID = 23457
+LIMIT_S = 120
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("proot") is None or os.uname().machine != "x86_64", reason="no proot on PATH, or not x86-64"
+)
+
+
+class Place:
+    """Somewhere `labkernel` runs as a user without any privilege. `home` is its directory as this machine sees it."""
+
+    def __init__(self, home: Path, prefix: list[str], env: dict[str, str], inner_home: str) -> None:
+        self.home = home
+        self.prefix = prefix
+        self.env = env
+        self.inner_home = inner_home
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        line = [*self.prefix, *words]
+        return subprocess.run(line, env=self.env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+    def labkernel(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "labkernel.cli", *words)
+
+    def python(self, code: str) -> str:
+        done = self.run(sys.executable, "-c", f"import labkernel; lab = labkernel.connect(); {code}")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def ok(self, *words: str) -> str:
+        done = self.labkernel(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come to that"
+            time.sleep(0.05)
+
+    def logs_hold(self, name: str, text: str) -> None:
+        self.until(lambda: text in self.ok("logs", name))
+
+
+def environment(home: str) -> dict[str, str]:
+    return {
+        "HOME": home,
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": str(REPO),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "LABKERNEL_ROOT": f"{home}/root",
+        "LABKERNEL_RUNTIME_DIR": f"{home}/run",
+    }
+
+
+@contextlib.contextmanager
+def plain_place() -> Iterator[Place]:
+    home = Path(tempfile.mkdtemp(prefix="lk-p-", dir="/tmp"))
+    prefix = []
+    if os.geteuid() == 0:
+        os.chown(home, PLAIN_UID, PLAIN_UID)
+        prefix = ["setpriv", f"--reuid={PLAIN_UID}", f"--regid={PLAIN_UID}", "--clear-groups", "--"]
+    place = Place(home, prefix, {**environment(str(home)), "LABKERNEL_DRIVER": "proot"}, str(home))
+    try:
+        seen = place.run(sys.executable, "-c", "import labkernel")
+        if seen.returncode != 0:
+            pytest.skip(f"a plain user cannot read this checkout or its interpreter: {seen.stderr.strip()[-200:]}")
+        yield place
+        place.python("lab.runtime.shutdown(force=True)")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+class Docker:
+    """A Docker daemon of our own: data, sockets and pid file below `base`, no bridge, no firewall rules."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.groups = self._groups()
+        line = ["dockerd", "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
+        line += ["-H", f"unix://{base}/d.sock", "--bridge", "none", "--iptables=false", "--ip6tables=false"]
+        self.log = open(base / "log", "wb")  # noqa: SIM115 -- as long as the daemon
+        self.daemon = subprocess.Popen(line, stdout=self.log, stderr=self.log)
+
+    @staticmethod
+    def _groups() -> set[str]:
+        return {str(path) for path in Path("/sys/fs/cgroup").glob("*/docker")} | {"/sys/fs/cgroup/docker"}
+
+    def line(self, *words: str) -> list[str]:
+        return ["docker", "-H", f"unix://{self.base}/d.sock", *words]
+
+    def call(self, *words: str, data: bytes = b"") -> str:
+        done = subprocess.run(self.line(*words), input=data, capture_output=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().strip()
+
+    def wait(self) -> bool:
+        for _ in range(150):
+            if self.daemon.poll() is not None:
+                return False
+            if subprocess.run(self.line("version"), capture_output=True, timeout=LIMIT_S, check=False).returncode == 0:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def stop(self) -> None:
+        self.daemon.send_signal(signal.SIGTERM)
+        try:
+            self.daemon.wait(30)
+        except subprocess.TimeoutExpired:
+            self.daemon.kill()
+            self.daemon.wait()
+        self.log.close()
+        for path in self._groups() - self.groups:  # another daemon's have something in them
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if line.split()[4].startswith(f"{self.base}/"):
+                subprocess.run(["umount", "-l", line.split()[4]], check=False)
+        shutil.rmtree(self.base, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def docker_place() -> Iterator[Place]:
+    if os.geteuid() != 0:
+        pytest.skip("dockerd needs root")
+    if not (shutil.which("dockerd") and shutil.which("docker")):
+        pytest.skip("no dockerd and docker on this machine")
+    base = Path(tempfile.mkdtemp(prefix="lk-d-", dir="/tmp"))
+    base.chmod(0o711)
+    docker = Docker(base)
+    try:
+        if not docker.wait():
+            pytest.skip(f"dockerd does not run here: {(base / 'log').read_text()[-300:]}")
+        docker.call("import", "-", "empty", data=bytes(10240))
+        home = base / "home"
+        home.mkdir()
+        os.chown(home, 1000, 1000)
+        binds = {path: os.path.realpath(path) for path in ("/usr", "/bin", "/lib", "/lib64", "/etc")}
+        binds |= {str(REPO): str(REPO)}
+        mounts = [word for target, source in binds.items() for word in ("-v", f"{source}:{target}:ro")]
+        env = [word for item in environment("/home/u").items() for word in ("-e", "=".join(item))]
+        docker.call(
+            *("run", "-d", "--name", "pod", "--init", "--network", "none", "--user", "1000:1000"),
+            *("--tmpfs", "/tmp:mode=1777", *mounts, "-v", f"{home}:/home/u", *env, "empty", "sleep", "infinity"),
+        )
+        yield Place(home, docker.line("exec", "pod"), dict(os.environ), "/home/u")
+        docker.call("rm", "-f", "pod")
+    finally:
+        docker.stop()
+
+
+@pytest.fixture(scope="module", params=["plain", pytest.param("docker", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
+    with plain_place() if request.param == "plain" else docker_place() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test: nothing runs over the store, and `system check` finds nothing."""
+    yield
+    if "place" not in request.fixturenames:
+        return
+    place: Place = request.getfixturevalue("place")
+    for name in place.ok("ps", "-aq").split():
+        place.ok("rm", "-f", name)
+    assert place.labkernel("system", "check").returncode == 0
+    assert tracers(place) == []
+
+
+def tracers(place: Place) -> list[str]:
+    """Command lines of every PRoot over the place's store."""
+    mark = f"-r {place.inner_home}/root/containers/"
+    lines = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in words and process.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                lines.append(words)
+    return lines
+
+
+def sleepers(place: Place, seconds: int) -> int:
+    """How many `sleep SECONDS` of the containers run, seen from inside the place."""
+    code = (
+        "import glob\nfound = 0\nfor path in glob.glob('/proc/[0-9]*/cmdline'):\n try:\n"
+        f"  found += open(path, 'rb').read().split(bytes(1)) == [b'sleep', b'{seconds}', b'']\n"
+        " except OSError: pass\nprint(found)"
+    )
+    return int(place.run(sys.executable, "-c", code).stdout)
+
+
+# -- containers ----------------------------------------------------------------------------------------------
+
+
+def test_probe_and_description(place: Place) -> None:
+    found = place.python("import json; print(json.dumps([lab.driver.name, lab.driver.describes, lab.driver.overlay]))")
+    name, describes, overlay = json.loads(found)
+    assert (name, overlay) == ("proot", "copy")
+    assert "Not protected" in describes
+    assert "network" in describes
+    doctor = place.labkernel("doctor")
+    assert "driver: proot" in doctor.stdout + doctor.stderr
+
+
+def test_run_and_exit_codes(place: Place) -> None:
+    done = place.labkernel("run", "--rm", "lab/busybox", "sh", "-c", "echo out; echo err >&2; id -u; pwd; exit 3")
+    assert done.returncode == 3
+    assert done.stdout == "out\n0\n/\n"
+    assert "err\n" in done.stderr
+    for words, code, text in (
+        (["sh", "-c", "kill -9 $$"], 137, ""),
+        (["sh", "-c", "kill -TERM $$"], 143, ""),
+        (["nosuch"], 127, 'exec: "nosuch": executable file not found in $PATH'),
+        (["/etc/passwd"], 126, 'exec: "/etc/passwd": permission denied'),
+        (["/nowhere/x"], 127, "no such file or directory"),
+    ):
+        done = place.labkernel("run", "--rm", "lab/busybox", *words)
+        assert done.returncode == code, done.stderr
+        assert text in done.stderr
+        assert "proot info" not in done.stderr
+
+
+def test_root_is_the_image_and_dev_its_own(place: Place) -> None:
+    out = place.ok(
+        "run", "--rm", "lab/busybox", "sh", "-c", "ls /; echo x >/dev/null && ls /dev; env; stat -c %U /bin/sh"
+    )
+    words = out.split()
+    assert "bin" in words
+    assert "boot" not in words
+    assert {"null", "zero", "pts", "shm"} <= set(words)
+    assert "PROOT" not in out
+    assert "root" in words
+    assert place.ok("run", "--rm", "--user", "daemon", "lab/busybox", "id", "-un").strip() == "daemon"
+    assert place.ok("run", "--rm", "-w", "/made/here", "lab/busybox", "pwd").strip() == "/made/here"
+
+
+def test_what_is_missing_is_said(place: Place) -> None:
+    found = place.python(
+        "c = lab.containers.create('lab/busybox', 'true', mem_limit='64m', pids_limit=5, network_mode='none');"
+        "print('\\n'.join(c.warnings))"
+    )
+    assert "isolation of files: " in found
+    assert "network, ipc, hostname" in found
+    assert "memory limit is per-process" in found
+    assert "pids limit: none" in found
+    assert "--network none: none" in found
+
+
+def test_memory_limit_holds_per_process(place: Place) -> None:
+    hog = 'BEGIN { s = "x"; for (i = 0; i < 26; i++) s = s s; print length(s) }'
+    assert place.ok("run", "--rm", "lab/busybox", "awk", hog).strip() == "67108864"
+    limited = place.labkernel("run", "--rm", "-m", "32m", "lab/busybox", "awk", hog)
+    assert limited.stdout.strip() != "67108864"
+
+
+def test_background_processes_end_with_the_command(place: Place) -> None:
+    done = place.labkernel(
+        "run", "--rm", "lab/busybox", "sh", "-c", "sleep 4711 & setsid sleep 4711 & sleep 0.2; exit 6"
+    )
+    assert done.returncode == 6
+    assert sleepers(place, 4711) == 0
+
+
+def test_logs_exec_pause_and_stop(place: Place) -> None:
+    script = 'trap "echo got term; exit 5" TERM; echo started; while :; do sleep 0.1; done'
+    place.ok("run", "-d", "--name", "one", "lab/busybox", "sh", "-c", script)
+    place.logs_hold("one", "started")
+    done = place.labkernel(
+        "exec", "-e", "WHO=me", "-w", "/tmp", "one", "sh", "-c", "echo $WHO; pwd; touch /tmp/made; exit 4"
+    )
+    assert (done.returncode, done.stdout) == (4, "me\n/tmp\n")
+    assert place.ok("exec", "one", "ls", "/tmp") == "made\n"
+    assert place.labkernel("exec", "one", "nosuch").returncode == 127
+    assert "while :" in place.ok("top", "one")
+    place.ok("pause", "one")
+    assert "Paused" in place.ok("ps")
+    place.ok("unpause", "one")
+    place.ok("stop", "one")
+    assert "Exited (5)" in place.ok("ps", "-a")
+    assert place.ok("logs", "one") == "started\ngot term\n"
+    place.ok("start", "one")
+    assert place.ok("exec", "one", "ls", "/tmp") == "made\n"
+
+
+def test_kill_reaches_everything(place: Place) -> None:
+    place.ok(
+        "run",
+        "-d",
+        "--name",
+        "tree",
+        "lab/busybox",
+        "sh",
+        "-c",
+        "for i in 1 2 3; do setsid sh -c 'sleep 4712 & sleep 4712' & done; echo started; wait",
+    )
+    place.logs_hold("tree", "started")
+    place.ok("exec", "-d", "tree", "sleep", "4712")
+    place.until(lambda: sleepers(place, 4712) == 7)
+    place.ok("kill", "tree")
+    place.until(lambda: "Exited (137)" in place.ok("ps", "-a"))
+    assert sleepers(place, 4712) == 0
+
+
+def test_stop_kills_what_does_not_listen(place: Place) -> None:
+    place.ok(
+        "run", "-d", "--name", "deaf", "lab/busybox", "sh", "-c", 'trap "" TERM; echo up; while :; do sleep 1; done'
+    )
+    place.logs_hold("deaf", "up")
+    place.ok("stop", "-t", "1", "deaf")
+    assert "Exited (137)" in place.ok("ps", "-a")
+
+
+def test_terminal(place: Place) -> None:
+    out = place.python(
+        "print(lab.containers.run('lab/busybox', ['sh', '-c', 'test -t 0 && tty && stty size'], tty=True, remove=True))"
+    )
+    assert "/dev/pts/" in out
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def test_volumes_are_binds(place: Place) -> None:
+    data = f"{place.inner_home}/data"
+    other = place.home / "other"
+    other.mkdir(mode=0o755)
+    (other / "old").write_text("old\n")
+    other.chmod(0o777)
+    script = "echo new >/data/new; cat /ro/old; echo no >/ro/no; echo v >/vol/v; ls /ro"
+    done = place.labkernel(
+        *(
+            "run",
+            "--rm",
+            "-v",
+            f"{data}:/data",
+            "-v",
+            f"{place.inner_home}/other:/ro:ro",
+            "-v",
+            "named:/vol",
+            "--tmpfs",
+            "/scratch",
+        ),
+        *("lab/busybox", "sh", "-c", script),
+    )
+    assert done.stdout == "old\nold\n"
+    assert (place.home / "data/new").read_text() == "new\n"
+    assert place.ok("run", "--rm", "-v", "named:/vol", "lab/busybox", "cat", "/vol/v") == "v\n"
+    place.ok("volume", "rm", "named")
+    if landlock(place):
+        assert "/ro/no: Permission denied" in done.stderr
+
+
+def landlock(place: Place) -> bool:
+    return place.python("from labkernel.linux import landlock; print(landlock.version() >= 2)") == "True"
+
+
+def test_files_and_memory_outside_are_closed(place: Place) -> None:
+    if not landlock(place):
+        pytest.skip("this kernel has no Landlock 2")
+    keeper = place.python("print(lab.runtime.ensure().keeper_pid)")
+    (place.home / "secret").write_text("secret")
+    os.chmod(place.home / "secret", 0o644)
+    # The root of another process leads out of the translated paths; the kernel says no.
+    for path in (f"/proc/{keeper}/environ", f"/proc/{keeper}/root{place.inner_home}/secret"):
+        done = place.labkernel("run", "--rm", "lab/busybox", "cat", path)
+        assert done.returncode == 1
+        assert "secret" not in done.stdout
+        assert done.stdout == ""
+
+
+# -- what is killed ------------------------------------------------------------------------------------------
+
+
+def pids_of(place: Place, name: str) -> tuple[int, int]:
+    """(monitor, PRoot) as the place numbers them."""
+    code = (
+        f"from labkernel.runtime.prootmonitor import children; p = lab.containers.get('{name}').runtime_state()['pid'];"
+    )
+    monitor, proot = place.python(f"{code} print(p, children(p)[0])").split()
+    return int(monitor), int(proot)
+
+
+@pytest.mark.parametrize("role", ["pid", "keeper_pid"])
+def test_container_survives_a_killed_supervisor_or_keeper(place: Place, role: str) -> None:
+    place.ok(
+        "run",
+        "-d",
+        "--name",
+        "kept",
+        "lab/busybox",
+        "sh",
+        "-c",
+        "while [ ! -e /go ]; do sleep 0.1; done; echo bye; exit 9",
+    )
+    place.run("/bin/sh", "-c", f"kill -9 {place.python(f'print(lab.runtime.ensure().{role})')}")
+    assert place.ok("exec", "kept", "touch", "/go") == ""
+    assert place.ok("wait", "kept").strip() == "9"
+    assert place.ok("logs", "kept") == "bye\n"
+
+
+@pytest.mark.parametrize("who", ["monitor", "proot"])
+def test_nothing_goes_on_untraced(place: Place, who: str) -> None:
+    place.ok(
+        "run", "-d", "--name", "shot", "lab/busybox", "sh", "-c", "sleep 4713 & while :; do echo x >/tmp/untraced; done"
+    )
+    monitor, proot = pids_of(place, "shot")
+    place.run("/bin/sh", "-c", f"kill -9 {monitor if who == 'monitor' else proot}")
+    place.until(lambda: "Exited (137)" in place.ok("ps", "-a"))
+    place.until(lambda: sleepers(place, 4713) == 0)
+    assert place.run("/bin/sh", "-c", "cat /tmp/untraced").returncode != 0
+
+
+# -- builds --------------------------------------------------------------------------------------------------
+
+DOCKERFILE = """\
+FROM lab/busybox AS one
+RUN echo built >/etc/built && rm /etc/nsswitch.conf && mkdir -p /srv/x && echo 1 >/srv/x/one && chmod 600 /etc/group
+RUN rm -r /srv/x && mkdir /srv/x && echo 2 >/srv/x/two
+RUN mkdir /closed && touch /closed/in && chmod 0 /closed/in /closed
+COPY --chmod=640 a.txt /app/
+COPY d /app/d
+WORKDIR /app/w
+ENV WHO=world
+RUN ["/bin/sh", "-c", "echo hello $WHO >greeting; ls -d /dev/pipes /etc/hosts"]
+FROM lab/busybox
+COPY --from=one /app /copied
+COPY --chown=daemon a.txt /owned
+COPY --from=one /srv /srv
+CMD ["cat", "/copied/w/greeting"]
+"""
+
+
+def make_context(place: Place) -> str:
+    folder = place.home / "context"
+    if not folder.exists():
+        (folder / "d/e").mkdir(parents=True)
+        (folder / "a.txt").write_text("a\n")
+        (folder / "d/e/f").write_text("f\n")
+        (folder / "Dockerfile").write_text(DOCKERFILE.replace(" /dev/pipes", ""))
+    return f"{place.inner_home}/context"
+
+
+def image_listing(place: Place, name: str) -> dict[str, str]:
+    """path -> mode and owner of an image's files, as its tar says."""
+    archive = f"{place.inner_home}/{name}.tar"
+    done = place.run("/bin/sh", "-c", f"{sys.executable} -m labkernel.cli image export {name} >{archive}")
+    assert done.returncode == 0, done.stderr
+    import tarfile
+
+    with tarfile.open(place.home / f"{name}.tar") as tar:
+        return {member.name.strip("/"): f"{member.mode:o} {member.uid}:{member.gid} {member.size}" for member in tar}
+
+
+def test_build(place: Place) -> None:
+    context = make_context(place)
+    place.ok("build", "-t", "one", "--target", "one", context)
+    place.ok("build", "-t", "web", context)
+    assert place.ok("run", "--rm", "web") == "hello world\n"
+    files = image_listing(place, "one")
+    assert files["app/a.txt"] == "640 0:0 2"
+    assert files["etc/group"].startswith("600")
+    assert {"etc/built", "srv/x/two", "app/d/e/f", "app/w/greeting", "closed/in"} <= set(files)
+    assert not {"etc/nsswitch.conf", "srv/x/one"} & set(files)
+    assert not any(name.startswith(("dev/null", "proc/")) for name in files)
+    second = image_listing(place, "web")
+    assert second["owned"] == "644 1:1 2"
+    assert {"copied/w/greeting", "srv/x/two"} <= set(second)
+    failed = place.labkernel("build", "--no-cache", context, "--build-arg", "X=1", "--target", "nosuch")
+    assert failed.returncode != 0
+
+
+def test_build_has_the_same_files_as_with_overlay(place: Place, tmp_path: Path) -> None:
+    if place.inner_home != str(place.home):
+        pytest.skip("only once, where another driver is at hand")
+    make_context(place)
+    place.ok("build", "-t", "one", "--target", "one", f"{place.inner_home}/context")
+    other = Path(tempfile.mkdtemp(prefix="lk-o-", dir="/tmp"))
+    env = {**os.environ, "LABKERNEL_ROOT": f"{other}/root", "LABKERNEL_RUNTIME_DIR": f"{other}/run"}
+    env.pop("LABKERNEL_DRIVER", None)
+    twin = Place(other, [], env, str(other))
+    try:
+        shutil.copytree(place.home / "context", other / "context")
+        twin.ok("build", "-t", "one", "--target", "one", f"{other}/context")
+        assert image_listing(place, "one") == image_listing(twin, "one")
+    finally:
+        twin.python("lab.runtime.shutdown(force=True)")
+        shutil.rmtree(other, ignore_errors=True)
+
+
+# -- parts ---------------------------------------------------------------------------------------------------
+
+
+def test_shim_gives_status_and_hides_three_variables(tmp_path: Path) -> None:
+    path = tmp_path / "shim"
+    path.write_bytes(prootprogram.shim())
+    path.chmod(0o755)
+    for script, expected in (("exit 7", 7), ("kill -9 $$", 137), ('test "$D$C" = 4 || exit 1', 0)):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(write, 3)
+            env = {"A": "1", "B": "2", "C": "3", "D": "4"}
+            os.execve(path, [str(path), "/bin/sh", "sh", "-c", script], env)
+        os.close(write)
+        status = int.from_bytes(os.read(read, 4), "little")
+        os.close(read)
+        os.waitpid(pid, 0)
+        assert prootmonitor.code_of(status) == expected
+
+
+def test_store_is_refused_without_proot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from labkernel.errors import DriverError
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DriverError, match="needs the program proot") as caught:
+        prootprogram.prepare(tmp_path)
+    assert "apt install proot" in str(caught.value.resolution)
