@@ -128,6 +128,13 @@ class Container:
 
         return inspect_container(self)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a listing needs of `attrs`, without its image and its configuration."""
+        from .inspection import summarize_container
+
+        return summarize_container(self)
+
     def reload(self) -> None:
         """Read name and settings anew. Raises NoSuchContainer."""
         fresh = self._containers.get(self.id)

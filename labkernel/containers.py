@@ -65,19 +65,32 @@ class Containers:
     """The containers of one store. Safe to use from several threads and processes at once."""
 
     def __init__(
-        self, layout: Layout, db: Database, runtime: Runtime, driver: Driver, images: Images, volumes: Volumes
+        self,
+        layout: Layout,
+        db: Database,
+        runtime: Runtime,
+        driver: Driver,
+        images: Images | Callable[[], Images],
+        volumes: Volumes,
     ) -> None:
         self.layout = layout
         self.db = db
         self.runtime = runtime
         self.driver = driver
-        self.images = images
+        self._images = images
         self.volumes = volumes
         self.cgroup_parent = cgroup_parent(layout)
         self._programs = Programs(layout.root / "seccomp")
         self._layers: dict[str, Words] = {}
         # Started by this process and not yet seen so in a state file: the supervisor answers before it writes that.
         self._fresh: set[str] = set()
+
+    @property
+    def images(self) -> Images:
+        """The images of the store; listing containers does not need them."""
+        if callable(self._images):
+            self._images = self._images()
+        return self._images
 
     @property
     def driver_name(self) -> str:
@@ -255,7 +268,8 @@ class Containers:
             if state is None or state["status"] not in ("running", "paused"):
                 state = self.runtime.states([id]).get(id) or state
         if state is None:
-            if not self._is_there(id):
+            # Its configuration is there first and goes first: without it, it is being removed at this moment.
+            if not os.path.exists(f"{self.layout.root}/containers/{id}/config.json"):
                 raise NoSuchContainer(id[:12])
             return {"id": id, "status": "created"}
         if state["status"] in ("running", "paused") and not _is_alive(state):

@@ -121,7 +121,7 @@ class Engine:
     def containers(self) -> Containers:
         from .containers import Containers
 
-        return Containers(self.layout, self.db, self.runtime, self.driver, self.images, self.volumes)
+        return Containers(self.layout, self.db, self.runtime, self.driver, lambda: self.images, self.volumes)
 
     @cached_property
     def builds(self) -> Builds:

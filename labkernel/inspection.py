@@ -48,6 +48,21 @@ def inspect_container(container: Container) -> dict[str, Any]:
     }
 
 
+def summarize_container(container: Container) -> dict[str, Any]:
+    """The parts of the document that `ps` shows; costs one state file."""
+    args = container.record.get("args") or container.command or [""]
+    return {
+        "Id": container.id,
+        "Created": _time(container.created_at),
+        "Path": args[0],
+        "Args": args[1:],
+        "State": _state(container.runtime_state()),
+        "HostConfig": {"NetworkMode": network_mode(container.settings)},
+        "Mounts": [_mount(mount) for mount in container.record.get("mounts", ())],
+        "Config": {"Image": container.image_ref, "Labels": container.labels},
+    }
+
+
 def _time(seconds: float | None) -> str:
     return timestamp(int(seconds * 1e9)) if seconds else _NEVER
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +287,46 @@ def test_refused_settings_leave_nothing(engine: Engine) -> None:
         with pytest.raises(LabkernelError):
             engine.containers.create("busybox", **settings)
     assert set(os.listdir(engine.layout.containers)) == before
+
+
+# -- small things docker does ----------------------------------------------------------------------------------------
+
+
+def test_a_kill_is_answered_after_the_end(engine: Engine) -> None:
+    for paused in (False, True):
+        container = engine.containers.run("busybox", ["sleep", "1000"], detach=True)
+        if paused:
+            container.pause()
+        container.kill()
+        assert container.status == "exited"
+        container.remove()
+
+
+def test_a_container_that_has_removed_itself_is_never_seen_as_created(engine: Engine) -> None:
+    for _ in range(10):
+        engine.containers.run("busybox", ["sh", "-c", "echo > /x"], remove=True)
+        assert "created" not in [container.status for container in engine.containers.list(all=True)]
+
+
+def test_a_working_directory_made_for_the_container(engine: Engine) -> None:
+    seen = output(
+        engine, "stat", "-c", "%a", "/new", "/new/deeper", "/new/deeper/still", working_dir="/new/deeper/still"
+    )
+    assert seen.split() == ["755"] * 3
+
+
+def test_the_first_size_of_a_terminal(engine: Engine) -> None:
+    assert output(engine, "stty", "size", tty=True, console_size=(33, 77)) == "33 77"
+
+
+def test_a_listing_needs_no_image(engine: Engine) -> None:
+    code = (
+        "import sys, os; from labkernel.cli import run, TerminalHost; assert run(['ps', '-a'], TerminalHost()) == 0;"
+        "sys.exit('msgspec' in sys.modules or 'labkernel.images' in sys.modules)"
+    )
+    places = {"LABKERNEL_ROOT": str(engine.layout.root), "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir)}
+    engine.containers.create("busybox", name="listed")
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, "listed" in found.stdout) == (0, True), found.stderr

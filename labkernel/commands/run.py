@@ -149,6 +149,7 @@ def _run_foreground(
         raise UsageError("the input device is not a TTY", resolution=hint, exit_code=1)
     if host.terminal_size() and tty:
         settings.setdefault("environment", {}).setdefault("TERM", os.environ.get("TERM", "xterm"))
+        settings["console_size"] = host.terminal_size()
     wanted = {word.lower() for word in flags["attach"]}
     stdin = interactive and (not wanted or "stdin" in wanted)
     before = time.monotonic()

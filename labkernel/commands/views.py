@@ -86,11 +86,9 @@ def container_status(state: Mapping[str, Any]) -> str:
 
 def container_view(container: Any, *, no_trunc: bool = False) -> dict[str, Any]:
     """The fields of `docker ps --format`; from the object's attrs (docker inspect shape)."""
-    attrs: Mapping[str, Any] = container.attrs
+    attrs: Mapping[str, Any] = container.summary
     config = attrs.get("Config") or {}
     words = [attrs.get("Path") or "", *(attrs.get("Args") or ())]
-    if not words[0]:
-        words = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
     command = " ".join(words).replace("\n", " ")
     short = command if no_trunc or len(command) <= 20 else f"{command[:19]}…"
     labels = config.get("Labels") or {}

@@ -287,6 +287,7 @@ def _change_directory(path: str, *, create: bool) -> None:
         if not create:
             raise SetupError(f'chdir to cwd ("{path}") set in config.json failed: no such file or directory') from None
         try:
+            os.umask(0o022)  # parents of the last directory get 0777 less this
             os.makedirs(path, 0o755, exist_ok=True)
             os.chdir(path)
         except OSError as err:

@@ -425,6 +425,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cap_add": _capabilities("CapAdd"),
     "cap_drop": _capabilities("CapDrop"),
     "cgroupns": sharing.mode_check("cgroupns", "private", "host"),
+    "console_size": lambda value: [int(number) for number in value],
     "cpu_period": _number,
     "cpu_quota": _number,
     "cpu_shares": _number,

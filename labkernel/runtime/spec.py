@@ -87,6 +87,7 @@ def finalize_spec(
         "ociVersion": "1.2.0",
         "process": {
             "terminal": bool(settings.get("tty")),
+            **_console_size(settings),
             "user": _user(settings, image_config),
             "args": finalize_args(command, image_config, settings),
             "env": finalize_environment(image_config, settings, hostname),
@@ -267,6 +268,14 @@ def _namespaces(settings: Mapping[str, Any]) -> list[dict[str, str]]:
         elif mode != "host":
             found.append({"type": name})
     return found
+
+
+def _console_size(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and columns of the terminal, so that the first program finds them (runtime-spec config.md, consoleSize)."""
+    if not settings.get("console_size"):
+        return {}
+    rows, columns = settings["console_size"]
+    return {"consoleSize": {"height": rows, "width": columns}}
 
 
 def _user(settings: Mapping[str, Any], image_config: Mapping[str, Any]) -> dict[str, Any]:
