@@ -209,3 +209,47 @@ def test_a_killed_builder_leaves_nothing_that_is_not_found_at_once(fresh_engine:
     # what was finished is not done again
     again = engine.builds.build(text.replace("sleep 1000", "true"))
     assert again.steps[1].cached
+
+
+_PLAIN = """
+import labkernel, sys
+text = '''FROM lab/busybox AS tools
+RUN mkdir /t && echo tool > /t/x
+FROM lab/busybox
+RUN --mount=type=cache,target=/c echo kept > /c/f
+RUN --mount=type=cache,target=/c --mount=type=secret,id=s --mount=from=tools,source=/t,target=/m \\
+ cat /c/f /run/secrets/s /m/x > /seen
+'''
+with labkernel.connect(driver=sys.argv[1]) as lab:
+    built = lab.builds.build(text, secrets={"s": b"a secret\\n"})
+    print(lab.containers.run(built.id, ["cat", "/seen"], remove=True).decode(), end="")
+    lab.builds.prune()
+    assert lab.builds.cache_mounts() == []
+    lab.runtime.shutdown(force=True)
+"""
+
+
+@pytest.mark.parametrize("driver", ["rootless", "proot"])
+def test_mounts_of_a_plain_user(plain_user: Any, driver: str) -> None:
+    done = plain_user.python("-c", _PLAIN, driver)
+    if "DriverError" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "kept\na secret\ntool\n"
+
+
+def test_an_interrupt_ends_all_stages(engine: Engine) -> None:
+    wait = "RUN echo started; sleep 1000\n"
+    text = f"FROM lab/busybox AS one\n{wait}FROM lab/busybox AS two\n{wait}FROM lab/busybox\n"
+    text += "COPY --from=one / /1\nCOPY --from=two / /2\n"
+    seen: list[str] = []
+
+    def interrupt(step: Any) -> None:
+        if step.output == b"started\n":
+            seen.append(step.stage)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.builds.build(text, on_step=interrupt)
+    assert not engine.runtime.states()

@@ -21,7 +21,6 @@ from . import layer, ownership
 from .pack import raise_file_limit
 from .placing import Placer, find_owner
 from .rootfd import Root
-from .selection import select
 
 
 def make_layer(
@@ -59,25 +58,6 @@ def make_layer(
             warnings += operate(base, root, operation, fds, userxattr)
     done = layer.diff_layer(upper=upper, blob_tmp=f"{base}/blob", lowers=lowers, layers=layers, clamp_s=clamp_s)
     return {**done, "warnings": warnings}
-
-
-def scan(
-    *,
-    base: str,
-    lowers: Sequence[str],
-    patterns: Sequence[str],
-    userxattr: bool = False,
-    single_id: bool = False,
-) -> dict[str, Any]:
-    """`selection.select` in the merged file system of `lowers`, owners included.
-
-    Returns {"sources": […]} or {"missing": the pattern that is not there}."""
-    raise_file_limit()
-    with mounted(f"{base}/scan", lowers, userxattr=userxattr) as root:
-        try:
-            return {"sources": select(root, patterns, owners=True)}
-        except FileNotFoundError as err:
-            return {"missing": err.filename}
 
 
 def prepare(*, base: str, lowers: Sequence[str], userxattr: bool = False, single_id: bool = False) -> None:
