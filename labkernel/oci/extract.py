@@ -122,11 +122,16 @@ class Extractor:
         if member.islnk():
             self._hard_link(member, path)
             return
+        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:  # POSIX: unknown types are regular files
+            try:
+                self._file(member, parent, name, uid, gid, stream)
+            except FileExistsError:  # of the open, which comes first: nothing has been read yet
+                self._clear(path)
+                self._file(member, *self._root.parent(path), uid, gid, stream)
+            return
         self._clear(path)
         parent, name = self._root.parent(path)
-        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:  # POSIX: unknown types are regular files
-            self._file(member, parent, name, uid, gid, stream)
-        elif member.issym():
+        if member.issym():
             self._symlink(member, parent, name, uid, gid)
         else:
             self._node(member, parent, name, uid, gid)
