@@ -543,8 +543,13 @@ def status_words(state: Mapping[str, Any]) -> str:
 
 def command_words(args: Sequence[str]) -> str:
     """A command as `docker ps` shows it: in quotes, cut to 20 characters."""
-    text = " ".join(args).replace("\n", " ")
+    text = joined_command(args).replace("\n", " ")
     return f'"{text if len(text) <= 20 else text[:19] + "…"}"'
+
+
+def joined_command(args: Sequence[str]) -> str:
+    """A command in one line as docker words it: arguments with blanks in single quotes."""
+    return " ".join([*args[:1], *(f"'{word}'" if " " in word else word for word in args[1:])])
 
 
 def _collect(attachment: Attachment, *, stream: bool, demux: bool, wanted: set[str] | None = None) -> Any:

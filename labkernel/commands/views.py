@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ..container import joined_command
 from ..display import human_age, human_duration, human_size
 
 CONTAINER_TITLES = {
@@ -89,7 +90,7 @@ def container_view(container: Any, *, no_trunc: bool = False) -> dict[str, Any]:
     attrs: Mapping[str, Any] = container.summary
     config = attrs.get("Config") or {}
     words = [attrs.get("Path") or "", *(attrs.get("Args") or ())]
-    command = " ".join(words).replace("\n", " ")
+    command = joined_command(words).replace("\n", " ")
     short = command if no_trunc or len(command) <= 20 else f"{command[:19]}…"
     labels = config.get("Labels") or {}
     mounts = [str(m.get("Name") or m.get("Source") or "") for m in attrs.get("Mounts") or ()]

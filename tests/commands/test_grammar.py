@@ -85,7 +85,6 @@ def refused(line: str, root: Any = ROOT) -> LabkernelError:
         ("frobnicate", "unknown command: labkernel frobnicate", 125),
         ("container frob", "unknown command: labkernel container frob", 125),
         ("network ls", "network: not in this release of labkernel", 125),
-        ("push web", "push: not in this release of labkernel", 125),
         ("run --gpus all busybox", "--gpus: not in this release of labkernel", 125),
         ("run --cpus lots busybox", 'invalid argument "lots" for "--cpus" flag: not a decimal', 125),
         ("run --restart sometimes busybox", "invalid restart policy: sometimes", 125),
@@ -224,5 +223,4 @@ def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "Common Commands:" in text
     assert "Management Commands:" in text
-    assert " push " not in text
     assert " network " not in text
