@@ -82,8 +82,9 @@ def parse_git(source: str) -> GitSource:
 # -- git -------------------------------------------------------------------------------------------------------------
 
 
-def clone(source: str, target: Path, *, keep_git: bool = False) -> Path:
-    """Check `source` out below the empty directory `target`; returns the directory that is meant.
+def clone(source: str, target: Path, *, keep_git: bool = False, commit: str | None = None) -> Path:
+    """Check `source` out below the empty directory `target`; returns the directory that is meant. With `commit` (7
+    digits or more) it has to be that one.
 
     Effects: runs git, which may use the network and the user's own credentials. Raises BuildError.
     """
@@ -105,6 +106,12 @@ def clone(source: str, target: Path, *, keep_git: bool = False) -> Path:
         # Not every server gives a commit away by its name: then all of the history is needed.
         _git("fetch", "--quiet", "--tags", "--", wanted.remote, "+refs/heads/*:refs/remotes/origin/*", cwd=work)
         _git("checkout", "--quiet", "--detach", ref, "--", cwd=work)
+    found_commit = _git("rev-parse", "HEAD", cwd=work)
+    if commit is not None and not (re.fullmatch(r"[0-9a-f]{7,64}", commit) and found_commit.startswith(commit)):
+        raise BuildError(
+            f"expected checksum to match {commit}, got {found_commit}",
+            resolution=f"what {source} gives is not what --checksum says",
+        )
     if (work / ".gitmodules").exists():
         _git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", cwd=work)
     if not keep_git:
@@ -115,7 +122,7 @@ def clone(source: str, target: Path, *, keep_git: bool = False) -> Path:
     return found
 
 
-def _git(*words: str, cwd: Path | None = None) -> None:
+def _git(*words: str, cwd: Path | None = None) -> str:
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0", "GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         environment.pop(name, None)
@@ -130,6 +137,7 @@ def _git(*words: str, cwd: Path | None = None) -> None:
             details="\n".join(said[-10:]) or None,
             resolution="the part after # is a branch, a tag or a commit, then :SUBDIRECTORY",
         )
+    return done.stdout.decode(errors="replace").strip()
 
 
 # -- URLs ------------------------------------------------------------------------------------------------------------

@@ -166,10 +166,9 @@ class _Transfer:
         layout = stage.layout
         checksum = stage.expand(step.checksum) if step.checksum else None
         if is_git(word):
-            if checksum is not None:
-                raise BuildError("ADD --checksum of a git repository is not supported yet", resolution="name a commit")
             base = self._stack.enter_context(temporary_directory(layout, "git"))
-            root = self._stack.enter_context(Root.open(str(clone(word, base, keep_git=bool(step.keep_git_dir)))))
+            directory = clone(word, base, keep_git=bool(step.keep_git_dir), commit=checksum)
+            root = self._stack.enter_context(Root.open(str(directory)))
             selected = select(root, ["/"], exclude=exclude)
         else:
             got = download(word, layout, checksum=checksum)

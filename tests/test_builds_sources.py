@@ -208,6 +208,11 @@ def test_add_of_a_repository(engine: Engine, repository: str) -> None:
     assert output(engine, result.image, "cat /old/file /new/sub/file; ls -d /new/.git; ls -A /plain") == (
         "first\nsecond\n/new/.git\nDockerfile\nsub\n"
     )
+    where = repository.removeprefix("file://")
+    commit = subprocess.run(["git", "-C", where, "rev-parse", "v1"], capture_output=True, check=True).stdout.decode()
+    build(engine, BASE + f"ADD --checksum={commit[:12]} {repository}#v1 /x\n")
+    with pytest.raises(BuildError, match="expected checksum to match"):
+        build(engine, BASE + f"ADD --checksum={commit[:12]} {repository}#main /x\n")
     with pytest.raises(BuildError, match="git fetch failed") as caught:
         build(engine, BASE + f"ADD {repository}#nowhere /x\n")
     assert caught.value.line == 2
