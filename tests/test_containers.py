@@ -380,7 +380,7 @@ def test_display(sleeper: Container) -> None:
     assert "sleeper" in repr(sleeper)
     assert "Up" in repr(ContainerList([sleeper]))
     assert "<table" in sleeper._repr_html_()
-    assert command_words(["sh", "-c", "a very long command"]) == '"sh -c a very long c…"'
+    assert command_words(["sh", "-c", "a very long command"]) == '"sh -c \'a very long …"'
     assert status_words({"status": "created"}) == "Created"
 
 
