@@ -157,11 +157,11 @@ def _read(source: Path, digest: str) -> Any:
 def _checked(row: dict[str, Any]) -> dict[str, Any]:
     """The row, if it is of the form that `export_cache` writes. Raises ValueError, LookupError, TypeError."""
     record = json.loads(row["config"])
-    good = _HEX.fullmatch(row["key"]) and isinstance(record["created"], str)
+    good = _HEX.fullmatch(row["key"]) is not None and isinstance(record["created"], str)
     if row["digest"] is not None:
         for name in ("digest", "diff_id"):
             algorithm, _, encoded = row[name].partition(":")
-            good = good and algorithm == "sha256" and _HEX.fullmatch(encoded)
+            good = good and algorithm == "sha256" and _HEX.fullmatch(encoded) is not None
         good = good and isinstance(row["media_type"], str) and isinstance(row["layer_bytes"], int)
     if not good:
         raise ValueError("a step in it is malformed")
