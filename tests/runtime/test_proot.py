@@ -110,7 +110,8 @@ class Docker:
 
     @staticmethod
     def _groups() -> set[str]:
-        return {str(path) for path in Path("/sys/fs/cgroup").glob("*/docker")} | {"/sys/fs/cgroup/docker"}
+        top = Path("/sys/fs/cgroup")
+        return {str(path) for path in [*top.glob("*/docker"), top / "docker"] if path.is_dir()}
 
     def line(self, *words: str) -> list[str]:
         return ["docker", "-H", f"unix://{self.base}/d.sock", *words]
