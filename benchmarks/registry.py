@@ -2,10 +2,11 @@
 
     python benchmarks/registry.py [--runs N] [--work DIR] [--json FILE]
 
-The registry is Debian's docker-registry on a free port of 127.0.0.1. The image is made of directories of this machine:
-a Debian with Python in six layers (some 200 MB compressed; `--small` about half). Rounds are interleaved, so that what
-else the machine does falls on all. Whole commands are timed, process start included, for the peers and for us; `in process` is what a
-notebook sees. Stores lie below --work: on a file system where making a file is slow, that is all one measures.
+The registry is Debian's docker-registry on a free port of 127.0.0.1. The image is of directories of this machine: a
+Debian with Python in six layers (some 200 MB compressed; `--small` about half). Rounds are interleaved, so that what
+else the machine does falls on all. Whole commands are timed, process start included, for the peers and for us; `in
+process` is what a notebook sees. Stores lie below --work: on a file system where making a file is slow, that is all one
+measures.
 """
 
 from __future__ import annotations
