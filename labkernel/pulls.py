@@ -9,6 +9,7 @@ fails or is interrupted takes back what it added, but keeps verified blobs when 
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -37,6 +38,7 @@ MAX_LAYERS = 500
 MAX_INDEXES = 4
 """Indexes that may point at each other before an image has to come."""
 POLL_S = 0.1
+TASK_END_TIMEOUT_S = 10
 _LOCK_POLL_S = 0.03
 _IMAGE_CONFIGS = frozenset({oci.OCI_CONFIG, oci.DOCKER_CONFIG})
 
@@ -464,16 +466,18 @@ class _Unpacking:
         """The file is complete and verified."""
         os.set_blocking(self._wake, True)
         self._tell(GrowingFile.END)
-        self._close()
 
     def give_up(self) -> None:
         """There will be no more: the task ends with an error."""
-        self._close()
+        os.set_blocking(self._wake, True)
+        self._tell(GrowingFile.GIVEN_UP)
         self._thread.join()
+        self._close()
 
     def result(self) -> tuple[Path, dict[str, Any]]:
         """(directory, what the task returned). Raises what it raised."""
         self._thread.join()
+        self._close()
         if isinstance(self._outcome, BaseException):
             raise self._outcome
         assert self._outcome is not None
@@ -510,3 +514,8 @@ class _Unpacking:
         finally:
             os.close(self._source)
             os.close(self._wake_read)
+            # A task that was left is killed, but not before this thread goes on: until it is gone it may still write
+            # to the directory. It was the pipe's last reader.
+            gone = select.poll()
+            gone.register(self._wake, 0)
+            gone.poll(TASK_END_TIMEOUT_S * 1000)

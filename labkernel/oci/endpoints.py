@@ -144,7 +144,7 @@ class Settings:
     def _with_certificates(self, endpoint: Endpoint) -> Endpoint:
         if not endpoint.secure:
             return endpoint
-        names = (endpoint.domain, f"{endpoint.host}:{endpoint.port}", endpoint.host)
+        names = tuple(dict.fromkeys((endpoint.domain, f"{endpoint.host}:{endpoint.port}", endpoint.host)))
         authorities = [self.ca[name] for name in names if name in self.ca]
         pair = None
         for directory in (base / name for base in self.certificates for name in names):

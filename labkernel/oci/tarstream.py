@@ -106,11 +106,12 @@ def _decompressor(head: bytes) -> Callable[[], Any] | None:
 class GrowingFile:
     """A file that another process is still writing, read as if it were whole: `read` waits where there is no more yet.
 
-    `wake_fd` is a pipe: any byte means "look again", the byte `E` that the file has ended. A pipe that is closed before
-    means that the writer gave up.
+    `wake_fd` is a pipe: any byte means "look again", `E` that the file has ended, `X` (or the pipe's end before either)
+    that the writer gave up.
     """
 
     END = b"E"
+    GIVEN_UP = b"X"
 
     def __init__(self, fd: int, wake_fd: int) -> None:
         self._fd = fd
@@ -126,7 +127,7 @@ class GrowingFile:
             if data or ended:
                 return data
             told = os.read(self._wake_fd, 4096)
-            if not told:
+            if not told or self.GIVEN_UP in told:
                 raise LayerError("the layer's download was broken off")
             self._ended = self.END in told
 
