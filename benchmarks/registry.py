@@ -293,6 +293,8 @@ def main() -> None:
         if shutil.which(needed) is None:
             sys.exit(f"{needed} is not installed: apt-get install docker-registry skopeo")
     work = Path(tempfile.mkdtemp(prefix="bench-registry-", dir=args.work))
+    # Docker's directory too: stores on different file systems cannot be compared.
+    tempfile.tempdir = str(work)
     try:
         with ExitStack() as stack:
             layout = work / "layout"
