@@ -330,3 +330,22 @@ def test_a_listing_needs_no_image(engine: Engine) -> None:
         [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=False
     )
     assert (found.returncode, "listed" in found.stdout) == (0, True), found.stderr
+
+
+def test_as_a_plain_user(plain_user: Any) -> None:
+    """Sharing, cp, diff and commit without root; the supervisor stays whole (it may not return to the first pid
+    namespace, so it must never leave it)."""
+    made = plain_user.labkernel("run", "-d", "--name", "bb", "busybox", "sleep", "1000")
+    if made.returncode:
+        pytest.skip(f"no containers without root here: {made.stderr.strip()[-200:]}")
+    for flags in (["--pid", "container:bb"], ["--network", "container:bb"], ["--pid", "host"], ["--privileged"]):
+        found = plain_user.labkernel("run", "--rm", *flags, "busybox", "ps")
+        assert found.returncode == 0, (flags, found.stderr)
+        assert ("sleep 1000" in found.stdout) == (flags[0] == "--pid")
+    (plain_user.home / "f").write_text("file\n")
+    for words in (["cp", "f", "bb:/w"], ["cp", "bb:/w", "out"], ["diff", "bb"], ["commit", "bb", "made:x"], ["ps"]):
+        found = plain_user.labkernel(*words)
+        assert found.returncode == 0, (words, found.stderr)
+    assert (plain_user.home / "out").read_text() == "file\n"
+    assert plain_user.labkernel("run", "--rm", "made:x", "cat", "/w").stdout == "file\n"
+    assert plain_user.labkernel("rm", "-f", "bb").returncode == 0

@@ -15,6 +15,8 @@ from .syscalls import (
     CLONE_NEWPID,
     CLONE_NEWUSER,
     CLONE_NEWUTS,
+    CLONE_PARENT,
+    clone,
     setns,
     unshare,
 )
@@ -31,23 +33,31 @@ FLAGS = {
 }
 
 
-def make_children_in(pidfd: int) -> int:
-    """Let children be made in the pid namespace of `pidfd`, until `make_children_here` gets what this returns: no
-    process changes its own one (man 2 setns). Raises OSError."""
-    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        setns(pidfd, CLONE_NEWPID)
-    except OSError:
-        os.close(own)
-        raise
-    return own
+def clone_into_pid_namespace(target: int, flags: int) -> tuple[int, int]:
+    """As `syscalls.clone` with `flags`, and the child is in the pid namespace of the process of the pidfd `target`.
 
-
-def make_children_here(own: int) -> None:
-    """End of `make_children_in`; -1 for what never began. Not for the child."""
-    if own >= 0:
-        setns(own, CLONE_NEWPID)
-        os.close(own)
+    No process changes its own pid namespace, only that of its next children (man 2 setns), and without privileges over
+    the first one it could not go back to that; so a helper, gone at the return, makes the child. Raises OSError.
+    """
+    read, write = os.pipe2(os.O_CLOEXEC)
+    helper, _ = clone(0, want_pidfd=False)
+    if helper == 0:
+        try:
+            setns(target, CLONE_NEWPID)
+            pid, _ = clone(flags | CLONE_PARENT, want_pidfd=False)
+            if pid == 0:
+                return 0, -1
+            os.write(write, b"%d" % pid)
+        except OSError as err:
+            os.write(write, b"-%d" % (err.errno or 1))
+        os._exit(0)
+    os.close(write)
+    answer = int(os.read(read, 32) or b"-5")
+    os.close(read)
+    os.waitpid(helper, 0)
+    if answer < 0:
+        raise OSError(-answer, os.strerror(-answer))
+    return answer, os.pidfd_open(answer)
 
 
 def subordinate_ranges(path: str, *names: str) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..linux import syscalls
 from ..linux.cgroups import Cgroup, Hierarchy
-from ..linux.namespaces import FLAGS, make_children_here, make_children_in
+from ..linux.namespaces import FLAGS, clone_into_pid_namespace
 from . import init, proot
 
 STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
@@ -87,12 +87,9 @@ class Pool:
             flags |= FLAGS[name] if name != "cgroup" else 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         join: dict[str, int] = profile.get("join") or {}
-        own = -1
         try:
-            own = make_children_in(join["pid"]) if "pid" in join else -1
-            pid, pidfd = syscalls.clone(flags)
+            pid, pidfd = clone_into_pid_namespace(join["pid"], flags) if "pid" in join else syscalls.clone(flags)
         except OSError:
-            make_children_here(own)
             ours.close()
             theirs.close()
             if cgroup is not None:
@@ -108,7 +105,6 @@ class Pool:
                 "skeleton": self.skeleton,
             }
             (proot if profile.get("proot") else init).main(theirs, settings)
-        make_children_here(own)
         theirs.close()
         os.set_blocking(ours.fileno(), False)
         return Warm(pid, pidfd, ours, cgroup, profile)

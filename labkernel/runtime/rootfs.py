@@ -207,6 +207,9 @@ def _add_device(root_fd: int, node: dict[str, Any]) -> None:
     parent = ensure_in_root(root_fd, folder or "/", directory=True)
     try:
         try:
+            there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            if there.st_rdev == os.makedev(node["major"], node["minor"]):
+                return  # one of those every container has; a bound one could not be removed
             os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             pass
