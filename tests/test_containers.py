@@ -12,7 +12,15 @@ import pytest
 
 from labkernel.container import Container, ContainerList, command_words, status_words
 from labkernel.engine import Engine
-from labkernel.errors import ConflictError, ContainerExit, NoSuchContainer, NoSuchImage, StartError, UsageError
+from labkernel.errors import (
+    ConflictError,
+    ContainerExit,
+    NoSuchContainer,
+    NoSuchImage,
+    RegistryError,
+    StartError,
+    UsageError,
+)
 
 SLEEP = ["sleep", "1000"]
 
@@ -67,7 +75,7 @@ def test_commands_that_cannot_start(engine: Engine, command: str, code: int) -> 
 
 def test_unknown_image(engine: Engine) -> None:
     before = directories(engine)
-    with pytest.raises(NoSuchImage):
+    with pytest.raises((NoSuchImage, RegistryError)):
         engine.containers.run("localhost:1/none", "true")
     assert directories(engine) <= before
 

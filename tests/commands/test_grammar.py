@@ -92,7 +92,6 @@ def refused(line: str, root: Any = ROOT) -> LabkernelError:
         ("run --mount type=frob,dst=/x busybox", 'invalid argument "type=frob,dst=/x" for "--mount" flag', 125),
         ("ps --filter name", 'invalid argument "name" for "-f, --filter" flag: bad format of filter', 125),
         ("stop -t soon web", "'soon' is not a valid integer", 125),
-        ("build https://example.org/x.git", "build from a URL: not in this release of labkernel", 125),
         ("build no-such-folder", "unable to prepare context: path 'no-such-folder' not found", 1),
     ],
 )
