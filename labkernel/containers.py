@@ -511,6 +511,10 @@ class Containers:
             raise ContainerExit(
                 f"Command '{words}' in image '{container.image_ref}' returned non-zero exit status {status}",
                 status=status,
+                container=container.id,
+                command=list(container.command),
+                image=container.image_ref,
+                stderr=errors.decode(errors="replace"),
                 details=errors.decode(errors="replace") or None,
                 resolution=OOM_HINT if attachment.oom_killed else None,
             )

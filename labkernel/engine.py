@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .consistency import Problem
     from .containers import Containers
     from .events import Events
-    from .images import Images
+    from .imagecollection import ImageCollection
     from .layerview import Layers
     from .logins import Logins
     from .metrics import Metrics
@@ -82,10 +82,11 @@ class Engine:
         )
 
     @cached_property
-    def images(self) -> Images:
-        from .images import Images
+    def images(self) -> ImageCollection:
+        from .imagecollection import ImageCollection
 
-        return Images(self.layout, self.blobs, self.db, self.runtime, self.driver)
+        parts = (self.layout, self.blobs, self.db, self.runtime, self.driver)
+        return ImageCollection(*parts, builds=lambda: self.builds, pulls=lambda: self.pulls, pushes=lambda: self.pushes)
 
     @cached_property
     def pulls(self) -> Pulls:
@@ -152,6 +153,22 @@ class Engine:
         from .comparisons import Comparisons
 
         return Comparisons(self.containers, self.vms, self.images)
+
+    def ping(self) -> bool:
+        """Whether the engine answers: it is embedded, so it does."""
+        return True
+
+    def version(self) -> dict[str, Any]:
+        """The Docker SDK's `version()`, as far as an embedded engine has one."""
+        from . import __version__
+
+        kernel = os.uname()
+        return {"Version": __version__, "Os": "linux", "Arch": kernel.machine, "KernelVersion": kernel.release}
+
+    def login(self, username: str, password: str, *, registry: str | None = None) -> dict[str, Any]:
+        """Log in to a registry (default: Docker Hub). Raises RegistryError when it refuses."""
+        self.logins.login(registry, username, password)
+        return {"Status": "Login Succeeded"}
 
     def doctor(self, *, fresh: bool = False) -> list[Capability]:
         """Every capability tried, with cause and remedy: the sandbox's and the virtual machine's."""

@@ -264,9 +264,25 @@ class VMError(LabkernelError):
 
 
 class ContainerExit(LabkernelError):
-    """A command ended with a status other than 0, and the caller asked for that to raise."""
+    """A command ended with a status other than 0, and the caller asked for that to raise.
 
-    def __init__(self, brief: str, *, status: int, **parts: Any) -> None:
+    Has the attributes of the Docker SDK's ContainerError: `exit_status`, `container`, `command`, `image`, `stderr`.
+    """
+
+    def __init__(
+        self,
+        brief: str,
+        *,
+        status: int,
+        container: str | None = None,
+        command: list[str] | None = None,
+        image: str | None = None,
+        stderr: str | None = None,
+        **parts: Any,
+    ) -> None:
         super().__init__(brief, **parts)
-        self.status = status
-        self.exit_code = status
+        self.status = self.exit_status = self.exit_code = status
+        self.container = container
+        self.command = command
+        self.image = image
+        self.stderr = stderr

@@ -253,7 +253,7 @@ CASES: dict[str, Case] = {
         ("run", "--frob", BUSYBOX), 125, "unknown flag: --frob", UsageError, _run("true", frob=1), hint="--rm"
     ),
     "bad command": Case(
-        ("runn", BUSYBOX), 125, "unknown command", UsageError, lambda lab, _: lab.containers.list(filters={"x": 1})
+        ("runn", BUSYBOX), 1, "unknown command", UsageError, lambda lab, _: lab.containers.list(filters={"x": 1})
     ),
     "name in use": Case(
         ("run", "--name", "taken", BUSYBOX, "true"),

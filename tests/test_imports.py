@@ -14,15 +14,17 @@ PACKAGE = Path(__file__).resolve().parent.parent / "labkernel"
 LEAVES = {"errors", "display"}
 MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
-    *("images", "image", "imagefilters", "removal", "bases", "basefiles", "packages"),
-    *("builds", "containers", "container", "filters", "inspection", "provision", "networks", "volumes", "registries"),
-    *("consistency", "vms", "metrics", "samples", "comparisons", "figures", "buildsteps"),
-    *("buildcache", "buildcontext", "buildlayers", "buildresult"),
-    *("buildgraph", "buildmounts", "buildscan", "buildsources", "buildtransfer", "buildtransport", "copylayers"),
-    *("copylayers", "prootsetup"),
-    *("builddebug", "layerview"),
-    *("events", "containerfiles", "copying", "changing"),
-    *("pulls", "pushes", "logins", "registries"),
+    # images
+    *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
+    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries"),
+    # builds
+    *("builds", "buildcache", "buildcontext", "builddebug", "buildgraph", "buildlayers", "buildmounts", "buildresult"),
+    *("buildscan", "buildsources", "buildsteps", "buildtransfer", "buildtransport", "copylayers"),
+    # containers
+    *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
+    *("volumes", "networks", "events", "consistency"),
+    # figures and machines
+    *("vms", "metrics", "samples", "comparisons", "figures"),
 }
 FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
 

@@ -104,8 +104,11 @@ class LabGroup(click.Group):
             raise UsageError(f"{name}: not in this release of labkernel", resolution=self.absent[name])
         near = _near(name, self.list_commands(ctx))
         hint = f"did you mean `{near[0]}`? " if near else ""
+        # As docker: 1, and not the 125 of a flag that `run` does not know.
         raise UsageError(
-            f"unknown command: {ctx.command_path} {name}", resolution=f"{hint}See '{ctx.command_path} --help'."
+            f"unknown command: {ctx.command_path} {name}",
+            resolution=f"{hint}See '{ctx.command_path} --help'.",
+            exit_code=1,
         )
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

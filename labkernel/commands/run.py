@@ -172,6 +172,9 @@ def _run_foreground(
         host.line()
         return RunResult(0, id=container.id, container=container, note="detached; the container goes on")
     result = finished(container, attachment, exit_code, before)
+    if result.oom_killed and not host.notebook:
+        # A notebook's result says so itself; in a terminal there would be a bare 137.
+        host.warn(f"{container.name}: out of memory at its limit; raise it with --memory")
     if flags["rm"]:
         _wait_until_gone(host, container)
     return checked(result, flags["check"])

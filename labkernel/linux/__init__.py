@@ -1,1 +1,1 @@
-"""Thin, typed wrappers over the kernel: system calls, mounts, namespaces, cgroups, capabilities, seccomp, netlink, pty. No policy."""
+"""Thin, typed wrappers over the kernel's calls and files: namespaces, mounts, cgroups, seccomp, pty. No policy."""
