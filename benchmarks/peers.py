@@ -6,6 +6,8 @@ v1 or v2, not v1 plus an empty v2); dockerd runs with its own data root and sock
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import shutil
@@ -88,6 +90,7 @@ class Docker:
     def __init__(self, rootfs_tar: Path) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="bench-docker-"))
         self.host = f"unix://{self.base}/docker.sock"
+        self.groups_before = set(docker_cgroups())
         self.log = (self.base / "log").open("w")
         # The same version as the daemon where there are two: newer ones build with a plug-in only.
         self.client = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
@@ -132,6 +135,18 @@ class Docker:
         self.daemon.wait(timeout=30)
         self.log.close()
         shutil.rmtree(self.base, ignore_errors=True)
+        self._remove_cgroups()
+
+    def _remove_cgroups(self) -> None:
+        """dockerd leaves its own empty groups; only those that were not there before it are ours to remove."""
+        for top in set(docker_cgroups()) - self.groups_before:
+            for folder, _names, _files in os.walk(top, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+
+
+def docker_cgroups() -> list[str]:
+    return glob.glob("/sys/fs/cgroup/docker") + glob.glob("/sys/fs/cgroup/*/docker")
 
 
 def unpacked_busybox(engine: Engine, target: Path) -> tuple[Path, Path]:
