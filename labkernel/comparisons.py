@@ -2,8 +2,9 @@
 
 `compare()` runs both, alternating when there are several runs, and gives a `Comparison`: a table, a figure, a
 DataFrame, JSON. Nothing is inferred: kernel release and exit status are asked from inside, CPU and memory are read from
-the container's cgroup and from the process of QEMU. Every table and figure names the accelerator, since what a VM costs
-under TCG (emulation) says little about KVM. Drawing is in `figures.py`.
+the container's cgroup (without one: the rusage of its first process) and from the process of QEMU. Every table and
+figure names the accelerator, since what a VM costs under TCG (emulation) says little about KVM. Drawing is in
+`figures.py`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Run:
     """The end of stdout and stderr, at most 4 KiB."""
     samples: list[tuple[float, int, int]] = field(default_factory=list)
     """(seconds, CPU µs, memory bytes)"""
+    memory_source: str = ""
+    """`rusage`: without a cgroup, `peak_memory_bytes` is that of the largest single process"""
 
 
 @dataclass
@@ -96,6 +99,10 @@ class Comparison:
         ours, theirs = self.median("container", figure), self.median("vm", figure)
         return theirs / ours if ours and theirs is not None else None
 
+    def by_rusage(self, kind: Kind) -> bool:
+        """Whether peak memory is that of the largest single process, for want of a cgroup."""
+        return any(run.memory_source == "rusage" for run in self.of(kind))
+
     @property
     def vm_label(self) -> str:
         """`VM (QEMU, TCG)`: the name under which the VM stands in every table and figure."""
@@ -135,6 +142,8 @@ class Comparison:
             text = say(statistics.median(values)) if values else "not measured"
             if values and say(min(values)) != say(max(values)):
                 text += f" ({say(min(values))} to {say(max(values))})"
+            if values and figure == "peak_memory_bytes" and self.by_rusage(kind):
+                text += " (largest process)"
             cells.append(text)
         ratio = self.ratio(figure)
         return cells[0], cells[1], "" if ratio is None else ratio_text(ratio)
@@ -421,10 +430,7 @@ class _Bench:
             state = container.runtime_state()
             usage = state.get("usage") or {}
             samples = _relative(series, asked_at)
-            # The supervisor reads the cgroup a last time before it goes; our last sample is up to 20 ms older.
-            cpu_usec = usage.get("cpu_usec", samples[-1][1] if samples else None)
-            peaks = [usage.get("memory_peak_bytes"), *(sample.memory_peak_bytes for sample in series.samples)]
-            known = [peak for peak in peaks if peak] or [sample.memory_bytes for sample in series.samples]
+            cpu_usec, peak = _spent(state, series)
             return Run(
                 kind="container",
                 number=number,
@@ -432,10 +438,11 @@ class _Bench:
                 first_instruction_s=attachment.exec_at - asked_at if attachment.exec_at else None,
                 wall_s=ended_at - asked_at,
                 cpu_s=None if cpu_usec is None else cpu_usec / 1e6,
-                peak_memory_bytes=max(known, default=None),
+                peak_memory_bytes=peak,
                 disk_bytes=self._image.size_bytes,
                 output=output,
                 samples=samples,
+                memory_source=str(usage.get("source", "")),
             )
         finally:
             sampler.stop()
@@ -484,6 +491,21 @@ class _Bench:
         )
 
 
+def _spent(state: Mapping[str, Any], series: Series) -> tuple[int | None, int | None]:
+    """(CPU µs, peak memory in bytes) of a container that has ended. `state["usage"]` is what was read at the very end
+    (runtime/usage.py); samples, up to 20 ms older, stand in for figures its cgroup does not tell. Samples of a process
+    stand in for nothing: of a short one they saw the moments before its exec, or none."""
+    usage = state.get("usage") or {}
+    cpu_usec, peak = usage.get("cpu_usec"), usage.get("memory_peak_bytes")
+    if usage.get("source") == "rusage" or not (state.get("cgroup") or {}).get("paths"):
+        return cpu_usec, peak
+    if cpu_usec is None and series.samples:
+        cpu_usec = series.samples[-1].cpu_usec
+    peaks = [peak, *(sample.memory_peak_bytes for sample in series.samples)]
+    known = [value for value in peaks if value] or [sample.memory_bytes for sample in series.samples]
+    return cpu_usec, max(known, default=None)
+
+
 def _relative(series: Series, asked_at: float) -> list[tuple[float, int, int]]:
     return [(round(s.time_s - asked_at, 5), s.cpu_usec, s.memory_bytes) for s in series.samples]
 
@@ -504,6 +526,11 @@ def _warnings(runs: list[Run], bench: _Bench) -> list[str]:
     failed = sorted({run.exit_code for run in runs if run.exit_code})
     if failed:
         found.append(f"the command ended with exit status {', '.join(map(str, failed))}")
+    if any(run.memory_source == "rusage" for run in runs):
+        found.append(
+            "the container had no cgroup: its CPU time is that of processes that were waited for, its peak memory that"
+            " of the largest one, counting the engine's own process that became the command"
+        )
     if bench.memory and bench.memory < bench.vm_memory:
         need = memory_text(bench.vm_memory)
         found.append(f"the VM got {need}, since its kernel needs memory of its own; the container's limit is smaller")

@@ -221,7 +221,8 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
         _limit(axes, limit, f"container's memory limit: {limit:g} MiB")
         top = max(top, limit)
     axes.set_ylim(0, max(top, 1.0) * 1.12)
-    title = "Memory: the container's cgroup, the process of QEMU"
+    measured = "largest process" if comparison.by_rusage("container") else "cgroup"
+    title = f"Memory: the container's {measured}, the process of QEMU"
     _dress(axes, title, y_label="MiB", x_label="seconds since the run was asked for")
 
 

@@ -13,10 +13,21 @@ from typing import Any
 
 import pytest
 
-from labkernel.comparisons import Comparison, Run, disk_text, memory_bytes, memory_text, ratio_text, seconds_text
+from labkernel.comparisons import (
+    Comparison,
+    Run,
+    _spent,
+    disk_text,
+    memory_bytes,
+    memory_text,
+    ratio_text,
+    seconds_text,
+)
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError
 from labkernel.figures import cpu_steps, memory_curve
+from labkernel.metrics import Series
+from labkernel.samples import Sample
 
 MIB = 1 << 20
 
@@ -87,6 +98,32 @@ def test_what_was_not_measured_is_said() -> None:
     comparison = a_comparison(a_run("container", **nothing), a_run("vm", samples=[], **nothing))
     assert {row[0]: row[1:] for row in comparison.table()}["CPU time"] == ("not measured", "not measured", "")
     comparison.to_png()
+
+
+def test_samples_of_a_process_stand_in_for_nothing() -> None:
+    seen = Sample(1.0, 0, 8192, memory_peak_bytes=8192)
+    series = Series("c", 10)
+    series.append(seen)
+    state: dict[str, Any] = {"usage": {}, "cgroup": {"version": 2, "paths": {"": "/a/group"}}}
+    assert _spent(state, series) == (0, 8192)
+    state["cgroup"] = {"version": 0, "paths": {}}
+    usage = {"cpu_usec": 900, "memory_peak_bytes": 9 * MIB, "source": "rusage"}
+    assert _spent({**state, "usage": usage}, series) == (900, 9 * MIB)
+    cpu_usec, peak = _spent(state, series)
+    comparison = a_comparison(a_run("container", cpu_s=cpu_usec, peak_memory_bytes=peak), a_run("vm"))
+    rows = {row[0]: row[1:] for row in comparison.table()}
+    assert rows["CPU time"] == ("not measured", "2.00 s", "")
+    assert rows["peak memory"] == ("not measured", "140 MiB", "")
+
+
+def test_memory_of_the_largest_process_is_called_so() -> None:
+    comparison = a_comparison(a_run("container", memory_source="rusage"), a_run("vm"))
+    assert {row[0]: row[1:] for row in comparison.table()}["peak memory"] == (
+        "20 MiB (largest process)",
+        "140 MiB",
+        "7×",
+    )
+    assert "largest process" in comparison.figure().axes[1].get_title(loc="left")
 
 
 def test_shell_commands_are_no_formulas() -> None:

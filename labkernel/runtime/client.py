@@ -85,8 +85,8 @@ class Attachment:
         self.exit_code: int | None = None
         self.oom_killed = False
         self.error = ""
-        # Of a container that has ended and had a cgroup: "cpu_usec", "memory_peak_bytes".
-        self.usage: dict[str, int] = {}
+        # Of a container that has ended: "cpu_usec", "memory_peak_bytes", "source" (runtime/usage.py); may be empty.
+        self.usage: dict[str, Any] = {}
 
     def __enter__(self) -> Attachment:
         return self

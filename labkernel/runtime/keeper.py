@@ -26,15 +26,16 @@ from typing import Any
 from ..linux import namespaces, syscalls
 from . import protocol
 from .logs import Journal
+from .usage import usage_of_zombie
 
 
 class Context:
     """What outlives a supervisor. `held`: container id -> {"state": …, "fds": {name: descriptor}}; `exits`: pid ->
-    exit code of orphans that the supervisor has not confirmed."""
+    exit code of orphans that the supervisor has not confirmed; `spent`: pid -> their figures (usage.py)."""
 
     __slots__ = (
         *("settings", "listener", "link", "keeper_pid", "scratch", "mark", "held", "exits", "parents"),
-        *("births", "plan"),
+        *("births", "plan", "spent"),
     )
 
     def __init__(self, settings: dict[str, Any], listener: socket.socket) -> None:
@@ -44,6 +45,7 @@ class Context:
         self.mark: mmap.mmap = Journal.shared_memory()
         self.held: dict[str, dict[str, Any]] = {}
         self.exits: dict[int, int] = {}
+        self.spent: dict[int, dict[str, Any]] = {}
         self.link: socket.socket | None = None
         self.keeper_pid = 0
         self.births = 0
@@ -216,6 +218,7 @@ def _hear(context: Context, link: socket.socket) -> bool:
             os.close(fd)
     elif "forget" in message:
         context.exits.pop(message["forget"], None)
+        context.spent.pop(message["forget"], None)
     elif "parent" in message:
         context.parents.add(message["parent"])
     elif "succeed" in message:
@@ -242,8 +245,9 @@ def _reap(context: Context, link: socket.socket, child: int) -> bool:
             return True
         code = info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
         context.exits[info.si_pid] = code
+        context.spent[info.si_pid] = spent = usage_of_zombie(info.si_pid)
         try:
-            link.send(protocol.dumps({"exit": info.si_pid, "code": code}))
+            link.send(protocol.dumps({"exit": info.si_pid, "code": code, "usage": spent}))
         except OSError:
             pass
         os.waitpid(info.si_pid, 0)

@@ -239,6 +239,7 @@ class Session:
             self.sup.loop.unwatch(self.pidfd)
             os.close(self.pidfd)
         self.sup.sessions.pop(self.pid, None)
+        self.sup.context.spent.pop(self.pid, None)
         if self.sup.context.exits.pop(self.pid, None) is not None:
             self.sup.tell_keeper({"forget": self.pid})
 

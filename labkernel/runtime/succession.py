@@ -33,11 +33,13 @@ def _hear(sup: Any) -> None:
     if "exit" in message:
         pid, code = int(message["exit"]), int(message["code"])
         sup.context.exits[pid] = code
+        sup.context.spent[pid] = message.get("usage") or {}
         call = sup.orphans.pop(pid, None)
         if call is not None:
             call(code)
         elif not any(inst.pid == pid for inst in sup.instances.values()) and pid not in sup.sessions:
             sup.context.exits.pop(pid, None)
+            sup.context.spent.pop(pid, None)
             sup.tell_keeper({"forget": pid})
 
 

@@ -34,7 +34,7 @@ from .requests import HANDLERS
 from .rootfs import make_skeleton
 from .streams import Follower, InputPipe
 from .succession import descriptors, watch_keeper
-from .usage import usage_of
+from .usage import usage_at_end
 
 _POOL_SIZE = 2
 _REFILL_S = 0.03
@@ -403,7 +403,7 @@ class Supervisor:
         state = inst.state
         if inst.cgroup is not None:
             state["oom_killed"] = _oom_count(inst.cgroup) > 0
-            state["usage"] = usage_of(inst.cgroup)
+        state["usage"] = usage_at_end(inst.cgroup, pid, self.context.spent)
         state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
         if not inst.auto_remove:
             # Before anybody is told: a build takes the upper directory as its layer.

@@ -103,6 +103,7 @@ def succeed(context: Any, plan: dict[str, Any]) -> None:
         "listener": context.listener.fileno(),
         "held": context.held,
         "exits": context.exits,
+        "spent": context.spent,
         "parents": sorted(context.parents),
         "files_soft": init.soft_limit_before(),
     }
@@ -155,6 +156,7 @@ def main() -> None:
     context = keeper.Context(state["settings"], listener)
     context.held = state["held"]
     context.exits = {int(pid): code for pid, code in state["exits"].items()}
+    context.spent = {int(pid): figures for pid, figures in state.get("spent", {}).items()}
     context.parents = set(state["parents"])
     for entry in context.held.values():
         for fd in entry["fds"].values():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,3 +25,23 @@ def test_as_plain_user(name: str) -> None:
         [*command, *options], env=env, check=False, capture_output=True, text=True, cwd=HERE.parent.parent
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_a_container_without_a_cgroup_tells_what_it_used(plain_user: Any) -> None:
+    script = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
+    code = f"""
+import json, labkernel
+lab = labkernel.connect()
+image = lab.images.resolve("lab/busybox")
+container, attachment = lab.containers.run_attached(image.id, ["sh", "-c", {script!r}], network_mode="none")
+attachment.wait()
+print(json.dumps([attachment.usage, container.runtime_state()["usage"], container.runtime_state()["cgroup"]]))
+container.remove()
+"""
+    done = plain_user.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    told, kept, cgroup = json.loads(done.stdout.splitlines()[-1])
+    assert told == kept
+    assert told["source"] == ("cgroup" if cgroup["paths"] else "rusage")
+    assert told["cpu_usec"] > 0
+    assert told["memory_peak_bytes"] > 0

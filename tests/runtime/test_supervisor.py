@@ -226,6 +226,7 @@ def test_usage_is_told_at_the_end_and_kept(lab: Any) -> None:
     assert kept == attachment.usage
     assert kept["cpu_usec"] > 1000
     assert kept["memory_peak_bytes"] > 8 << 20
+    assert kept["source"] == "cgroup"
 
 
 @needs_cgroup
