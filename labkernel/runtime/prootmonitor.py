@@ -195,9 +195,19 @@ class _Monitor:
             return False  # PRoot was killed: the shim lives on, for a moment
         if len(data) < 4:
             return False
-        status = int.from_bytes(data, "little")
-        self.code = code_of(status)
+        # Untraced, a command soon dies of something else; what ended it is that PRoot was killed.
+        self.code = self._killed_tracer()
+        if self.code is None:
+            self.code = code_of(int.from_bytes(data, "little"))
         return True
+
+    def _killed_tracer(self) -> int | None:
+        """The exit code of a PRoot that a signal has ended; None while it lives, and when it ended by itself."""
+        try:
+            pid, status = os.waitpid(self.proot, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        return code_of(status) if pid and os.WIFSIGNALED(status) else None
 
     def _deliver(self) -> None:
         if not self.undelivered:
@@ -216,7 +226,7 @@ class _Monitor:
                 return
             if pid == 0:
                 return
-            if pid == self.proot and self.code is None and not self._take_status():
+            if pid == self.proot and self.code is None and (os.WIFSIGNALED(status) or not self._take_status()):
                 self.code = code_of(status)
 
 
