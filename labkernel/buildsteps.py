@@ -253,7 +253,7 @@ class StageBuilder:
     def _remember_config(self, step: ins.Instruction, message: str, before: dict[str, Any]) -> Outcome:
         document = self.state.document
         parent = digest_of(before, document.get("history"), self.state.chain)
-        key = digest_of("config", 1, parent, message, self.state.config, document.get("author"))
+        key = digest_of("config", 1, parent, message, self.state.config, document.get("author"), self.settings.epoch_s)
         found = None if self.settings.no_cache else self._cache.find(key)
         created = found.created if found else self._now()
         if found is None:

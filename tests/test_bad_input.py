@@ -42,6 +42,7 @@ from labkernel.runtime.driver import cgroup_parent
 
 REPO = Path(__file__).resolve().parent.parent
 BUSYBOX = "lab/busybox"
+USED = "lk-test/used"
 RUN = ("run", "--rm", "--network", "none")
 IS_ROOT = os.geteuid() == 0
 SETTLE_S = 10.0
@@ -179,11 +180,16 @@ def shell(engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
 
 
 @pytest.fixture
-def lab(engine: Engine) -> Engine:
-    """The engine with all a case needs: the base is unpacked, the supervisor runs, `taken` has its name."""
+def lab(engine: Engine) -> Iterator[Engine]:
+    """The engine with all a case needs: the base is unpacked, the supervisor runs, `taken` has its name.
+
+    `taken` is made of an image of its own with one name: of one with two names, `rmi` only removes the name."""
     engine.containers.run(BUSYBOX, "true", remove=True)
-    engine.containers.create(BUSYBOX, "true", name="taken")
-    return engine
+    engine.builds.build(f"FROM {BUSYBOX}\nLABEL of=bad-input\n", tags=[USED])
+    taken = engine.containers.create(USED, "true", name="taken")
+    yield engine
+    taken.remove(force=True)
+    engine.images.remove(USED, force=True)
 
 
 @pytest.fixture
@@ -303,7 +309,7 @@ CASES: dict[str, Case] = {
         lambda lab, _: lab.images.remove("nobody/nothing"),
     ),
     "image in use": Case(
-        ("rmi", BUSYBOX), 1, "is using", ConflictError, lambda lab, _: lab.images.remove(BUSYBOX), hint="rm"
+        ("rmi", USED), 1, "is using", ConflictError, lambda lab, _: lab.images.remove(USED), hint="rm"
     ),
     "Dockerfile syntax": Case(
         ("build", "-q", "-f", "misspelt", "context"),

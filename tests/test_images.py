@@ -8,8 +8,10 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 import tarfile
 import threading
+import types
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -375,8 +377,10 @@ def unpack_and_tag(base: str, number: int) -> None:
 
 
 @needs_root
-def test_many_processes_use_one_store(images: Images, tmp_path: Path) -> None:
+def test_many_processes_use_one_store(images: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = make(images, "web")
+    # A test that ran an IPython shell in this process has left one as __main__, which multiprocessing cannot spawn.
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     spawn = multiprocessing.get_context("spawn")
     work = [spawn.Process(target=unpack_and_tag, args=(str(tmp_path), number)) for number in range(4)]
     for process in work:
