@@ -384,8 +384,13 @@ def _run_as_init(sock: socket.socket) -> None:
     """`--init`: fork; the child goes on to the exec, this process reaps orphans and forwards signals as pid 1."""
     syscalls.set_title(b"labkernel-init")
     syscalls.set_name(b"labkernel-init")
+    forwarded = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)]
+    waited = [*forwarded, signal.SIGCHLD]
+    # Before the fork: a child that ends at once would send its SIGCHLD to nobody, and the wait below never ended.
+    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if os.isatty(0):
             os.setsid()
             try:
@@ -394,9 +399,6 @@ def _run_as_init(sock: socket.socket) -> None:
                 pass
         return
     sock.close()
-    forwarded = [n for n in signal.valid_signals() if n not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD)]
-    waited = [*forwarded, signal.SIGCHLD]
-    signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     while True:
         number = signal.sigwait(waited)
         if number != signal.SIGCHLD:
