@@ -1,7 +1,7 @@
 """Builds: a parsed Dockerfile becomes an image, step by step, with a cache by content.
 
-`Builds.build` plans which stages are needed, builds each on its State (buildsteps.py), and commits the last one; the
-tag is set at the very end. Whatever fails leaves no tag, no container, no mount and no half layer; steps that were
+`Builds.build` plans which stages are needed, builds each on its State (building/steps.py), and commits the last one;
+the tag is set at the very end. Whatever fails leaves no tag, no container, no mount and no half layer; steps that were
 finished stay in the cache, so the next build goes on there. Mechanism: dockerfile/ (language) and oci/ (layers).
 """
 
@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .buildcache import BuildCache
-from .builddebug import forget_failure, remember_failure
-from .buildgraph import carry_out, needed_stages
-from .buildlayers import RunEnded, Running
-from .buildmounts import cache_mounts, prune_cache_mounts
-from .buildresult import BuildResult, BuildStep
-from .buildsteps import DEFAULT_PATH, Settings, StageBuilder, State
-from .buildtransport import export_cache, export_directory, import_cache
-from .copylayers import layer_maker
+from .building.cache import BuildCache
+from .building.copylayers import layer_maker
+from .building.debug import forget_failure, remember_failure
+from .building.graph import carry_out, needed_stages
+from .building.layers import RunEnded, Running
+from .building.mounts import cache_mounts, prune_cache_mounts
+from .building.result import BuildResult, BuildStep
+from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
+from .building.transport import export_cache, export_directory, import_cache
 from .dockerfile.graph import global_scope, stage_dependencies, verify
 from .dockerfile.instructions import (
     From,
@@ -241,7 +241,7 @@ class _Build:
         ignore: str | None,
         started: float,
     ) -> BuildResult:
-        from .buildcontext import Context
+        from .building.context import Context
 
         self._check()
         epoch = self._build_args.get("SOURCE_DATE_EPOCH")

@@ -15,7 +15,7 @@ from .errors import UsageError
 from .images import Images
 
 if TYPE_CHECKING:
-    from .buildresult import BuildStep
+    from .building.result import BuildStep
     from .builds import Builds
     from .image import Image
     from .pulls import Pulls

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from labkernel.builddebug import NoFailedBuild, find_failure
+from labkernel.building.debug import NoFailedBuild, find_failure
 from labkernel.engine import Engine
 from labkernel.errors import BuildError
 

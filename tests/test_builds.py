@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from labkernel.buildresult import BuildResult, BuildStep
+from labkernel.building.result import BuildResult, BuildStep
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, DiskFull, DockerfileError, InvalidReference, NoSuchImage, UsageError
 

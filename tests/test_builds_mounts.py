@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from labkernel.buildresult import BuildResult
+from labkernel.building.result import BuildResult
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, UsageError
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from labkernel.buildresult import BuildResult, BuildStep
-from labkernel.buildsources import is_git, parse_git
+from labkernel.building.result import BuildResult, BuildStep
+from labkernel.building.sources import is_git, parse_git
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, UsageError
 

@@ -18,8 +18,7 @@ SERVICES = {
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
     *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries"),
     # builds
-    *("builds", "buildcache", "buildcontext", "builddebug", "buildgraph", "buildlayers", "buildmounts", "buildresult"),
-    *("buildscan", "buildsources", "buildsteps", "buildtransfer", "buildtransport", "copylayers"),
+    *("builds", "building"),
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
     *("volumes", "networks", "events", "consistency"),

@@ -48,7 +48,7 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
 @contextmanager
 def _context(host: Host, path: str) -> Iterator[Path | bytes]:
     """The directory that PATH, URL or `-` means, or the Dockerfile that came instead of a context."""
-    from ..buildsources import download, git_context, is_git, is_url, stream_context
+    from ..building.sources import download, git_context, is_git, is_url, stream_context
 
     layout = host.engine.layout if path == "-" or is_git(path) or is_url(path) else None
     if layout is None:

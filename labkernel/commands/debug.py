@@ -27,7 +27,7 @@ def debug(ctx: click.Context, /, arguments: tuple[str, ...], **flags: Any) -> An
     COMMAND it runs that instead (a cell has no terminal, so there it needs one). Nothing that is changed there is kept,
     and the next build ends it.
     """
-    from ..builddebug import find_failure
+    from ..building.debug import find_failure
 
     host = host_of(ctx)
     failed = find_failure(host.engine.db)

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from .buildmounts import download_directory
-from .errors import BuildError, UsageError
-from .store.blobs import temporary_directory
+from ..errors import BuildError, UsageError
+from ..store.blobs import temporary_directory
+from .mounts import download_directory
 
 if TYPE_CHECKING:
-    from .store.layout import Layout
+    from ..store.layout import Layout
 
 _SCP = re.compile(r"[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:.+")
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
@@ -239,9 +239,9 @@ def git_context(layout: Layout, source: str) -> Iterator[Path]:
 @contextmanager
 def stream_context(layout: Layout, stream: BinaryIO) -> Iterator[Path | bytes]:
     """`build -`: the directory of a tar (plain or compressed) while the block runs, or the bytes of a Dockerfile."""
-    from .oci.extract import Extractor
-    from .oci.rootfd import Root
-    from .oci.tarstream import BlobStream, is_tar, members
+    from ..oci.extract import Extractor
+    from ..oci.rootfd import Root
+    from ..oci.tarstream import BlobStream, is_tar, members
 
     with temporary_directory(layout, "context") as base:
         with open(base / "input", "w+b") as file:

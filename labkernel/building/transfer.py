@@ -13,17 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .buildcache import SELECTION, digest_of
-from .dockerfile import instructions as ins
-from .dockerfile.ignorefile import IgnoreMatcher
-from .dockerfile.parser import Heredoc
-from .dockerfile.variables import expand_heredoc
-from .errors import BuildError
-from .oci.selection import select, selection_digest
-from .store.catalog import LayerInfo
+from ..dockerfile import instructions as ins
+from ..dockerfile.ignorefile import IgnoreMatcher
+from ..dockerfile.parser import Heredoc
+from ..dockerfile.variables import expand_heredoc
+from ..errors import BuildError
+from ..oci.selection import select, selection_digest
+from ..store.catalog import LayerInfo
+from .cache import SELECTION, digest_of
 
 if TYPE_CHECKING:
-    from .buildsteps import StageBuilder
+    from .steps import StageBuilder
 
 Source = tuple[Any, list[dict[str, Any]], bool]  # (index into the descriptors or layers, selection, from elsewhere)
 _MANY_FILES = 5000
@@ -131,7 +131,7 @@ class _Transfer:
                 stage, step.name, step.from_, layers, self._sources, exclude=self._exclude, parents=self._parents
             )
             return [(stage.maker.directories(layers), selected, False)]
-        from .buildsources import is_remote
+        from .sources import is_remote
 
         remote = [is_remote(word) if isinstance(step, ins.Add) else False for word in self._sources]
         self._refuse_checksum(sum(remote))
@@ -157,9 +157,9 @@ class _Transfer:
             raise BuildError("checksum can't be specified for multiple sources")
 
     def _fetch(self, word: str, exclude: IgnoreMatcher | None) -> Source:
-        from .buildsources import clone, download, is_git
-        from .oci.rootfd import Root
-        from .store.blobs import temporary_directory
+        from ..oci.rootfd import Root
+        from ..store.blobs import temporary_directory
+        from .sources import clone, download, is_git
 
         step, stage = self._step, self._stage
         assert isinstance(step, ins.Add)

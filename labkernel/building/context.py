@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .buildcache import ContextDigests
-from .dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
-from .dockerfile.instructions import Add, Copy, Run
-from .errors import BuildError, UsageError
-from .oci.rootfd import Root
-from .oci.selection import select
-from .store.database import Database
+from ..dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
+from ..dockerfile.instructions import Add, Copy, Run
+from ..errors import BuildError, UsageError
+from ..oci.rootfd import Root
+from ..oci.selection import select
+from ..store.database import Database
+from .cache import ContextDigests
 
 
 class Context:

@@ -1,6 +1,6 @@
 """Build steps on machines without overlay: over a copy of the image's files, whose changes become the layer.
 
-The same steps as `buildlayers`, with its parts replaced: the root of a RUN is a copy, written down before and compared
+The same steps as `layers`, with its parts replaced: the root of a RUN is a copy, written down before and compared
 after; files are placed over a tree of hard links. Used by the driver proot, and by the others where overlay is missing.
 """
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .buildlayers import LayerMaker
-from .runtime import prootprogram
-from .runtime.proot import mount_points
+from ..runtime import prootprogram
+from ..runtime.proot import mount_points
+from .layers import LayerMaker
 
 if TYPE_CHECKING:
-    from .images import Images
-    from .runtime.client import Runtime
-    from .runtime.driver import Driver
-    from .store.blobs import Blobs
-    from .store.layout import Layout
+    from ..images import Images
+    from ..runtime.client import Runtime
+    from ..runtime.driver import Driver
+    from ..store.blobs import Blobs
+    from ..store.layout import Layout
 
 
 def layer_maker(layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images) -> LayerMaker:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .dockerfile.ignorefile import IgnoreMatcher
-from .oci.pack import raise_file_limit
-from .oci.selection import select
-from .oci.steps import mounted
+from ..dockerfile.ignorefile import IgnoreMatcher
+from ..oci.pack import raise_file_limit
+from ..oci.selection import select
+from ..oci.steps import mounted
 
 
 def scan(

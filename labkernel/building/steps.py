@@ -15,22 +15,22 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .buildcache import BuildCache, digest_of
-from .buildlayers import LayerMaker, Running, Sandbox
-from .buildmounts import RunMounts, attach, plan_mounts
-from .buildtransfer import plan_transfer, scan_stage
-from .dockerfile import instructions as ins
-from .dockerfile.graph import parse_port
-from .dockerfile.parser import Heredoc, parse_heredoc
-from .dockerfile.variables import PROXY_ARGS, Lexer
-from .errors import BuildError
-from .oci.config import timestamp
-from .store.catalog import LayerInfo
+from ..dockerfile import instructions as ins
+from ..dockerfile.graph import parse_port
+from ..dockerfile.parser import Heredoc, parse_heredoc
+from ..dockerfile.variables import PROXY_ARGS, Lexer
+from ..errors import BuildError
+from ..oci.config import timestamp
+from ..store.catalog import LayerInfo
+from .cache import BuildCache, digest_of
+from .layers import LayerMaker, Running, Sandbox
+from .mounts import RunMounts, attach, plan_mounts
+from .transfer import plan_transfer, scan_stage
 
 if TYPE_CHECKING:
-    from .buildcontext import Context
-    from .image import Image
-    from .store.layout import Layout
+    from ..image import Image
+    from ..store.layout import Layout
+    from .context import Context
 
 COMMENT = "labkernel.dockerfile.v0"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -201,7 +201,7 @@ class StageBuilder:
             config["Volumes"] = {**(config.get("Volumes") or {}), **{path: {} for path in paths}}
             return f"VOLUME [{' '.join(paths)}]"
         if isinstance(step, ins.Stopsignal):
-            from .runtime.settings import parse_signal
+            from ..runtime.settings import parse_signal
 
             config["StopSignal"] = self.expand(step.signal)
             parse_signal(config["StopSignal"])

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import BuildError, StoreError, UsageError
-from .store.blobs import Blobs
-from .store.database import Database
+from ..errors import BuildError, StoreError, UsageError
+from ..store.blobs import Blobs
+from ..store.database import Database
 
 if TYPE_CHECKING:
-    from .images import Images
+    from ..images import Images
 
-CONFIG_TYPE = "application/vnd.labkernel.buildcache.v1+json"
+CONFIG_TYPE = "application/vnd.labkernel.building.cache.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _MAX_CONFIG_BYTES = 256 << 20
@@ -121,9 +121,9 @@ def export_directory(images: Images, id: str, target: Path) -> None:
     Raises UsageError when it cannot be written."""
     import tempfile
 
-    from .oci.extract import Extractor
-    from .oci.rootfd import Root
-    from .oci.tarstream import BlobStream, members
+    from ..oci.extract import Extractor
+    from ..oci.rootfd import Root
+    from ..oci.tarstream import BlobStream, members
 
     try:
         target.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The two ways a build step makes a layer: a short-lived container for RUN, a task of the worker for files.
 
 Both end the same way: the upper directory becomes layers/<diff ID>, its tar becomes a blob, nothing else stays. Left
-out: what instructions mean (buildsteps.py) and when a layer is made at all (buildcache.py).
+out: what instructions mean (steps.py) and when a layer is made at all (cache.py).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DriverError, LabkernelError, TaskError
-from .provision import Programs
-from .runtime.copies import remove_tree
-from .runtime.driver import cgroup_parent
-from .runtime.spec import finalize_spec
-from .store.blobs import temporary_directory
-from .store.catalog import LayerInfo
-from .store.locks import OWNED_MARK
+from ..errors import DriverError, LabkernelError, TaskError
+from ..provision import Programs
+from ..runtime.copies import remove_tree
+from ..runtime.driver import cgroup_parent
+from ..runtime.spec import finalize_spec
+from ..store.blobs import temporary_directory
+from ..store.catalog import LayerInfo
+from ..store.locks import OWNED_MARK
 
 if TYPE_CHECKING:
-    from .images import Images
-    from .runtime.client import Runtime
-    from .runtime.driver import Driver
-    from .store.blobs import Blobs
-    from .store.layout import Layout
+    from ..images import Images
+    from ..runtime.client import Runtime
+    from ..runtime.driver import Driver
+    from ..store.blobs import Blobs
+    from ..store.layout import Layout
 
 Output = Callable[[bytes], None]
 # (the container's directory, what ends with the step) -> (operations, runtime-spec mounts, environment)
@@ -174,7 +174,7 @@ class LayerMaker:
         lowers = self.directories(layers)
         with temporary_directory(self._layout, "scan") as base:
             found = self._task(
-                "labkernel.buildscan:scan",
+                "labkernel.building.scan:scan",
                 base=str(base),
                 lowers=lowers,
                 patterns=list(patterns),

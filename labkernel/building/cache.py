@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .oci.selection import content_digest
-from .store.blobs import Blobs
-from .store.catalog import LayerInfo
-from .store.database import Database
+from ..oci.selection import content_digest
+from ..store.blobs import Blobs
+from ..store.catalog import LayerInfo
+from ..store.database import Database
 
 SELECTION = "the selected files"  # the whole of what COPY takes, beside the entries for single files
 _MAX_COMPARED, _COMPARED = 50, 400  # steps, and characters of each, that a changed one is looked for among

@@ -11,15 +11,15 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .errors import LabkernelError, StoreError
-from .store.catalog import LayerInfo
+from ..errors import LabkernelError, StoreError
+from ..store.catalog import LayerInfo
 
 if TYPE_CHECKING:
-    from .buildresult import BuildStep
-    from .buildsteps import State
-    from .image import Image
-    from .images import Images
-    from .store.database import Database
+    from ..image import Image
+    from ..images import Images
+    from ..store.database import Database
+    from .result import BuildStep
+    from .steps import State
 
 _SETTING = "build-failure"
 _GONE = "build again: a finished step is built anew, the failing one fails again"

@@ -6,10 +6,10 @@ import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .display import human_size, table_text
+from ..display import human_size, table_text
 
 if TYPE_CHECKING:
-    from .image import Image
+    from ..image import Image
 
 
 @dataclass

@@ -22,15 +22,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .buildcache import digest_of
-from .dockerfile.mounts import Mount
-from .errors import BuildError
-from .oci.selection import selection_digest
-from .store.locks import names_file, try_flock
+from ..dockerfile.mounts import Mount
+from ..errors import BuildError
+from ..oci.selection import selection_digest
+from ..store.locks import names_file, try_flock
+from .cache import digest_of
 
 if TYPE_CHECKING:
-    from .runtime.client import Runtime
-    from .store.layout import Layout
+    from ..runtime.client import Runtime
+    from ..store.layout import Layout
 
 _POLL_S = 0.02
 DIRECTORY = "cachemounts"

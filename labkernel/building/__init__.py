@@ -1,0 +1,1 @@
+"""The parts of `builds`: the graph of stages, cache and reasons, contexts and sources, steps and their layers."""
