@@ -43,7 +43,6 @@ class Instance:
         self.enders: list[Connection] = []
         self.kill_timer: Timer | None = None
         self.restart_timer: Timer | None = None
-        self.stopping = False
         self.asked_to_stop = False
         self.leaving = False  # its directory is being deleted, or will be in the next idle moment
         self.warnings: list[str] = []
@@ -64,6 +63,19 @@ class Instance:
     @property
     def terminal(self) -> bool:
         return bool(self.config["process"].get("terminal"))
+
+    @property
+    def stopping(self) -> bool:
+        """Somebody asked for its end, so no policy starts it again. Part of the state: a supervisor that takes over
+        in the middle of a stop has to know."""
+        return bool(self.state.get("stopping"))
+
+    @stopping.setter
+    def stopping(self, value: bool) -> None:
+        before = self.stopping
+        self.state["stopping"] = value
+        if value != before and self.running and (self.own.get("restart") or {}).get("name", "no") != "no":
+            self.try_save()
 
     @property
     def auto_remove(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ..errors import LabkernelError
-from . import instances, sessions
+from . import instances, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -38,7 +38,8 @@ def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
         inst = instances.load(sup.root, container_id)
     except LabkernelError:
         return
-    if inst.status in ("exited", "dead") and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
+    ended = inst.status in ("exited", "dead", "restarting")
+    if ended and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
         # Its end was recorded and nobody was told; those who ask again read it from disk.
         sup.put_off(lambda: _forget_ended(sup, inst, container_id))
         return
@@ -108,7 +109,9 @@ def _forget_ended(sup: Any, inst: Instance, container_id: str) -> None:
     cgroup = _reopen_cgroup(inst)
     if cgroup is not None:
         cgroup.remove(timeout_s=0.05)
-    if inst.auto_remove:
+    if inst.status == "restarting":
+        restarts.resume(sup, inst)
+    elif inst.auto_remove:
         # A client that waited at the killed supervisor comes back within moments and still finds the status.
         sup.loop.later(3.0, lambda: sup.remove(inst))
 
@@ -124,20 +127,36 @@ def _settle(sup: Any) -> None:
         if name in sup.instances or name in sup.context.held:
             continue
         state = instances.read_state(f"{folder}/{name}")
-        if state is None or state["status"] not in ("running", "paused"):
+        if state is None or state["status"] not in ("running", "paused", "restarting"):
             continue
         try:
             inst = instances.load(sup.root, name)
         except LabkernelError:
             continue
-        if inst.pid and inst.state["pid_start"] and instances.process_start(inst.pid) == inst.state["pid_start"]:
+        if _runs(inst):
             _adopt(sup, name, {"state": {}, "fds": {}})
+            continue
+        if inst.status == "restarting":
+            restarts.resume(sup, inst)
             continue
         inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
         inst.state["error"] = "keeper and supervisor were gone when it ended"
         inst.try_save()
-        if inst.auto_remove:
+        if restarts.is_due(inst):
+            restarts.resume(sup, inst)
+        elif inst.auto_remove:
             sup.put_off(lambda inst=inst: sup.remove(inst))
+
+
+def _runs(inst: Instance) -> bool:
+    """Its first process is there, and more than a zombie that somebody else's process 1 does not reap."""
+    if not inst.pid or not inst.state["pid_start"] or instances.process_start(inst.pid) != inst.state["pid_start"]:
+        return False
+    try:
+        with open(f"/proc/{inst.pid}/stat", "rb") as file:
+            return file.read().rsplit(b")", 1)[1].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
 
 
 def _sweep_later(sup: Any, tries: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConflictError, LabkernelError, NoSuchContainer, RuntimeFailure, UsageError
 from ..linux import pty
-from . import instances, protocol
+from . import instances, protocol, restarts
 from .instances import Instance
 from .leaving import leave
 from .loop import Connection
@@ -65,6 +65,8 @@ def start(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None
 
 
 def _start(sup: Any, inst: Instance, conn: Connection) -> None:
+    restarts.cancel(inst)
+    inst.state.update(restart_count=0, restart_tries=0)  # as docker: a start by hand counts anew
     try:
         sup.start(inst)
     except LabkernelError:
@@ -137,10 +139,8 @@ def kill(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
 
 def stop(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     inst = sup.find(message["id"])
-    if inst.restart_timer is not None:
-        inst.restart_timer.cancel()
-        inst.restart_timer = None
     if not inst.running:
+        restarts.cancel(inst)
         _answer(conn, **inst.end_state())
         return
     _end(sup, inst, conn, message)
@@ -237,9 +237,7 @@ def resize(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
 
 def remove(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     inst = sup.find(message["id"])
-    if inst.restart_timer is not None:
-        inst.restart_timer.cancel()
-        inst.restart_timer = None
+    restarts.cancel(inst)
     if inst.running and not message.get("force"):
         raise ConflictError(
             f"cannot remove container {inst.id[:12]}: container is running: stop the container before removing or "
@@ -348,9 +346,7 @@ def shutdown(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> N
         inst.stopping = True
         inst.kill_all()
     for inst in list(sup.instances.values()):
-        if inst.restart_timer is not None:
-            inst.restart_timer.cancel()
-            inst.restart_timer = None
+        restarts.cancel(inst)
 
     def try_to_leave() -> None:
         if any(inst.running for inst in sup.instances.values()) or sup.chores:

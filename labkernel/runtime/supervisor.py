@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
-from . import instances, keeper, protocol, takeover
+from . import instances, keeper, protocol, restarts, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -405,6 +405,8 @@ class Supervisor:
             state["oom_killed"] = _oom_count(inst.cgroup) > 0
         state["usage"] = usage_at_end(inst.cgroup, pid, self.context.spent)
         state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
+        if restarts.is_due(inst):
+            state["status"] = "restarting"  # at once, lest a kill of this process between two writes forget it
         if not inst.auto_remove:
             # Before anybody is told: a build takes the upper directory as its layer.
             inst.clean_mount_points()
@@ -441,7 +443,7 @@ class Supervisor:
             self.events.add("stop", inst.id)
             inst.asked_to_stop = False
         inst.starters, inst.enders = [], []
-        restarting = self._plan_restart(inst)
+        restarting = restarts.plan(self, inst)
         # From here on nobody may load it from disk again and wait at a second object.
         inst.leaving = inst.auto_remove and not restarting
         staying = []
@@ -466,29 +468,6 @@ class Supervisor:
         if cgroup is not None:
             self.put_off(lambda: cgroup.remove(timeout_s=0.0))
         self.put_off(lambda: self._tidy(inst, restarting=restarting))
-
-    def _plan_restart(self, inst: Instance) -> bool:
-        rule = inst.own.get("restart") or {}
-        name = rule.get("name") or "no"
-        failed = inst.state["exit_code"] != 0
-        if name in ("no", "") or inst.stopping or inst.auto_remove or not inst.state["started_at"]:
-            return False
-        count = int(inst.state.get("restart_count") or 0)
-        limit = int(rule.get("max_retries") or 0)
-        if name == "on-failure" and (not failed or (limit and count >= limit)):
-            return False
-        inst.state["restart_count"] = count + 1
-        inst.try_save()
-        inst.restart_timer = self.loop.later(min(0.1 * 2**count, 60.0), lambda: self._restart(inst))
-        return True
-
-    def _restart(self, inst: Instance) -> None:
-        inst.restart_timer = None
-        try:
-            self.start(inst)
-        except LabkernelError as err:
-            inst.state.update(error=err.brief)
-            inst.try_save()
 
     def _tidy(self, inst: Instance, *, restarting: bool) -> None:
         self.idle_since = time.monotonic()

@@ -187,3 +187,43 @@ def test_exec_survives(lab: Any, role: str) -> None:
         assert attachment.wait().exit_code == 0
     attachment.close()
     assert lab.runtime.wait(container_id).exit_code == 8
+
+
+def test_restart_policy_survives(lab: Any) -> None:
+    """The supervisor dies while a container waits for its next start, and while one is being stopped."""
+    flaky = lab.create("sh", "-c", "sleep 0.2; exit 3", restart={"name": "always", "max_retries": 0})
+    lab.runtime.start(flaky)
+    deadline = time.monotonic() + 60
+    while lab.runtime.states([flaky])[flaky]["status"] != "restarting" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    kill_and_wait(lab.runtime.ensure().pid)
+    before = lab.runtime.states([flaky])[flaky]["restart_count"]
+    while lab.runtime.states([flaky])[flaky]["restart_count"] <= before and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert lab.runtime.states([flaky])[flaky]["restart_count"] > before
+    lab.runtime.stop(flaky, timeout_s=0)
+    assert lab.runtime.states([flaky])[flaky]["status"] == "exited"
+
+
+def test_machine_switched_off(lab: Any) -> None:
+    """The runtime directory is gone and nothing runs: containers with a policy are started again, others have ended."""
+    again = lab.create("sleep", "1000", restart={"name": "unless-stopped", "max_retries": 0})
+    never = lab.create("sleep", "1000")
+    stopped = lab.create("sleep", "1000", restart={"name": "unless-stopped", "max_retries": 0})
+    pids = [lab.runtime.start(id) for id in (again, never)]
+    lab.runtime.start(stopped)
+    lab.runtime.stop(stopped, timeout_s=0)
+    info = lab.runtime.ensure()
+    os.kill(info.keeper_pid, signal.SIGSTOP)  # else one of the two would notice the other's end
+    kill_and_wait(info.pid)
+    kill_and_wait(info.keeper_pid)
+    for pid in pids:
+        kill_and_wait(pid)
+    shutil.rmtree(lab.runtime_dir)
+    deadline = time.monotonic() + 60
+    while lab.runtime.states([again])[again]["status"] != "running" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    states = lab.runtime.states()
+    assert [states[id]["status"] for id in (again, never, stopped)] == ["running", "exited", "exited"]
+    assert states[never]["exit_code"] == 255
+    assert states[again]["restart_count"] == 0
