@@ -82,21 +82,9 @@ def finalize_spec(
     privileged = bool(settings.get("privileged"))
     all_open = options.get("systempaths") == "unconfined" or privileged
     nodes = find_devices(settings.get("devices", ()), everything=privileged)
-    capabilities = finalize_capabilities(settings)
     return {
         "ociVersion": "1.2.0",
-        "process": {
-            "terminal": bool(settings.get("tty")),
-            **_console_size(settings),
-            "user": _user(settings, image_config),
-            "args": finalize_args(command, image_config, settings),
-            "env": finalize_environment(image_config, settings, hostname),
-            "cwd": settings.get("working_dir") or image_config.get("WorkingDir") or "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
-            "rlimits": _rlimits(settings),
-            "noNewPrivileges": "no-new-privileges" in options,
-            "oomScoreAdj": settings.get("oom_score_adj", 0),
-        },
+        "process": _process(command, image_config, settings, hostname),
         "root": {"path": "rootfs", "readonly": bool(settings.get("read_only"))},
         "hostname": hostname,
         **({"domainname": settings["domainname"]} if settings.get("domainname") else {}),
@@ -112,24 +100,50 @@ def finalize_spec(
         },
         "labkernel": {
             "rootfs": rootfs,
-            "stdin_open": bool(settings.get("stdin_open")),
-            "auto_remove": bool(settings.get("auto_remove")),
             "log": {"path": f"{directory}/log.json", "max_bytes": None},
-            "stop_signal": stop_signal(image_config, settings),
-            "stop_timeout_s": float(settings.get("stop_timeout", DEFAULT_STOP_TIMEOUT_S)),
-            "init": bool(settings.get("init")),
             "seccomp_program": seccomp_program,
             "cgroup_parent": cgroup_parent if limits else "",
-            "user_unresolved": settings.get("user") or image_config.get("User") or "0",
-            "cwd_create": True,
-            "path_search": True,
-            "restart": settings.get("restart_policy") or {"name": "no", "max_retries": 0},
-            "healthcheck": settings.get("healthcheck") or _healthcheck(image_config),
-            "extra_hosts": settings.get("extra_hosts") or [],
-            "dns": settings.get("dns") or [],
-            "dns_search": settings.get("dns_search") or [],
-            "dns_opt": settings.get("dns_opt") or [],
+            **_own(image_config, settings),
         },
+    }
+
+
+def _process(
+    command: Sequence[str], image_config: Mapping[str, Any], settings: Mapping[str, Any], hostname: str
+) -> dict[str, Any]:
+    """runtime-spec config.md, "Process"."""
+    capabilities = finalize_capabilities(settings)
+    return {
+        "terminal": bool(settings.get("tty")),
+        **_console_size(settings),
+        "user": _user(settings, image_config),
+        "args": finalize_args(command, image_config, settings),
+        "env": finalize_environment(image_config, settings, hostname),
+        "cwd": settings.get("working_dir") or image_config.get("WorkingDir") or "/",
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
+        "rlimits": _rlimits(settings),
+        "noNewPrivileges": "no-new-privileges" in security_options(settings),
+        "oomScoreAdj": settings.get("oom_score_adj", 0),
+    }
+
+
+def _own(image_config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the runtime-spec has no place for, and the supervisor needs."""
+    return {
+        "stdin_open": bool(settings.get("stdin_open")),
+        "auto_remove": bool(settings.get("auto_remove")),
+        "stop_signal": stop_signal(image_config, settings),
+        "stop_timeout_s": float(settings.get("stop_timeout", DEFAULT_STOP_TIMEOUT_S)),
+        "init": bool(settings.get("init")),
+        "user_unresolved": settings.get("user") or image_config.get("User") or "0",
+        "cwd_create": True,
+        "path_search": True,
+        "restart": settings.get("restart_policy") or {"name": "no", "max_retries": 0},
+        "healthcheck": settings.get("healthcheck") or _healthcheck(image_config),
+        "extra_hosts": settings.get("extra_hosts") or [],
+        "dns": settings.get("dns") or [],
+        "dns_search": settings.get("dns_search") or [],
+        "dns_opt": settings.get("dns_opt") or [],
     }
 
 
