@@ -7,11 +7,11 @@ the middle of a frame would lose bytes, and one that called the engine could mee
 from __future__ import annotations
 
 import os
-import queue
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ..errors import LabkernelError, UsageError
@@ -66,9 +66,8 @@ def stream(
     detached = threading.Event()
     with ExitStack() as stack:
         stack.callback(attachment.close)
-        interrupts = stack.enter_context(_signals(host, kill, proxy=proxy_signals and not (tty and stdin)))
-        if tty:
-            stack.enter_context(_window(host, attachment))
+        resize = _resizer(host, attachment) if tty else None
+        signals = stack.enter_context(_Signals(host, kill, resize, proxy=proxy_signals and not (tty and stdin)))
         if stdin:
             stack.enter_context(_stdin(host, attachment, raw=tty, keys=detach_keys(keys), detached=detached))
         try:
@@ -82,85 +81,92 @@ def stream(
         if detached.is_set():
             return DETACHED
         exit_code = int(attachment.exit_code or 0)
-    if host.notebook and interrupts:
+    if host.notebook and signals.seen:
         raise Interrupted(f"interrupted; the command ended with exit code {exit_code}", exit_code)
     return exit_code
 
 
-@contextmanager
-def _signals(host: Host, kill: Callable[[int], None], *, proxy: bool) -> Iterator[list[int]]:
-    """Catch signals for the time of the block; yields the list of those that came."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread() or not (proxy or host.notebook):
-        yield seen
-        return
-    todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+def _resizer(host: Host, attachment: Any) -> Callable[[], None] | None:
+    """Gives the container's terminal the size of ours, now and at each call (SIGWINCH); None without a terminal."""
 
-    def forward() -> None:
-        grace_s: float | None = None
-        while True:
-            try:
-                number = todo.get(timeout=grace_s)
-            except queue.Empty:
-                number = signal.SIGKILL
-            if number is None:
-                return
-            try:
-                kill(number)
-            except LabkernelError:
-                pass  # It ended by itself in the meantime.
-            grace_s = INTERRUPT_GRACE_S if host.notebook and number == signal.SIGINT else None
-
-    presses = 2 if host.notebook else 3
-
-    def caught(number: int, frame: object) -> None:
-        seen.append(number)
-        todo.put(signal.SIGKILL if seen.count(signal.SIGINT) >= presses else number)
-
-    names = ("SIGINT",) if host.notebook else _FORWARDED
-    numbers = [getattr(signal, name) for name in names]
-    before = {number: signal.signal(number, caught) for number in numbers}
-    helper = threading.Thread(target=forward, name="labkernel-signals", daemon=True)
-    helper.start()
-    try:
-        yield seen
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        todo.put(None)
-        helper.join(timeout=5)
-
-
-@contextmanager
-def _window(host: Host, attachment: Any) -> Iterator[None]:
-    """Give the container's terminal the size of ours, now and whenever it changes (SIGWINCH)."""
-
-    def resize(*_: object) -> None:
+    def resize() -> None:
         size = host.terminal_size()
         if size:
             attachment.resize(*size)
 
     resize()
-    if host.terminal_size() is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    todo: queue.SimpleQueue[str] = queue.SimpleQueue()
+    return resize if host.terminal_size() else None
 
-    def follow() -> None:
-        while todo.get():
-            try:
-                resize()
-            except (OSError, LabkernelError):
-                return
 
-    before = signal.signal(signal.SIGWINCH, lambda *_: todo.put("resize"))
-    helper = threading.Thread(target=follow, name="labkernel-window", daemon=True)
-    helper.start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGWINCH, before if before is not None else signal.SIG_DFL)
-        todo.put("")
+class _Signals:
+    """Catches signals for the time of a `with` block and serves them in a thread of its own.
+
+    The thread learns of them through the wake-up descriptor, which the C level writes: a Python handler would wait for
+    the main thread, and that one may have entered its read a moment before the signal came. `seen` are those that came.
+    Sources: signal.set_wakeup_fd, signal(7).
+    """
+
+    def __init__(self, host: Host, kill: Callable[[int], None], resize: Callable[[], None] | None, *, proxy: bool):
+        self.seen: list[int] = []
+        self._notebook = host.notebook
+        self._kill = kill
+        self._resize = resize or (lambda: None)
+        names = ("SIGINT",) if host.notebook else _FORWARDED if proxy else ()
+        if threading.current_thread() is not threading.main_thread():
+            names = ()  # Only the main thread may set handlers.
+        self._numbers = [int(getattr(signal, name)) for name in names]
+        if resize is not None and threading.current_thread() is threading.main_thread():
+            self._numbers.append(int(signal.SIGWINCH))
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if not self._numbers:
+            return self
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._before = {number: signal.signal(number, lambda *_: None) for number in self._numbers}
+        self._helper = threading.Thread(target=self._serve, name="labkernel-signals", daemon=True)
+        self._helper.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._numbers:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        signal.set_wakeup_fd(self._wakeup_before, warn_on_full_buffer=False)
+        os.write(self._write, b"\0")
+        self._helper.join(timeout=5)
+        os.close(self._write)
+        os.close(self._read)
+
+    def _serve(self) -> None:
+        grace_s: float | None = None
+        while True:
+            ready, _, _ = select.select([self._read], [], [], grace_s)
+            for number in os.read(self._read, 512) if ready else bytes([signal.SIGKILL]):
+                if number == 0:
+                    return
+                if number in self._numbers or number == signal.SIGKILL:
+                    grace_s = self._one(number)
+                elif self._wakeup_before != -1:  # Not ours: the kernel's event loop waits for it.
+                    with suppress(OSError):
+                        os.write(self._wakeup_before, bytes([number]))
+
+    def _one(self, number: int) -> float | None:
+        """Serve a signal; after how long without another one SIGKILL is due (None: never)."""
+        if number == signal.SIGWINCH:
+            with suppress(OSError, LabkernelError):
+                self._resize()
+            return None
+        if number != signal.SIGKILL:
+            self.seen.append(number)
+        presses = 2 if self._notebook else 3
+        if self.seen.count(signal.SIGINT) >= presses:
+            number = signal.SIGKILL
+        with suppress(LabkernelError):  # It may have ended by itself in the meantime.
+            self._kill(number)
+        return INTERRUPT_GRACE_S if self._notebook and number == signal.SIGINT else None
 
 
 @contextmanager

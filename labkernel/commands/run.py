@@ -159,15 +159,20 @@ def _run_foreground(
         image, list(arguments) or None, notify=host.note, **settings
     )
     _announce(host, container, flags)
-    exit_code = foreground.stream(
-        host,
-        attachment,
-        kill=container.kill,
-        stdin=stdin,
-        tty=tty,
-        proxy_signals=flags["sig_proxy"],
-        keys=flags["detach_keys"],
-    )
+    try:
+        exit_code = foreground.stream(
+            host,
+            attachment,
+            kill=container.kill,
+            stdin=stdin,
+            tty=tty,
+            proxy_signals=flags["sig_proxy"],
+            keys=flags["detach_keys"],
+        )
+    except foreground.Interrupted:
+        if flags["rm"]:
+            _wait_until_gone(host, container)
+        raise
     if exit_code == foreground.DETACHED:
         host.line()
         return RunResult(0, id=container.id, container=container, note="detached; the container goes on")
