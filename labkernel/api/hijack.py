@@ -1,0 +1,162 @@
+"""A connection taken over from HTTP: the raw stream of attach, exec and sessions, with half-close.
+
+Tornado closes a stream at end of file, but a docker client closes its sending side long before the last output; so the
+socket leaves tornado and is driven here. What a hijacked stream carries is the group's business, not this module's.
+Source: Docker Engine API, ContainerAttach, "Hijacking" and "Stream format".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import select
+import socket
+import ssl
+import struct
+import termios
+from contextlib import suppress
+from typing import Any, Protocol
+
+from .errors import ClientGone
+
+CHUNK = 1 << 18
+HEADERS_TAKEN_S = 0.25
+
+
+class Channel(Protocol):
+    """What attach and exec need of a client: a raw stream, or a WebSocket that behaves as one."""
+
+    async def receive(self) -> bytes: ...
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def gone(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Duplex:
+    """A raw stream in both directions. Belongs to the event loop it was made on."""
+
+    def __init__(self, sock: socket.socket, rest: bytes) -> None:
+        self._sock = sock
+        self._rest = rest
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+        sock.settimeout(0)
+
+    async def receive(self) -> bytes:
+        """What the client sent, b"" once it has closed its sending side (or all)."""
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            return rest
+        while not self._closed:
+            try:
+                return self._sock.recv(CHUNK)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                await self._ready(self._loop.add_reader, self._loop.remove_reader)
+            except ssl.SSLWantWriteError:
+                await asyncio.sleep(0.01)  # a key update while our sending side is full
+            except OSError:
+                break
+        return b""
+
+    async def send(self, data: bytes) -> None:
+        """Returns when all is on its way. Raises ClientGone."""
+        view = memoryview(data)
+        while view:
+            if self._closed:
+                raise ClientGone("the connection is closed")
+            try:
+                view = view[self._sock.send(view) :]
+            except (BlockingIOError, ssl.SSLWantWriteError):
+                await self._ready(self._loop.add_writer, self._loop.remove_writer)
+            except ssl.SSLWantReadError:
+                await asyncio.sleep(0.01)
+            except OSError:
+                raise ClientGone("the client has left") from None
+
+    async def headers_taken(self) -> None:
+        """Wait until the client has read what was sent so far, a moment at most.
+
+        The Docker SDK for Python drops what arrives together with the headers. Only a unix socket tells (man 7 unix,
+        SIOCOUTQ); elsewhere the moment is short.
+        """
+        if self._sock.family != socket.AF_UNIX:
+            await asyncio.sleep(0.005)
+            return
+        end = self._loop.time() + HEADERS_TAKEN_S
+        while not self._closed and self._loop.time() < end:
+            with suppress(OSError):
+                waiting = struct.unpack("i", fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+                if not waiting:
+                    return
+            await asyncio.sleep(0.0005)
+
+    async def gone(self) -> None:
+        """Returns when the client has closed both directions, which a half-close does not mean."""
+        with select.epoll() as watch:
+            if self._closed:
+                return
+            watch.register(self._sock.fileno(), 0)  # EPOLLHUP and EPOLLERR are always told, and nothing else
+            found: asyncio.Future[None] = self._loop.create_future()
+
+            def look() -> None:
+                if watch.poll(0) and not found.done():
+                    found.set_result(None)
+
+            self._loop.add_reader(watch.fileno(), look)
+            try:
+                await found
+            finally:
+                self._loop.remove_reader(watch.fileno())
+
+    async def _ready(self, add: Any, remove: Any) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        fd = self._sock.fileno()
+        add(fd, wake)
+        try:
+            await waiter
+        finally:
+            if not self._closed:
+                remove(fd)
+
+    def close_write(self) -> None:
+        """No more output; input goes on."""
+        with suppress(OSError):
+            if isinstance(self._sock, ssl.SSLSocket):
+                return  # TLS in the standard library has no half-close
+            self._sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Close both directions."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def __enter__(self) -> Duplex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def take_socket(stream: Any) -> Duplex:
+    """The socket of a detached tornado stream, with the bytes tornado has read beyond the request."""
+    rest = bytes(stream._read_buffer[: stream._read_buffer_size])
+    stream.io_loop.remove_handler(stream.fileno())
+    # tornado closes the socket it holds: it gets another one to close
+    sock, stream.socket = stream.socket, socket.socket(socket.AF_UNIX)
+    stream._state = None
+    stream.close()
+    return Duplex(sock, rest)
