@@ -6,6 +6,7 @@ A command parses, calls one service, and returns a value; a host decides how out
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,7 +28,7 @@ class Progress(Protocol):
     def __exit__(self, kind: Any, err: Any, trace: Any, /) -> None: ...
 
 
-class Host:
+class Host(ABC):
     """Base of both hosts. `prog` is how the user calls us (`labkernel`, `%container`)."""
 
     notebook = False
@@ -46,40 +47,40 @@ class Host:
 
     # -- output
 
+    @abstractmethod
     def write(self, stream: str, data: bytes) -> None:
         """Bytes of a container, as they come; `stream` is `stdout` or `stderr`."""
-        raise NotImplementedError
 
-    def end_of_output(self) -> None:
+    def end_of_output(self) -> None:  # noqa: B027 - most hosts keep nothing back
         """No more bytes of this container follow (an unfinished character is given up on)."""
 
+    @abstractmethod
     def line(self, text: str = "") -> None:
         """One line of ours on stdout."""
-        raise NotImplementedError
 
+    @abstractmethod
     def warn(self, text: str) -> None:
         """One line about something the user should know and did not ask for."""
-        raise NotImplementedError
 
+    @abstractmethod
     def note(self, text: str) -> None:
         """What happens meanwhile, and what stands in for what (`pulling …`, `lab/busybox stands in for busybox`)."""
-        raise NotImplementedError
 
     def warn_once(self, text: str) -> None:
         """The same for what is true of this release whatever the command: told once, not at every command."""
         self.warn(text)
 
+    @abstractmethod
     def error(self, err: LabkernelError) -> None:
         """An error that does not end the command (one of several names)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def live(self) -> AbstractContextManager[Callable[[str, str | None], None]]:
         """A region that is redrawn: call it with text and HTML (`stats`)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build_progress(self, dockerfile: str, *, mode: str) -> Progress:
         """A display of the steps of one build; `mode` is docker's --progress (auto, plain, tty)."""
-        raise NotImplementedError
 
     # -- input
 
