@@ -145,9 +145,10 @@ class Pulls:
         elif (id := images.catalog.find_by_repo_digest(f"{wanted.name}@{digest}")) is None:
             return None
         image = images.find(id)
-        if image is None or digest is None or not _fits(image, platform or platforms.host_platform()):
+        if image is None or digest is None:
             return None
-        if not all(images.blobs.has(layer.digest) for layer in image.layers):
+        needed = (image.id, images.catalog_row(image).manifest, *(layer.digest for layer in image.layers))
+        if not all(map(images.blobs.has, needed)) or not _fits(image, platform or platforms.host_platform()):
             return None
         return Pulled(image, digest, new=False)
 

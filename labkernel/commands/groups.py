@@ -57,6 +57,7 @@ _IMAGE = {
     "remove": Entry("image:rmi", "", ""),
     "save": Entry("image:save", "Save one or more images to a tar archive"),
     "tag": Entry("image:tag", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+    "verify": Entry("image:verify", "Read every blob again and compare it with its digest"),
     "tree": Entry("layers:tree", "What each layer added, changed, removed, and bytes wasted"),
 }
 container = LabGroup("container", help="Manage containers.", entries=_CONTAINER)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from ..display import human_size
-from ..errors import LabkernelError, NoSuchImage, UsageError
+from ..errors import LabkernelError, NoSuchImage, StoreError, UsageError
 from .container import confirm, filters_of, pruned, split_tag, tar_output
 from .grammar import IMAGE, command, flag, host_of, many, option, words
 from .host import failures
@@ -30,6 +32,7 @@ def _not_there(err: NoSuchImage) -> NoSuchImage:
 @option("--format", "form", metavar="string", help="table, json, 'table TEMPLATE' or a Go template")
 @flag("--no-trunc", help="Don't truncate output")
 @flag("-q", "--quiet", help="Only show image IDs")
+@flag("--tree", help="Show each image with its names, its platform and what uses it")
 @click.argument("repository", required=False, type=IMAGE)
 @click.pass_context
 def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listing:
@@ -37,7 +40,12 @@ def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listi
     filters = filters_of(flags["filter"]) or {}
     if repository:
         filters.setdefault("reference", []).append(repository)
-    found = host_of(ctx).engine.images.list(all=flags["all"], filters=filters or None)
+    if flags["tree"] and (flags["quiet"] or flags["form"] or flags["digests"]):
+        raise UsageError("--tree shows everything: it goes with no --quiet, --format or --digests", exit_code=1)
+    engine = host_of(ctx).engine
+    found = engine.images.list(all=flags["all"], filters=filters or None)
+    if flags["tree"]:
+        return _tree(engine, found, no_trunc=flags["no_trunc"])
     rows = [row for image in found for row in image_rows(image)]
     if repository:
         rows = [row for row in rows if _matches(row, repository)] or rows
@@ -57,6 +65,79 @@ def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listi
     if not flags["quiet"]:
         listing[:] = [row[0] for row in rows]
     return listing
+
+
+def _tree(engine: Any, found: Sequence[Any], *, no_trunc: bool) -> Listing:
+    """docker's `images --tree`: sizes are of the unpacked files, and of what a registry would send."""
+    rows: list[tuple[str, ...]] = []
+    for image in found:
+        digest = engine.images.catalog_row(image).manifest
+        disk, content = human_size(image.size_bytes), human_size(sum(layer.size_bytes for layer in image.layers))
+        used = "U" if engine.images.catalog.containers_of(image.id) else ""
+        rows.append((image.tags[0] if image.tags else "<untagged>", _shown(image.id, no_trunc), disk, content, used))
+        platform = "/".join(
+            str(image.raw_config[key]) for key in ("os", "architecture", "variant") if image.raw_config.get(key)
+        )
+        leaves = [(name, _shown(image.id, no_trunc), "", "", "") for name in image.tags[1:]]
+        leaves.append((platform or "unknown", _shown(digest, no_trunc), disk, content, used))
+        for number, (name, *facts) in enumerate(leaves):
+            rows.append((f"{'└─' if number == len(leaves) - 1 else '├─'} {name}", *facts))
+    header = ("IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "IN USE")
+    return Listing(found, header=header, rows=rows)
+
+
+def _shown(digest: str, no_trunc: bool) -> str:  # noqa: FBT001
+    return digest if no_trunc else digest.partition(":")[2][:12]
+
+
+@command("verify", "[OPTIONS] [IMAGE...]")
+@flag("--json", "as_json", help="As JSON")
+@flag("--repair", help="Fetch what is damaged again from the registry it came from")
+@flag("-q", "--quiet", help="Only show images that are damaged")
+@words("names", kind=IMAGE)
+@click.pass_context
+def verify(ctx: click.Context, names: tuple[str, ...], *, as_json: bool, repair: bool, quiet: bool) -> Any:
+    """Read every blob of images (default: of all) again and compare it with its digest."""
+    from ..verification import repair as mend
+    from ..verification import verify_images
+
+    host = host_of(ctx)
+    engine = host.engine
+    try:
+        verdicts = verify_images(engine.images, names)
+        mended = {verdict.image.id for verdict in verdicts if repair and not verdict.good}
+        for verdict in verdicts:
+            if verdict.image.id in mended:
+                mend(engine.images, engine.pulls, verdict)
+                host.note(f"{verdict.name}: fetched again")
+        if mended:
+            verdicts = verify_images(engine.images, names)
+    except NoSuchImage as err:
+        raise _not_there(err) from None
+    bad = [verdict for verdict in verdicts if not verdict.good]
+    text = json.dumps([verdict.to_dict() for verdict in verdicts], indent=2) if as_json else _verdicts(verdicts, quiet)
+    if not bad:
+        return Listing(verdicts, text=text)
+    if text:
+        host.line(text)
+    several = f"{len(bad)} of {len(verdicts)} images are damaged"
+    raise StoreError(
+        several if len(bad) > 1 else f"{bad[0].name} is damaged: {bad[0].damages[0].message}",
+        resolution=bad[0].repair,
+        exit_code=1,
+    )
+
+
+def _verdicts(verdicts: Sequence[Any], quiet: bool) -> str:  # noqa: FBT001
+    lines = []
+    for each in verdicts:
+        if each.good and not quiet:
+            lines.append(f"{each.name}: good ({each.blobs} blobs, {human_size(each.size_bytes)})")
+        for damage in each.damages:
+            lines.append(f"{each.name}: {damage.part} {damage.digest}: {damage.message}")
+        if each.damages:
+            lines.append(f"  {each.repair}")
+    return "\n".join(lines)
 
 
 def _matches(row: tuple[Any, str, str], pattern: str) -> bool:
@@ -208,7 +289,9 @@ def import_(ctx: click.Context, /, file: str, repository: str | None, **flags: A
     """Import the contents from a tarball to create a filesystem image."""
     host = host_of(ctx)
     if file.startswith(("http://", "https://")):
-        raise UsageError("import from a URL: not in this release of labkernel", resolution="download the file first")
+        from ..building.sources import download
+
+        file = str(download(file, host.engine.layout, checksum=None).path)
     name, tag = split_tag(repository)
     with ExitStack() as stack:
         source = _archive(stack, host, None if file == "-" else file, "FILE.tar")
