@@ -19,6 +19,8 @@ SERVICES = {
     *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification"),
     # builds
     *("builds", "building"),
+    # several containers together
+    "compose",
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
     *("volumes", "networks", "events", "consistency"),
