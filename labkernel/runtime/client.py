@@ -165,6 +165,14 @@ class Attachment:
         for start in range(0, len(data), 65536):
             self._send(protocol.encode_frame(protocol.STDIN, data[start : start + 65536]))
 
+    def send_now(self, data: bytes) -> int:
+        """For an event loop: as much of whole `protocol` frames as the supervisor takes at once, in bytes. Raises
+        BlockingIOError when it takes nothing now; what it has ended for is swallowed."""
+        try:
+            return self._sock.send(data, sockets.MSG_DONTWAIT)
+        except (BrokenPipeError, ConnectionResetError):
+            return len(data)
+
     def close_stdin(self) -> None:
         """End of stdin; output goes on."""
         self._send(protocol.encode_control({"close_stdin": True}))
@@ -177,6 +185,45 @@ class Attachment:
         """Detach. A thread that is reading gets its end."""
         with suppress(OSError):
             self._sock.shutdown(sockets.SHUT_RDWR)
+        self._sock.close()
+
+
+class PendingWait:
+    """A wait that has been asked for: `fileno()` is readable when `result()` has something to say."""
+
+    def __init__(self, runtime: Runtime, id: str, condition: str) -> None:
+        self._runtime = runtime
+        self._message = {"op": "wait", "id": id, "condition": condition, "version": runtime.version}
+        self._sock = self._ask()
+
+    def _ask(self) -> sockets.socket:
+        sock = self._runtime._connect()
+        protocol.send_message(sock, self._message)
+        return sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def result(self) -> ExitStatus | None:
+        """How it ended; None when one has to wait on, since another supervisor answers now (`fileno` changes).
+        Raises NoSuchContainer."""
+        try:
+            answer, _, _ = protocol.receive_message(self._sock)
+        except (EOFError, ConnectionResetError):
+            answer = {"upgrade": False}
+        if "error" in answer and not answer.get("ok"):
+            raise LabkernelError.from_dict(answer)
+        if "upgrade" not in answer:
+            return ExitStatus(int(answer["exit_code"]), bool(answer["oom_killed"]), str(answer["error"]))
+        self.close()
+        if answer["upgrade"]:
+            self._runtime._upgrade()
+        elif self._message["condition"] == "next-exit":
+            self._message["condition"] = "not-running"  # it may have ended while nobody answered
+        self._sock = self._ask()
+        return None
+
+    def close(self) -> None:
         self._sock.close()
 
 
@@ -351,14 +398,32 @@ class Runtime:
         return Attachment(*self._ask({"op": "run", "id": id, "stdin": stdin, "stdout": logs, "stderr": logs}))
 
     def attach(
-        self, id: str, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, logs: bool = False
+        self,
+        id: str,
+        *,
+        stdin: bool = False,
+        stdout: bool = True,
+        stderr: bool = True,
+        logs: bool = False,
+        next_start: bool = False,
     ) -> Attachment:
-        """Follow a running or created container; with `logs`, from its first line on (also of an exited one)."""
+        """Follow a running or created container; with `logs`, from its first line on (also of an exited one).
+
+        `next_start`: one that has ended is followed from its next start on. Input sent before a start waits for it.
+        """
         message = {"op": "attach", "id": id, "stdin": stdin, "stdout": stdout, "stderr": stderr, "logs": logs}
+        message["next_start"] = next_start
         return Attachment(*self._ask(message))
 
     def exec(
-        self, id: str, process: dict[str, Any], *, stdin: bool = False, tty: bool = False, detach: bool = False
+        self,
+        id: str,
+        process: dict[str, Any],
+        *,
+        stdin: bool = False,
+        tty: bool = False,
+        detach: bool = False,
+        exec_id: str | None = None,
     ) -> Attachment:
         """Start another process in a running container.
 
@@ -366,12 +431,17 @@ class Runtime:
         Raises StartError (126, 127), ConflictError.
         """
         message = {"op": "exec", "id": id, "process": process, "stdin": stdin, "tty": tty, "detach": detach}
+        message["exec_id"] = exec_id  # what events call it
         return Attachment(*self._ask(message))
 
     def wait(self, id: str, condition: str = "not-running") -> ExitStatus:
         """Wait for "not-running", "next-exit" or "removed"; survives a change of the supervisor."""
         answer = self._call("wait", id=id, condition=condition)
         return ExitStatus(int(answer["exit_code"]), bool(answer["oom_killed"]), str(answer["error"]))
+
+    def begin_wait(self, id: str, condition: str = "not-running") -> PendingWait:
+        """The same for who has an event loop: it waits already when this returns."""
+        return PendingWait(self, id, condition)
 
     def kill(self, id: str, signal: int = signals.SIGKILL) -> None:
         """Send a signal to the first process. Raises ConflictError when it is not running."""

@@ -17,7 +17,7 @@ from .logs import LogWriter
 from .loop import Connection, Timer
 from .pool import Warm
 from .rootfs import forget_volatile
-from .streams import Follower, InputPipe
+from .streams import EarlyInput, Follower, InputPipe
 
 
 class Instance:
@@ -33,6 +33,7 @@ class Instance:
         self.outputs: dict[int, str] = {}
         self.master = -1
         self.input: InputPipe | None = None
+        self.early = EarlyInput()
         self.log: LogWriter | None = None
         self.cgroup: Cgroup | None = None
         self.setup: Warm | None = None
@@ -59,6 +60,12 @@ class Instance:
     @property
     def pid(self) -> int:
         return int(self.state.get("pid") or 0)
+
+    @property
+    def awaits_input(self) -> bool:
+        """Whether it will take input once it has been started (again)."""
+        starts = self.setup is not None or self.status not in ("running", "paused")
+        return self.input is None and starts and (self.terminal or bool(self.own.get("stdin_open")))
 
     @property
     def terminal(self) -> bool:

@@ -33,7 +33,9 @@ def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, fro
     takes_input = bool(message.get("stdin"))
 
     def frame(stream: int, data: bytes) -> None:
-        if stream == protocol.STDIN and takes_input and inst.input is not None:
+        if takes_input and inst.awaits_input:
+            inst.early.keep(frame, conn, stream, data)
+        elif stream == protocol.STDIN and takes_input and inst.input is not None:
             inst.input.write(data, conn)
         elif stream == protocol.CONTROL:
             control = json.loads(data)
@@ -79,7 +81,8 @@ def _start(sup: Any, inst: Instance, conn: Connection) -> None:
 
 def attach(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     inst = sup.find(message["id"])
-    if not inst.running and inst.status == "exited" and not message.get("logs"):
+    over = not inst.running and inst.status == "exited" and not message.get("next_start")
+    if over and not message.get("logs"):
         raise ConflictError("You cannot attach to a stopped container, start it first")
     sup.instances[inst.id] = inst
     answer = {"ok": True, "pid": inst.pid, "exec_at": inst.state["exec_at_monotonic"], "status": inst.status}
@@ -87,7 +90,7 @@ def attach(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
     sup.events.add("attach", inst.id)
     follower = _follow(sup, inst, conn, message, from_start=bool(message.get("logs")))
     follower.catch_up()
-    if not inst.running and inst.status == "exited":
+    if over:
         inst.followers.remove(follower)
         follower.finish(protocol.encode_control({"exited": inst.end_state()}))
         sup.forget(inst)

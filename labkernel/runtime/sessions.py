@@ -35,7 +35,7 @@ class Session:
         self.pid = 0
         self.pidfd = -1
         self.error: dict[str, Any] | None = None
-        self.id = os.urandom(32).hex()
+        self.id = str(message.get("exec_id") or os.urandom(32).hex())
         self.sock: socket.socket | None = None
         self.code: int | None = None
 

@@ -77,6 +77,27 @@ class Follower:
             self.fd = -1
 
 
+class EarlyInput:
+    """What attached clients send before the container runs: kept, in order, until it can be delivered."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[Callable[[int, bytes], None], Connection, int, bytes]] = []
+        self.size = 0
+
+    def keep(self, deliver: Callable[[int, bytes], None], conn: Connection, stream: int, data: bytes) -> None:
+        self.frames.append((deliver, conn, stream, data))
+        self.size += len(data)
+        if self.size > LOW_BYTES:
+            conn.pause_reading(paused=True)
+
+    def replay(self) -> None:
+        frames, self.frames, self.size = self.frames, [], 0
+        for deliver, conn, stream, data in frames:
+            if conn.open:
+                conn.pause_reading(paused=False)
+                deliver(stream, data)
+
+
 class InputPipe:
     """Bytes on their way into a container's stdin (a pipe or a pty master)."""
 

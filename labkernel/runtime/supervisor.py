@@ -300,6 +300,7 @@ class Supervisor:
             # The keeper has a duplicate; the container sees the end of its input only when that goes too.
             inst.input.on_close = lambda: self.tell_keeper({"release": inst.id, "name": "stdin"})
             inst.input.ready()
+        inst.early.replay()
         self.loop.watch(inst.pidfd, lambda _events: self._ended(inst))
 
     def _start_failed(self, inst: Instance, why: dict[str, Any]) -> None:
