@@ -50,9 +50,15 @@ class Events:
         return [event for _, event in self._rows(since or 0.0, until, 0) if test(event)]
 
     def stream(
-        self, since: float | None = None, until: float | None = None, filters: Mapping[str, Any] | None = None
+        self,
+        since: float | None = None,
+        until: float | None = None,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        ended: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """Those from `since` (default: now) on, and each new one as it happens, until `until` (default: for ever)."""
+        """Those from `since` (default: now) on, and each new one as it happens, until `until` (default: for ever) or
+        until `ended`, which is asked again and again, says so."""
         test = _test(filters)
         start = time.time() if since is None else since
         number, version = 0, None
@@ -64,7 +70,7 @@ class Events:
                     number = max(number, found)
                     if test(event):
                         yield event
-            if last_round:
+            if last_round or ended():
                 return
             time.sleep(_POLL_S if until is None else min(_POLL_S, max(0.0, until - time.time())))
 

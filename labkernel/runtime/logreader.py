@@ -37,6 +37,39 @@ class LogQuery:
         return cls(frozenset(streams), count, _moment(since), _moment(until), timestamps)
 
 
+class LogReader:
+    """One reading of a log: what is there (`past`), then what has come since (`more`), as (stream, bytes)."""
+
+    def __init__(self, file: Any, query: LogQuery) -> None:
+        self._file = file
+        self._query = query
+        self.over = False
+        """Nothing that may still come would fit: `until` has passed."""
+
+    def past(self) -> Iterator[tuple[str, bytes]]:
+        query = self._query
+        fitting: Iterator[Record] = (record for record in _records(self._file) if _fits(record, query))
+        if query.tail is not None:
+            # a record without a newline at its end is continued by the next one: lines are counted, not records
+            fitting = _last_lines(fitting, query.tail)
+        yield from (_shown(record, query) for record in fitting)
+
+    def more(self) -> Iterator[tuple[str, bytes]]:
+        for record in _records(self._file):
+            if self._query.until is not None and record[2] > self._query.until:
+                self.over = True
+                return
+            if _fits(record, self._query):
+                yield _shown(record, self._query)
+
+    def is_behind(self) -> bool:
+        """Whether the file is not what has been read of it; costs one system call."""
+        return bool(os.fstat(self._file.fileno()).st_size != self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def read_log(path: Path, query: LogQuery, *, running: Callable[[], bool] | None = None) -> Iterator[tuple[str, bytes]]:
     """(stream, bytes) of each record that fits; with `running`, what comes until that says no."""
     try:
@@ -48,20 +81,12 @@ def read_log(path: Path, query: LogQuery, *, running: Callable[[], bool] | None 
         if file is None:
             return
     with file:
-        fitting = (record for record in _records(file) if _fits(record, query))
-        if query.tail is not None:
-            # a record without a newline at its end is continued by the next one: lines are counted, not records
-            yield from (_shown(record, query) for record in _last_lines(fitting, query.tail))
-        else:
-            yield from (_shown(record, query) for record in fitting)
+        reader = LogReader(file, query)
+        yield from reader.past()
         while running is not None:
             alive = running()  # asked first, so that what was written just before the end is still read
-            for record in _records(file):
-                if query.until is not None and record[2] > query.until:
-                    return
-                if _fits(record, query):
-                    yield _shown(record, query)
-            if not alive:
+            yield from reader.more()
+            if reader.over or not alive:
                 return
             time.sleep(_POLL_S)
 
