@@ -50,6 +50,8 @@ __all__ = [
 
 # -- collecting
 
+_STATE_FOLLOWS_S = 5.0  # how long a state may say "running" of a container whose processes are gone
+
 
 class Event(NamedTuple):
     """Something that happened to a target: `start`, `stop` (text: exit status) or `oom`."""
@@ -115,6 +117,7 @@ class _Target:
         self.thing, self.series, self.net, self.retry_s = thing, series, net, retry_s
         self.reader: Reader | None = None
         self.retry_at = 0.0
+        self.gone_at: float | None = None
         self.ooms = 0
 
     def tick(self, now: float) -> None:
@@ -141,13 +144,19 @@ class _Target:
             self.reader, state = None, {"status": "exited"}  # removed (--rm): as ended as can be
         if self.reader is not None:
             self.series.ended = False
+            self.gone_at = None
             limits = self.reader.limits()
             if limits.memory_bytes is None and self.series.kind == "vm":
                 limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
             self.series.limits = limits
             self.ooms = 0
             self.series.events.append(Event(now, "start"))
-        elif not self.series.ended and state.get("status") != "created":
+            return
+        if self.gone_at is None:
+            self.gone_at = now
+        # Its processes are gone before its state says so, and only then the exit status is known.
+        waiting = state.get("status") in ("running", "paused") and now - self.gone_at < _STATE_FOLLOWS_S
+        if not self.series.ended and not waiting and state.get("status") != "created":
             self._end(now, state)
 
     def _end(self, now: float, state: Mapping[str, Any]) -> None:

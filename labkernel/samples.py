@@ -283,6 +283,12 @@ def _stat_numbers(text: bytes) -> list[int]:
     return [int(word) for word in text[text.rindex(b")") + 4 :].split()]
 
 
+def _is_over(stat: bytes) -> bool:
+    # A process that nobody has waited for yet (Z) still has all its files, and uses nothing.
+    end = stat.rfind(b")")
+    return end < 0 or stat[end + 2 : end + 3] in b"ZX"
+
+
 class ProcessReader:
     """Figures of one process, all its threads: what a virtual machine costs outside (the pid of QEMU).
 
@@ -300,7 +306,7 @@ class ProcessReader:
     def read(self) -> Sample | None:
         try:
             stat = self._files.read("stat")
-            if not stat or stat[stat.rindex(b")") + 2 : stat.rindex(b")") + 3] in b"ZX":
+            if _is_over(stat):
                 return None
             numbers = _stat_numbers(stat)
             resident = int(self._files.read("statm", 128).split()[1]) * _PAGE
@@ -365,7 +371,7 @@ class ProcessTreeReader:
 
     def read(self) -> Sample | None:
         try:
-            if not self._self.read("stat"):
+            if _is_over(self._self.read("stat")):
                 return None
             net = self._net.read() if self._net else None
             if self._proc is None:
@@ -475,7 +481,11 @@ def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
     pid, cgroup = int(state["pid"]), state.get("cgroup") or {}
     if cgroup.get("version") and cgroup.get("paths"):
         return CgroupReader(int(cgroup["version"]), cgroup["paths"], net_pid=pid if net else None)
-    return ProcessTreeReader(pid, net=net)
+    try:
+        over = _is_over(_slurp(f"/proc/{pid}/stat", None))
+    except OSError:
+        over = True
+    return None if over else ProcessTreeReader(pid, net=net)
 
 
 def state_of(thing: Any) -> Mapping[str, Any] | None:

@@ -295,6 +295,24 @@ def test_a_machine_has_its_memory_as_limit_and_may_start_later() -> None:
     assert series.events[-1].text == "3"
 
 
+def test_a_stop_is_marked_when_its_status_is_known() -> None:
+    child = burn(0.05)
+    state = {"status": "running", "pid": child.pid, "cgroup": {"version": 0, "paths": {}}}
+    sampler = Sampler(state, retry_s=0)
+    series = sampler.series(state)
+    sampler.tick()
+    assert len(series.samples) == 1
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie: gone, and not yet waited for
+    sampler.tick()
+    sampler.tick()
+    assert [event.kind for event in series.events] == ["start"]
+    child.wait()
+    state.update(status="exited", exit_code=137)
+    sampler.tick()
+    assert [(event.kind, event.text) for event in series.events] == [("start", ""), ("stop", "137")]
+
+
 def test_the_thread_samples_and_stops() -> None:
     child = burn(0.05)
     with Sampler(child.pid, hz=100) as sampler:

@@ -426,8 +426,9 @@ function view(model, store, el) {
     return { from, to: Math.max(to, from + (seconds ? Math.min(seconds, 15) : 5)), at: cross };
   };
 
-  const paint = () => {
-    asked = 0;
+  // The words are not left to the next frame: a browser that is busy, or a page in the background, draws none for a
+  // while, and a key that was taken must show at once that it was.
+  const tell = () => {
     const ended = store.state === "ended";
     const lost = !ended && store.seen > 0 && performance.now() - store.seen > 4000;
     status.textContent = ended ? "ended" : lost ? "no figures: has the kernel stopped?" : heldAt !== null ? "paused" : store.seen ? "live" : "waiting";
@@ -435,6 +436,10 @@ function view(model, store, el) {
     stop.disabled = ended || lost;
     pause.textContent = heldAt === null ? "Pause" : "Resume";
     pause.setAttribute("aria-pressed", String(heldAt !== null));
+  };
+  const paint = () => {
+    asked = 0;
+    tell();
     const colours = theme(root);
     legend.replaceChildren(
       ...store.targets.map((target, index) => {
@@ -457,6 +462,7 @@ function view(model, store, el) {
   };
   const toggle = () => {
     heldAt = heldAt === null ? now() : null;
+    tell();
     ask();
   };
   /** @param {number} step */

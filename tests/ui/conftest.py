@@ -137,6 +137,12 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.fixture(scope="session")
+def expect() -> Any:
+    """Playwright's `expect`: every assertion about the page waits for what it claims, since a browser answers later."""
+    return pytest.importorskip("playwright.sync_api").expect
+
+
 CELLS = """() => {
   const cells = Array.from(window.jupyterapp.shell.currentWidget.content.model.cells);
   return cells.map(cell => ({
@@ -234,7 +240,7 @@ def open_notebook(lab: Lab, browser: Any) -> Iterator[Any]:
           return widget?.sessionContext?.session?.kernel?.connectionStatus === 'connected'
             && widget.sessionContext.session.kernel.status === 'idle';
         }"""
-        page.wait_for_function(ready, timeout=60_000)
+        page.wait_for_function(ready, timeout=120_000)
         return Notebook(lab, page, name)
 
     yield open_it

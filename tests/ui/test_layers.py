@@ -22,19 +22,19 @@ image = lab.builds.build(dockerfile, tags=["explored"]).image"""
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_layers_open_without_a_kernel(open_notebook: Any, theme: str) -> None:
+def test_layers_open_without_a_kernel(open_notebook: Any, expect: Any, theme: str) -> None:
     name = f"layers-{theme.split()[1].lower()}"
     notebook = open_notebook(f"{name}.ipynb", BUILD, 'lab.layers("explored")', "%container image layers explored")
     page = notebook.page
     notebook.theme(theme)
     notebook.run_all()
-    page.wait_for_function("() => document.querySelectorAll('.labkernel-layers').length === 2", timeout=60_000)
+    page.wait_for_function("() => document.querySelectorAll('.labkernel-layers').length === 2", timeout=120_000)
     explorer = page.locator(".labkernel-layers").first
-    assert "wasted" in explorer.inner_text()
+    expect(explorer).to_contain_text("wasted", timeout=60_000)
     layers = explorer.locator(":scope > details")
     for index in (1, 3):
         layers.nth(index).locator("summary").first.click()
-    assert "big" in explorer.inner_text()
+    expect(explorer.get_by_text("big").first).to_be_visible(timeout=60_000)
     page.evaluate("() => document.querySelector('.labkernel-layers').scrollIntoView({ block: 'start' })")
     where = os.environ.get("LABKERNEL_SCREENSHOTS")
     if where:
@@ -44,7 +44,7 @@ def test_layers_open_without_a_kernel(open_notebook: Any, theme: str) -> None:
     saved = "".join(notebook.save()["cells"][1]["outputs"][0]["data"]["text/html"])
     alone = page.context.new_page()
     alone.set_content(saved)
-    assert not alone.get_by_text("main.py", exact=False).last.is_visible()
+    expect(alone.get_by_text("main.py", exact=False).last).to_be_hidden(timeout=60_000)
     alone.locator(".labkernel-layers > details").nth(2).locator("summary").first.click()
-    assert alone.get_by_text("+ main.py").is_visible()
+    expect(alone.get_by_text("+ main.py")).to_be_visible(timeout=60_000)
     alone.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,13 @@ OPEN = "() => [...document.querySelectorAll('details.labkernel-build')].map(e =>
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_steps_are_shown_live_and_fold(open_notebook: Any, theme: str) -> None:
+def test_steps_are_shown_live_and_fold(open_notebook: Any, expect: Any, theme: str) -> None:
     name = f"progress-{theme.split()[1].lower()}"
     notebook = open_notebook(f"{name}.ipynb", STEPS, "build(True, 0.1)", "build(False, 4)", "'the end'")
     page = notebook.page
     notebook.theme(theme)
     notebook.run_all()
-    page.wait_for_function(f"() => JSON.stringify(({OPEN})()) === '[true,true]'", timeout=60_000)
+    page.wait_for_function(f"() => JSON.stringify(({OPEN})()) === '[true,true]'", timeout=120_000)
     # In one call: the output is replaced several times a second.
     page.evaluate(
         "() => [...document.querySelectorAll('details.labkernel-build')].at(-1).scrollIntoView({ block: 'end' })"
@@ -58,8 +59,9 @@ def test_steps_are_shown_live_and_fold(open_notebook: Any, theme: str) -> None:
         Path(where).mkdir(parents=True, exist_ok=True)
         page.wait_for_timeout(1500)
         page.screenshot(path=str(Path(where) / f"{name}.png"))
-    page.wait_for_function(f"() => JSON.stringify(({OPEN})()) === '[true,false]'", timeout=60_000)
-    assert "error: expected" in page.locator("details.labkernel-build").first.inner_text()
-    assert page.locator("details.labkernel-build").last.locator("summary").inner_text().startswith("Built in")
+    page.wait_for_function(f"() => JSON.stringify(({OPEN})()) === '[true,false]'", timeout=120_000)
+    builds = page.locator("details.labkernel-build")
+    expect(builds.first).to_contain_text("error: expected", timeout=60_000)
+    expect(builds.last.locator("summary")).to_have_text(re.compile(r"^\s*Built in"), timeout=60_000)
     cells = notebook.save()["cells"]
     assert len(cells[2]["outputs"]) == 1
