@@ -46,7 +46,15 @@ class QuietHost(Host):
     def line(self, text: str = "") -> None:
         self.lines.append(text)
 
-    warn = line
+    warn = note = line
+
+    def write(self, stream: str, data: bytes) -> None:
+        self.lines.append(data.decode())
+
+    def live(self) -> Any:
+        raise AssertionError("nothing is drawn before an engine was asked")
+
+    build_progress = live
 
     def error(self, err: LabkernelError) -> None:
         self.lines.append(err.brief)
