@@ -18,6 +18,7 @@ from .store.database import Database
 from .store.layout import Layout
 
 if TYPE_CHECKING:
+    from .autobuilds import Autobuilds
     from .builds import Builds
     from .comparisons import Comparisons
     from .consistency import Problem
@@ -107,6 +108,12 @@ class Engine:
         return Registries(self.layout)
 
     @cached_property
+    @cached_property
+    def autobuilds(self) -> Autobuilds:
+        from .autobuilds import Autobuilds
+
+        return Autobuilds(self.layout, self.images, lambda: self.builds, lambda: self.pushes)
+
     def logins(self) -> Logins:
         from .logins import Logins
 

@@ -16,7 +16,7 @@ MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     # images
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
-    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification"),
+    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification", "autobuilds"),
     # builds
     *("builds", "building"),
     # several containers together

@@ -9,7 +9,7 @@ import click
 
 from ..display import human_size
 from ..errors import UsageError
-from .grammar import LabGroup, command, flag, host_of, option
+from .grammar import Entry, LabGroup, command, flag, host_of, option
 from .values import Listing, tabulate
 
 _SERVING = (
@@ -111,6 +111,10 @@ def gc(ctx: click.Context, /, root: str | None, grace: float | None) -> None:
     host.line(f"Removed {count} blobs, {human_size(freed)}")
 
 
-registry = LabGroup("registry", help="The private registry: pull from and push to this machine.")
+registry = LabGroup(
+    "registry",
+    help="The private registry: pull from and push to this machine.",
+    entries={"autobuild": Entry("autobuild:autobuild", "Build and publish what is pushed to a git repository")},
+)
 for _each in (serve, start, stop, ls, gc):
     registry.add_command(_each)
