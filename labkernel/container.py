@@ -531,6 +531,9 @@ def status_words(state: Mapping[str, Any]) -> str:
     status, now = state["status"], time.time()
     if status in ("running", "paused"):
         up = f"Up {human_duration(now - (state.get('started_at') or now))}"
+        health = (state.get("health") or {}).get("Status")
+        if health and status == "running":
+            return f"{up} ({'health: starting' if health == 'starting' else health})"
         return f"{up} (Paused)" if status == "paused" else up
     if status == "created":
         return "Created"

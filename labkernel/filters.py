@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .containers import Containers
 
 _STATES = ("created", "restarting", "running", "removing", "paused", "exited", "dead")
+_HEALTH = ("none", "starting", "healthy", "unhealthy")
 _RUNNING = ("running", "paused", "restarting")
 
 Test = Callable[[Container], bool]
@@ -152,10 +153,18 @@ def _by_network(_service: Containers, _all: Sequence[Container], words: list[str
     return lambda container: (container.settings.get("network_mode") or "bridge") in words
 
 
+def _by_health(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
+    for word in words:
+        if word not in _HEALTH:
+            raise UsageError(f"invalid filter 'health={word}'", resolution=f"one of {', '.join(_HEALTH)}")
+    return lambda container: ((container.runtime_state().get("health") or {}).get("Status") or "none") in words
+
+
 _TESTS: dict[str, Callable[[Any, Sequence[Container], list[str]], Test]] = {
     "ancestor": _by_ancestor,
     "before": _by_time(before=True),
     "exited": _by_exit,
+    "health": _by_health,
     "id": _by_id,
     "label": _by_label,
     "name": _by_name,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .runtime import healthcheck
 from .runtime.logs import timestamp
 from .runtime.sharing import parse_device
 from .runtime.spec import DEFAULT_SHM_BYTES, MASKED_PATHS, READONLY_PATHS, network_mode
@@ -205,7 +206,7 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
         "StdinOnce": False,
         "Env": process["env"],
         "Cmd": cmd,
-        "Healthcheck": settings.get("healthcheck") or image_config.get("Healthcheck"),
+        "Healthcheck": healthcheck.merge(image_config, settings),
         "Image": container.image_ref,
         "Volumes": volumes or None,
         "WorkingDir": settings.get("working_dir") or image_config.get("WorkingDir") or "",

@@ -8,7 +8,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import LabkernelError, UsageError
 
 # Flag (as click names it) → keyword of the service, where the value goes over as it is.
 _PLAIN = {
@@ -88,6 +88,9 @@ def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, 
         settings["sysctls"] = dict(_pair(word, "=", "--sysctl") for word in flags["sysctl"])
     if flags.get("publish"):
         settings["ports"] = ports(flags["publish"])
+    check = healthcheck_of(flags)
+    if check:
+        settings["healthcheck"] = check
     _mounts(settings, flags, cwd)
     return settings
 
@@ -124,6 +127,36 @@ def labels_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
     lines = [line for name in flags.get("label_file") or () for line in read_lines(cwd / name)]
     pairs = (word.partition("=") for word in (*lines, *(flags.get("label") or ())))
     return {name: value for name, _, value in pairs}
+
+
+def healthcheck_of(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """--health-* and --no-healthcheck as the SDK's `healthcheck`; empty when none was given."""
+    found: dict[str, Any] = {}
+    if flags.get("health_cmd"):
+        found["test"] = ["CMD-SHELL", flags["health_cmd"]]
+    for name in ("interval", "timeout", "start_period", "start_interval"):
+        text = flags.get(f"health_{name}")
+        if text:
+            found[name] = duration_ns(text, f"--health-{name.replace('_', '-')}")
+    if flags.get("health_retries"):
+        found["retries"] = flags["health_retries"]
+    if not flags.get("no_healthcheck"):
+        return found
+    if found:
+        raise UsageError("--no-healthcheck conflicts with --health-* options")
+    return {"test": ["NONE"]}
+
+
+def duration_ns(text: str, name: str) -> int:
+    """Go's durations (`1m30s`) in nanoseconds."""
+    from ..dockerfile.durations import parse_duration_ns
+
+    try:
+        return parse_duration_ns(text)
+    except LabkernelError as err:
+        raise UsageError(
+            f'invalid argument "{text}" for "{name}" flag: {err.brief}', resolution=err.resolution
+        ) from None
 
 
 def restart_policy(text: str) -> dict[str, Any]:

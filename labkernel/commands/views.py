@@ -78,7 +78,8 @@ def container_status(state: Mapping[str, Any]) -> str:
         health = (state.get("Health") or {}).get("Status")
         if status == "restarting":
             return f"Restarting ({state.get('ExitCode', 0)}) {age(state.get('FinishedAt'))}"
-        suffix = " (Paused)" if status == "paused" else f" ({health})" if health and health != "none" else ""
+        shown = "health: starting" if health == "starting" else health
+        suffix = " (Paused)" if status == "paused" else f" ({shown})" if health and health != "none" else ""
         return f"Up {up}{suffix}"
     if status in ("exited", "stopped"):
         return f"Exited ({state.get('ExitCode', 0)}) {age(state.get('FinishedAt'))}"

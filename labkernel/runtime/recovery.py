@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ..errors import LabkernelError
-from . import instances, restarts, sessions
+from . import health, instances, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -60,6 +60,7 @@ def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
     if inst.pidfd < 0 or (inst.state["pid_start"] and instances.process_start(pid) != inst.state["pid_start"]):
         _adopt_ended(sup, inst, pid)
         return
+    health.resume(sup, inst)
     inst.try_save()
     sup.watch_streams(inst)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConflictError, StartError
@@ -38,6 +39,9 @@ class Session:
         self.id = str(message.get("exec_id") or os.urandom(32).hex())
         self.sock: socket.socket | None = None
         self.code: int | None = None
+        # For who is no client: output, and (exit code, error) at the end.
+        self.on_output: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[int, str], None] | None = None
 
     def begin(self) -> None:
         words = " ".join(map(str, self.process.get("args") or []))
@@ -109,6 +113,8 @@ class Session:
         if self.conn is not None:
             self.conn.finish(protocol.encode_message(error.to_dict()))
         self._close()
+        if self.on_end is not None:
+            self.on_end(error.exit_code, error.brief)
 
     def _started(self, moment: float) -> None:
         self.pidfd = os.pidfd_open(self.pid)
@@ -137,7 +143,8 @@ class Session:
     def held(self) -> dict[str, Any]:
         """What the keeper holds of this session."""
         fds = {str(number): fd for number, fd in enumerate(self.outputs)}
-        return {"state": {"id": self.inst.id, "pid": self.pid, "terminal": self.terminal}, "fds": fds}
+        own = self.on_end is not None
+        return {"state": {"id": self.inst.id, "pid": self.pid, "terminal": self.terminal, "own": own}, "fds": fds}
 
     @property
     def key(self) -> str:
@@ -184,6 +191,8 @@ class Session:
                 del self.outputs[fd]
                 os.close(fd)
             return False
+        if self.on_output is not None:
+            self.on_output(data)
         if self.conn is not None:
             self.conn.send(protocol.encode_frame(self.outputs[fd], data))
             if self.conn is not None and self.conn.pending > HIGH_BYTES and self.code is None:
@@ -225,6 +234,8 @@ class Session:
             end = {"exit_code": code, "oom_killed": False, "error": ""}
             self.conn.finish(protocol.encode_control({"exited": end}))
         self._close()
+        if self.on_end is not None:
+            self.on_end(code, "")
 
     def _close(self) -> None:
         for fd in self.outputs:
@@ -278,6 +289,9 @@ def adopt(sup: Any, entry: dict[str, Any]) -> None:
         return
     sup.sessions[session.pid] = session
     session.listen(None)
+    if state.get("own"):
+        # A health check of the killed supervisor: nobody watches its deadline any more.
+        os.kill(session.pid, signal.SIGKILL)
 
 
 def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs: list[int], *, terminal: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UsageError
-from . import sharing
+from . import healthcheck, sharing
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -398,10 +398,6 @@ def _network_mode(value: Any) -> str:
     return mode
 
 
-def _healthcheck(value: Any) -> dict[str, Any]:
-    return {str(key)[:1].lower() + str(key)[1:]: item for key, item in value.items()}
-
-
 def _extra_hosts(value: Any) -> list[str]:
     items = [f"{k}:{v}" for k, v in value.items()] if isinstance(value, Mapping) else list(map(str, value))
     for item in items:
@@ -440,7 +436,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "environment": _environment,
     "extra_hosts": _extra_hosts,
     "group_add": _words,
-    "healthcheck": _healthcheck,
+    "healthcheck": healthcheck.check,
     "hostname": _hostname,
     "init": _flag,
     "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host"),

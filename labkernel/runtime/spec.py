@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..linux.limits import DEVICE_RULES
+from . import healthcheck
 from .sharing import SHARED, device_rules, find_devices
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -139,7 +140,7 @@ def _own(image_config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         "cwd_create": True,
         "path_search": True,
         "restart": settings.get("restart_policy") or {"name": "no", "max_retries": 0},
-        "healthcheck": settings.get("healthcheck") or _healthcheck(image_config),
+        "healthcheck": healthcheck.plan(image_config, settings),
         "extra_hosts": settings.get("extra_hosts") or [],
         "dns": settings.get("dns") or [],
         "dns_search": settings.get("dns_search") or [],
@@ -366,10 +367,3 @@ def _ordered(settings: Mapping[str, Any], mounts: Sequence[dict[str, Any]]) -> l
             }
         )
     return sorted(found, key=lambda mount: mount["destination"].rstrip("/").count("/"))
-
-
-def _healthcheck(image_config: Mapping[str, Any]) -> dict[str, Any] | None:
-    check = image_config.get("Healthcheck")
-    if not check or (check.get("Test") or ["NONE"])[0] == "NONE":
-        return None
-    return {key[:1].lower() + key[1:]: value for key, value in check.items()}

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
-from . import instances, keeper, protocol, restarts, takeover
+from . import health, instances, keeper, protocol, restarts, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -284,6 +284,7 @@ class Supervisor:
                 conn.finish(protocol.encode_message(answer))
         inst.starters = []
         self.watch_streams(inst)
+        health.begin(self, inst)
         inst.try_save()
         self.events.add("start", inst.id)
         # Not at once: making a child takes a millisecond that a short command's end would wait for.
@@ -397,6 +398,7 @@ class Supervisor:
         pid = inst.pid
         self.orphans.pop(pid, None)
         self.loop.unwatch(inst.pidfd)
+        health.end(inst)
         inst.kill_rest()
         for fd, stream in list(inst.outputs.items()):
             while self.pump(inst, fd, stream):

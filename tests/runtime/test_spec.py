@@ -164,6 +164,13 @@ def test_numbers_of_a_user() -> None:
 
 
 def test_healthcheck_of_the_image() -> None:
-    image = {**IMAGE, "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5}}
-    assert make(image)["labkernel"]["healthcheck"] == {"test": ["CMD", "true"], "interval": 5}
+    image = {**IMAGE, "Healthcheck": {"Test": ["CMD", "true"], "Interval": 5_000_000}}
+    assert make(image)["labkernel"]["healthcheck"] == {
+        "args": ["true"],
+        "interval_s": 0.005,
+        "timeout_s": 30.0,
+        "start_period_s": 0.0,
+        "start_interval_s": 5.0,
+        "retries": 3,
+    }
     assert make({**IMAGE, "Healthcheck": {"Test": ["NONE"]}})["labkernel"]["healthcheck"] is None
