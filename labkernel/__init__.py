@@ -6,9 +6,10 @@ nothing heavy: the engine and the Jupyter entry points are imported when they ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing itself takes 8 ms to import
 if TYPE_CHECKING:
+    from typing import Any
+
     from .engine import Engine
 
 __version__ = "0.1.0"

@@ -270,7 +270,9 @@ class _Build:
             export_cache(self._builds.db, self._builds.blobs, self._cache.used, Path(self._options.cache_to))
         self._cache.touch()
         self._warn_unused()
-        return BuildResult(image, self._steps, self._warnings, time.monotonic() - started)
+        trace = self._context.trace
+        trace.keys = self._cache.used
+        return BuildResult(image, self._steps, self._warnings, time.monotonic() - started, trace)
 
     # -- planning ------------------------------------------------------------------------------------------------
 
@@ -371,7 +373,13 @@ class _Build:
                 from .pulls import Pulls
 
                 return Pulls(images).pull(str(wanted), notify=self._warn).image
-        return images.resolve(name, notify=self._warn)
+        image = images.resolve(name, notify=self._warn)
+        trace, tag = self._context.trace, _canonical_tag(name)
+        if tag is not None and images.catalog.find_by_tag(tag) == image.id:
+            trace.names[tag] = image.id
+        else:
+            trace.repeatable = False
+        return image
 
     def _check_platform(self, wanted: str, place: From) -> None:
         if wanted and wanted.split("/")[:2] != ["linux", host_architecture()]:
@@ -484,6 +492,18 @@ class _Build:
         return BuildError(
             brief, status=err.status, details="\n".join([*shown, lines]), resolution=_hint(err.status, shown), **where
         )
+
+
+def _canonical_tag(name: str) -> str | None:
+    """As the catalogue has it; None for an id or a digest."""
+    from .errors import InvalidReference
+    from .oci import reference
+
+    try:
+        wanted = reference.parse(name).with_default_tag()
+    except InvalidReference:
+        return None
+    return None if wanted.digest else str(wanted)
 
 
 def _hint(status: int, shown: Sequence[str]) -> str:

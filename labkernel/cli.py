@@ -1,136 +1,91 @@
-"""The terminal's host of the commands: `labkernel …`. Parsing and meaning are in `commands/`."""
+"""The `labkernel` command: what is started in the terminal. Its host and all that can be said is in `terminal`.
+
+A build of which nothing has changed is answered here already (building/unchanged.py): loading the builder would take
+ten times as long as the answer.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
-from .commands.grammar import invoke
-from .commands.host import Host, Progress
-from .commands.tree import ROOT
-from .errors import LabkernelError
-
+TYPE_CHECKING = False  # typing itself takes 8 ms to import
 if TYPE_CHECKING:
-    from .engine import Engine
+    from collections.abc import Sequence
+    from typing import Any
+
+    from .terminal import TerminalHost, run
+
+__all__ = ["TerminalHost", "main", "run"]
 
 
-def _open() -> Engine:
-    from .engine import Engine
+def __getattr__(name: str) -> Any:
+    if name not in ("TerminalHost", "run"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import terminal
 
-    return Engine.open()
-
-
-class TerminalHost(Host):
-    """Writes to the process's own stdout and stderr; asks its terminal."""
-
-    def __init__(self, open_engine: Callable[[], Engine] = _open, prog: str = "labkernel") -> None:
-        super().__init__(open_engine, prog)
-
-    def write(self, stream: str, data: bytes) -> None:
-        target = sys.stderr if stream == "stderr" else sys.stdout
-        target.flush()
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(target.fileno(), rest) :]
-
-    def line(self, text: str = "") -> None:
-        print(text, flush=True)  # noqa: T201
-
-    def warn(self, text: str) -> None:
-        print(f"WARNING: {text}", file=sys.stderr, flush=True)  # noqa: T201
-
-    def note(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-    def warn_once(self, text: str) -> None:
-        # Once per store and boot: the runtime directory does not outlive a reboot.
-        marker = self.engine.layout.runtime_dir / f"told-{zlib.crc32(text.encode()):08x}"
-        try:
-            os.close(os.open(marker, os.O_CREAT | os.O_EXCL, 0o600))
-        except OSError:
-            return
-        self.warn(text)
-
-    def error(self, err: LabkernelError) -> None:
-        first, *rest = err.render()
-        print("\n".join([f"{self.prog}: {first}", *rest]), file=sys.stderr, flush=True)  # noqa: T201
-
-    @contextmanager
-    def live(self) -> Iterator[Callable[[str, str | None], None]]:
-        height = 0
-        moves = sys.stdout.isatty()
-
-        def redraw(text: str, html: str | None) -> None:
-            nonlocal height
-            lines = text.splitlines()
-            up = f"\x1b[{height}A\x1b[J" if height and moves else ""
-            self.line(up + "\n".join(lines))
-            height = len(lines)
-
-        yield redraw
-
-    def build_progress(self, dockerfile: str, *, mode: str) -> Progress:
-        from .widgets.progress import terminal_progress
-
-        return terminal_progress(mode=mode)  # type: ignore[arg-type]
-
-    def stdin_fd(self) -> int | None:
-        try:
-            return sys.stdin.fileno()
-        except (AttributeError, OSError, ValueError):
-            return None
-
-    def terminal_size(self) -> tuple[int, int] | None:
-        try:
-            size = os.get_terminal_size(sys.stdout.fileno())
-        except (OSError, ValueError):
-            return None
-        return size.lines, size.columns
-
-    def stdout_binary(self) -> Any | None:
-        return None if sys.stdout.isatty() else sys.stdout.buffer
-
-
-def run(argv: Sequence[str], host: Host) -> int:
-    """One command line; prints its value or its error, and gives the exit code.
-
-    A bug keeps its traceback; what a user can meet is one line and a hint on stderr.
-    """
-    try:
-        value = invoke(ROOT, argv, host, host.prog)
-        text = getattr(value, "text", None)
-        text = text() if callable(text) else text
-        if text:
-            host.line(str(text))
-        elif text == "" and not hasattr(value, "exit_code"):
-            pass
-        return int(getattr(value, "exit_code", 0))
-    except LabkernelError as err:
-        sys.stdout.flush()
-        host.error(err)
-        return err.exit_code or 1
-    except KeyboardInterrupt:
-        return 130
+    return getattr(terminal, name)
 
 
 def main() -> None:
     """The `labkernel` command."""
-    if os.environ.get("_LABKERNEL_COMPLETE"):
-        # `eval "$(_LABKERNEL_COMPLETE=bash_source labkernel)"` is how click gives a shell its completion.
-        ROOT.main(prog_name="labkernel", obj=TerminalHost())
     code = 1
     try:
-        code = run(sys.argv[1:], TerminalHost())
+        code = _carry_out(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`| head`) has left; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     sys.exit(code)
+
+
+def _carry_out(words: Sequence[str]) -> int:
+    if words[:1] == ["build"] and _unchanged(words[1:]):
+        return 0
+    if words[:1] == ["pull"] and _up_to_date(words[1:]):
+        return 0
+    from . import terminal
+
+    if os.environ.get("_LABKERNEL_COMPLETE"):
+        # `eval "$(_LABKERNEL_COMPLETE=bash_source labkernel)"` is how click gives a shell its completion.
+        terminal.complete()
+    return terminal.run(words, terminal.TerminalHost(words=words))
+
+
+def _unchanged(words: Sequence[str]) -> bool:
+    """Say what `labkernel build WORDS…` would say when nothing it depends on has changed."""
+    from . import __version__
+    from .building.unchanged import find
+
+    record = find(words, __version__)
+    if record is None:
+        return False
+    mode = record["progress"]
+    if mode == "tty" or (mode == "auto" and sys.stderr.isatty()):
+        from .building.result import BuildStep
+        from .widgets.progress import terminal_progress
+
+        with terminal_progress(mode="tty") as progress:
+            for number, total, stage, text, line, end_line, size in record["steps"]:
+                progress(BuildStep(number, total, stage, text, line, end_line, "cached", size_bytes=size))
+    elif mode != "quiet":
+        sys.stderr.write(record["plain"])
+    sys.stderr.write("".join(f"WARNING: {warning}\n" for warning in record["warnings"]))
+    sys.stderr.flush()
+    sys.stdout.write("".join(f"{line}\n" for line in record["lines"]))
+    return True
+
+
+def _up_to_date(words: Sequence[str]) -> bool:
+    """Say what `labkernel pull WORDS…` would say when the image is as it is at its registry."""
+    from .uptodate import find
+
+    lines = find(words)
+    if lines is None:
+        return False
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return True
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SERVICES = {
     # figures and machines
     *("vms", "metrics", "samples", "comparisons", "figures"),
 }
-FACES = {"magics", "cli", "kernel", "commands", "widgets", "api", "grading"}
+FACES = {"magics", "cli", "terminal", "kernel", "commands", "widgets", "api", "grading"}
 
 # Forked for every container or kept for every store: only the standard library, `linux` and `errors`.
 LIGHT = ("linux/", "runtime/keeper", "runtime/supervisor", "runtime/init", "runtime/pool", "runtime/protocol")
@@ -45,7 +45,8 @@ BELOW = {
     **{room: {"engine", *SERVICES, *LEAVES, room} for room in FACES},
 }
 BELOW["commands"] |= {"widgets", "dockerfile", "linux", "runtime"}
-BELOW["cli"] |= {"commands", "widgets"}
+BELOW["terminal"] |= {"commands", "widgets"}
+BELOW["cli"] |= {"terminal", "widgets"}
 BELOW["magics"] |= {"commands", "widgets"}
 BELOW["kernel"] |= {"magics"}
 

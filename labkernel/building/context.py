@@ -8,6 +8,7 @@ import posixpath
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..oci.rootfd import Root
 from ..oci.selection import select
 from ..store.database import Database
 from .cache import ContextDigests
+from .result import Trace
 
 
 class Context:
@@ -40,6 +42,7 @@ class Context:
         self._root: Root | None = None
         self._ignore: IgnoreMatcher | None = None
         self._digests: ContextDigests | None = None
+        self.trace = Trace(directory, time.time_ns(), repeatable=not files)
 
     def __enter__(self) -> Context:
         return self
@@ -80,7 +83,7 @@ class Context:
         try:
             with self._lock:
                 root = self._open()
-                return select(
+                found = select(
                     root, sources, leave_out=self._ignore, exclude=exclude, parents=parents, digest=self._digests
                 )
         except FileNotFoundError as err:
@@ -88,6 +91,8 @@ class Context:
         except OSError as err:
             name = os.fsdecode(err.filename) if err.filename else "a file"
             raise BuildError(f"{step.name} failed: cannot read {name} in the build context: {err.strerror}") from err
+        self.trace.taken += [(word, [item for item in found if item["pattern"] == word]) for word in sources]
+        return found
 
     def _open(self) -> Root:
         if self._root is None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..display import human_size, table_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..image import Image
 
 
@@ -43,6 +45,19 @@ class BuildStep:
 
 
 @dataclass
+class Trace:
+    """What a build depended on (see unchanged.py). `names`: canonical tag -> id of the images it is based on; `taken`:
+    (pattern, selection) of what came from the context `directory`; `keys` of the cache; `began_ns` since 1970."""
+
+    directory: Path | None
+    began_ns: int
+    names: dict[str, str] = field(default_factory=dict)
+    taken: list[tuple[str, list[dict[str, Any]]]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    repeatable: bool = True
+
+
+@dataclass
 class BuildResult:
     """A finished build: the image, the steps in order, warnings. Iterates as (image, steps), like the Docker SDK's."""
 
@@ -50,6 +65,7 @@ class BuildResult:
     steps: list[BuildStep]
     warnings: list[str] = field(default_factory=list)
     duration_s: float = 0.0
+    trace: Trace | None = field(default=None, repr=False)
 
     @property
     def id(self) -> str:

@@ -164,6 +164,7 @@ class _Transfer:
         step, stage = self._step, self._stage
         assert isinstance(step, ins.Add)
         layout = stage.layout
+        stage.context.trace.repeatable = False  # it has to be asked again
         checksum = stage.expand(step.checksum) if step.checksum else None
         if is_git(word):
             base = self._stack.enter_context(temporary_directory(layout, "git"))

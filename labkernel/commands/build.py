@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -190,13 +190,53 @@ def build_text(
         write_output(host, result, output)
     if flags["iidfile"]:
         (host.working_dir() / flags["iidfile"]).write_text(result.image.id)
-    if quiet and not host.notebook:
-        host.line(result.image.id)
-    elif not host.notebook and all(output.dest != "-" for output in outputs):
-        host.line(f"Successfully built {result.image.id.removeprefix('sha256:')[:12]}")
-        for name in settings["tags"]:
-            host.line(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}")
+    lines = _closing_lines(result, settings["tags"], quiet=quiet) if not host.notebook else []
+    for line in lines if all(output.dest != "-" for output in outputs) or quiet else ():
+        host.line(line)
+    if host.words is not None and dockerfile is not None:
+        _leave_record(host, text, dockerfile, flags, result, lines)
     return result
+
+
+def _closing_lines(result: Any, tags: Sequence[str], *, quiet: bool) -> list[str]:
+    """What a finished build says on stdout."""
+    if quiet:
+        return [result.image.id]
+    names = [name if ":" in name.rpartition("/")[2] else f"{name}:latest" for name in tags]
+    built = f"Successfully built {result.image.id.removeprefix('sha256:')[:12]}"
+    return [built, *(f"Successfully tagged {name}" for name in names)]
+
+
+def _leave_record(
+    host: Host, text: str, dockerfile: Path, flags: dict[str, Any], result: Any, lines: Sequence[str]
+) -> None:
+    """So that the same command line is answered at once while nothing has changed (`building.unchanged`)."""
+    import io
+
+    from .. import __version__
+    from ..building.result import BuildStep
+    from ..building.unchanged import remember
+    from ..widgets.progress import terminal_progress
+
+    ignores = [dockerfile.with_name(f"{dockerfile.name}.dockerignore")]
+    if result.trace is not None and result.trace.directory is not None:
+        ignores.append(result.trace.directory / ".dockerignore")
+    texts: dict[Path, bytes | None] = {}
+    try:
+        for path in (dockerfile, *ignores):
+            texts[path.absolute()] = path.read_bytes() if path.exists() else None
+    except OSError:
+        return
+    if texts[dockerfile.absolute()] != text.encode():
+        return  # changed meanwhile
+    plain = io.StringIO()
+    with terminal_progress(plain, "plain") as progress:
+        for step in result.steps:
+            places = (step.number, step.total, step.stage, step.text, step.line, step.end_line)
+            progress(BuildStep(*places, status="cached", size_bytes=step.size_bytes))
+    engine = host.engine
+    words = list(host.words or ())[1:]
+    remember(words, __version__, flags, result, engine.images, texts=texts, plain=plain.getvalue(), lines=lines)
 
 
 def check_text(host: Host, text: str, build_args: dict[str, str]) -> Any:

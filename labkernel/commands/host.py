@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +32,7 @@ class Host(ABC):
     """Base of both hosts. `prog` is how the user calls us (`labkernel`, `%container`)."""
 
     notebook = False
+    words: Sequence[str] | None = None  # the command line of a terminal
 
     def __init__(self, open_engine: Callable[[], Engine], prog: str = "labkernel") -> None:
         self._open_engine = open_engine
