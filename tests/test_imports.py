@@ -16,7 +16,7 @@ MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     # images
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
-    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification", "autobuilds"),
+    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification", "autobuilds", "uptodate"),
     # builds
     *("builds", "building"),
     # several containers together
