@@ -362,8 +362,11 @@ class Container:
         detach: bool = False,
         environment: Mapping[str, str] | Sequence[str] | None = None,
         workdir: str | None = None,
+        console_size: Sequence[int] | None = None,
+        exec_id: str | None = None,
     ) -> Attachment:
-        """Start a command inside and return the live connection to it."""
+        """Start a command inside and return the live connection to it. `console_size`: rows, columns; `exec_id`: what
+        events call it."""
         from .runtime.settings import normalize
         from .runtime.spec import finalize_environment
 
@@ -386,7 +389,9 @@ class Container:
             "privileged": privileged,
             "tty": tty,
         }
-        return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach)
+        if console_size:
+            process["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
+        return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach, exec_id=exec_id)
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -192,18 +192,18 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
     volumes: dict[str, Any] = {
         mount["destination"]: {} for mount in container.record.get("mounts", ()) if mount.get("anonymous")
     }
-    attached = not settings.get("detach", True)
+    attached = settings.get("attach") or ()
     return {
         "Hostname": config.get("hostname") or "",
         "Domainname": settings.get("domainname", ""),
         "User": settings.get("user") or image_config.get("User") or "",
-        "AttachStdin": False,
-        "AttachStdout": attached,
-        "AttachStderr": attached,
+        "AttachStdin": "stdin" in attached,
+        "AttachStdout": "stdout" in attached,
+        "AttachStderr": "stderr" in attached,
         "ExposedPorts": image_config.get("ExposedPorts"),
         "Tty": process["terminal"],
         "OpenStdin": bool(settings.get("stdin_open")),
-        "StdinOnce": False,
+        "StdinOnce": bool(settings.get("stdin_once")),
         "Env": process["env"],
         "Cmd": cmd,
         "Healthcheck": healthcheck.merge(image_config, settings),

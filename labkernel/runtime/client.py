@@ -165,7 +165,7 @@ class Attachment:
         for start in range(0, len(data), 65536):
             self._send(protocol.encode_frame(protocol.STDIN, data[start : start + 65536]))
 
-    def send_now(self, data: bytes) -> int:
+    def send_now(self, data: bytes | memoryview) -> int:
         """For an event loop: as much of whole `protocol` frames as the supervisor takes at once, in bytes. Raises
         BlockingIOError when it takes nothing now; what it has ended for is swallowed."""
         try:

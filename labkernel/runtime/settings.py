@@ -416,6 +416,7 @@ def _plain(value: Any) -> Any:
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
+    "attach": lambda value: [str(word).lower() for word in value],
     "auto_remove": _flag,
     "blkio_weight": _number,
     "cap_add": _capabilities("CapAdd"),
@@ -463,6 +464,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "restart_policy": _restart_policy,
     "security_opt": _security_opt,
     "shm_size": _shm_size,
+    "stdin_once": _flag,
     "stdin_open": _flag,
     "stop_signal": parse_signal,
     "stop_timeout": _number,
