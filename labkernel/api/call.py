@@ -187,6 +187,14 @@ class Call:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.host.pool, partial(function, *args, **kwargs))
 
+    async def alone(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+        """The same in a thread of its own, for what may take long: a stop, a copy, a body that comes slowly."""
+        producer: Producer[None] = Producer(lambda emit: function(*args, **kwargs))
+        while await producer.take():
+            pass
+        found: T = producer.result
+        return found
+
     async def read(self, limit: int = JSON_MAX_BYTES) -> bytes:
         """The whole body. Raises ApiError (413) when it is longer than `limit` bytes."""
         data = bytearray()
@@ -264,6 +272,12 @@ class Call:
             headers.update({"Connection": "Upgrade", "Upgrade": upgrade})
         self.began = True
         return await self._transport.hijack(101 if wants else 200, headers)
+
+    async def upgrade(self, headers: dict[str, str]) -> Duplex:
+        """Take the connection over for another protocol: 101 with these headers."""
+        await self.read()
+        self.began = True
+        return await self._transport.hijack(101, headers)
 
     # -- the client's end --------------------------------------------------------------------------------------------
 

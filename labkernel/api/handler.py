@@ -10,6 +10,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Awaitable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ else:
     _Base = object
 
 MAX_BODY_BYTES = 1 << 50  # build contexts and images have no bound of their own; JSON has: call.JSON_MAX_BYTES
+REST_S = 1.0
 _log = logging.getLogger("labkernel.api")
 
 
@@ -99,6 +101,7 @@ class Dispatch(_Base):
     def on_connection_close(self) -> None:
         if self._call is not None:
             self._call.leave()
+            self._body_done.set()
 
     # -- the answer
 
@@ -114,7 +117,7 @@ class Dispatch(_Base):
             if inspect.iscoroutinefunction(route.handler):
                 result = await route.handler(call)
             else:
-                result = await call.thread(route.handler, call)
+                result = await (call.alone if route.slow else call.thread)(route.handler, call)
             await self._send(result)
         except (ClientGone, StreamClosedError):
             self._break_off()
@@ -126,13 +129,24 @@ class Dispatch(_Base):
         finally:
             call.stream.drop()
 
+    async def _take_rest(self) -> None:
+        """Let the rest of the body come, for a moment: a client that is still sending when the connection is closed
+        may see that instead of the answer."""
+        assert self._call is not None
+        self._call.stream.drop()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._body_done.wait(), REST_S)
+
     async def _send(self, result: Any) -> None:
         call = self._call
         assert call is not None
         if call.began:
             if not self._finished:
+                await self._body_done.wait()
                 self.finish()
             return
+        if not self._body_done.is_set():
+            await self._take_rest()
         answer = result if isinstance(result, Answer) else Answer(204 if result is None else 200, result)
         self._set_head(answer.status, answer.headers)
         body = answer.body

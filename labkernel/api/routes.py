@@ -31,17 +31,19 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 NEWEST, OLDEST = (1, 50), (1, 24)
-_GROUPS = ("system", "swarm")
+_GROUPS = ("system", "events", "containers", "attach", "execs", "logs", "files", "volumes", "networks", "swarm")
 
 
 class Route(NamedTuple):
-    """One row. `since` is the first API version that has it."""
+    """One row. `since` is the first API version that has it. `slow`: a plain handler that may take long (a stop, a
+    prune) runs in a thread of its own instead of one of those that all calls share."""
 
     method: str
     pattern: str
     handler: Callable[[Any], Any]
     body: Any = None
     since: tuple[int, int] = OLDEST
+    slow: bool = False
 
 
 class Match(NamedTuple):
