@@ -44,6 +44,7 @@ BELOW = {
     "engine": {*SERVICES, *MECHANISMS, "linux", *LEAVES, "widgets"},
     **{room: {"engine", *SERVICES, *LEAVES, room} for room in FACES},
 }
+BELOW["api"] |= {"runtime"}
 BELOW["commands"] |= {"widgets", "dockerfile", "linux", "runtime"}
 BELOW["terminal"] |= {"commands", "widgets"}
 BELOW["cli"] |= {"terminal", "widgets"}
