@@ -9,7 +9,8 @@
 
 Names are checked against the specification's grammar before they become paths; none can begin with `_`. Everything
 appears by rename. Deleting takes names away; `collect` removes content that no name needs, and nothing that is younger
-than its grace, so never what is just being pushed. Knows no HTTP.
+than its grace, so never what is just being pushed: who is told that a blob is here makes it young, under a lock that
+the collection takes alone. Blobs may lie elsewhere, with others that need them (`StoreDepot`). Knows no HTTP.
 
 Source: OCI distribution-spec 1.1; image-spec for what a manifest names.
 """
@@ -17,6 +18,7 @@ Source: OCI distribution-spec 1.1; image-spec for what a manifest names.
 from __future__ import annotations
 
 import bisect
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +26,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -106,15 +109,16 @@ class Upload:
         os.fdatasync(self._file.fileno())
         self._file.close()
         target = self._depot.blob_path(digest)
-        if target.exists():
-            os.utime(target)
-            self._path.unlink()
-            self._depot.reserve(-self.size)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.chmod(self._path, 0o444)
-            os.rename(self._path, target)
-        self._depot.link_blob(self.name, digest)
+        with self._depot.keeping():
+            if target.exists():
+                _touch(target)
+                self._path.unlink()
+                self._depot.reserve(-self.size)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.chmod(self._path, 0o444)
+                os.rename(self._path, target)
+            self._depot.link_blob(self.name, digest)
         self._depot.forget(self)
 
     def cancel(self) -> None:
@@ -128,16 +132,36 @@ class Upload:
 class Depot:
     """One registry's directory. Used by one server process; `collect` may run beside it."""
 
-    def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
+    def __init__(self, root: Path, *, quota_bytes: int | None = None, blobs: Path | None = None) -> None:
+        """`blobs` is the directory of the content, where it is not the depot's own."""
         self.root = root
         self.quota_bytes = quota_bytes
+        self._blobs = blobs or root / "blobs"
         self._uploads: dict[str, Upload] = {}
         try:
-            for part in ("blobs/sha256", "repositories", "uploads"):
-                (root / part).mkdir(parents=True, exist_ok=True)
+            for directory in (self._blobs / "sha256", root / "repositories", root / "uploads"):
+                directory.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise StoreError(f"cannot use {root} for a registry: {err.strerror}") from err
-        self._used = _size_of(root) if quota_bytes is not None else 0
+        self._used = self._measure() if quota_bytes is not None else 0
+
+    @contextmanager
+    def _locked(self, mode: int) -> Iterator[None]:
+        """Between those who find content (shared) and the collection (alone), also of another process."""
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, mode)
+            yield
+        finally:
+            os.close(fd)
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """Held while content gets its name: no collection runs meanwhile."""
+        return self._locked(fcntl.LOCK_SH)
+
+    def _measure(self) -> int:
+        """Bytes that count against the quota."""
+        return _size_of(self._blobs) + _size_of(self.root / "uploads")
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
@@ -146,17 +170,18 @@ class Depot:
         if not oci.is_digest(digest):
             raise Problem(400, "DIGEST_INVALID", f"not a digest: {digest[:100]}")
         algorithm, _, encoded = digest.partition(":")
-        return self.root / "blobs" / algorithm / encoded
+        return self._blobs / algorithm / encoded
 
     def find_blob(self, name: str, digest: str) -> Path:
         """File of a blob of a repository. Raises Problem (404)."""
-        link = self._link(name, "_blobs", digest)
         path = self.blob_path(digest)
-        if not link.exists() or not path.exists():
-            raise Problem(404, "BLOB_UNKNOWN", "blob unknown to registry")
-        # Who was told that it is here may rely on it for a while.
-        _touch(link)
-        _touch(path)
+        link = self._link(name, "_blobs", digest)
+        with self._locked(fcntl.LOCK_SH):
+            if not link.exists() or not path.exists():
+                raise Problem(404, "BLOB_UNKNOWN", "blob unknown to registry")
+            # Who was told that it is here may rely on it for a while.
+            _touch(link)
+            _touch(path)
         return path
 
     def link_blob(self, name: str, digest: str) -> None:
@@ -167,11 +192,12 @@ class Depot:
         """Link a blob of another repository; False when it is not there."""
         if not oci.is_digest(digest) or source is None or not _NAME.fullmatch(source):
             return False
-        try:
-            self.find_blob(source, digest)
-        except Problem:
-            return False
-        self.link_blob(name, digest)
+        with self.keeping():
+            try:
+                self.find_blob(source, digest)
+            except Problem:
+                return False
+            self.link_blob(name, digest)
         return True
 
     def delete_blob(self, name: str, digest: str) -> None:
@@ -252,18 +278,20 @@ class Depot:
                 raise Problem(400, "DIGEST_INVALID", f"the manifest's digest is {digest}")
         elif not _TAG.fullmatch(reference):
             raise Problem(400, "MANIFEST_INVALID", f"not a tag: {reference[:150]}")
-        if not partial:
-            self._check_parts(name, parsed)
-        path = self.blob_path(digest)
-        if not path.exists():
-            self.reserve(len(raw))
-            _write(path, raw)
-        _touch(path)
-        _write(self._link(name, "_manifests", digest), json.dumps({"mediaType": media_type, "size": len(raw)}).encode())
-        if parsed.subject is not None:
-            self._refer(name, parsed, parsed.subject.digest, digest, media_type, len(raw))
-        if reference != digest:
-            _write(self._repository(name) / "_tags" / reference, digest.encode())
+        with self.keeping():
+            if not partial:
+                self._check_parts(name, parsed)
+            path = self.blob_path(digest)
+            if not path.exists():
+                self.reserve(len(raw))
+                _write(path, raw)
+            _touch(path)
+            facts = {"mediaType": media_type, "size": len(raw)}
+            _write(self._link(name, "_manifests", digest), json.dumps(facts).encode())
+            if parsed.subject is not None:
+                self._refer(name, parsed, parsed.subject.digest, digest, media_type, len(raw))
+            if reference != digest:
+                _write(self._repository(name) / "_tags" / reference, digest.encode())
         return digest, parsed.subject.digest if parsed.subject else None
 
     def put_tag(self, name: str, tag: str, digest: str) -> None:
@@ -340,23 +368,40 @@ class Depot:
         # The clock first: what is confirmed while we look is younger than that.
         limit = time.time() - grace_s
         needed = set(self._needed())
-        count = freed = 0
         for name in self.repositories():
             for link in (self._repository(name) / "_blobs").glob("*-*"):
-                if link.name.replace("-", ":", 1) not in needed and _age_mark(link) < limit:
-                    link.unlink(missing_ok=True)
-        for path in (self.root / "blobs").glob("*/*"):
-            digest = f"{path.parent.name}:{path.name}"
-            if digest not in needed and _age_mark(path) < limit:
-                size = path.stat().st_size
-                path.unlink(missing_ok=True)
-                count, freed = count + 1, freed + size
+                if link.name.replace("-", ":", 1) not in needed:
+                    self._remove_if_old(link, limit)
+        count, freed = self._collect_blobs(needed, limit)
         for path in (self.root / "uploads").iterdir():
             if path.name.partition(".")[0] not in self._uploads and _age_mark(path) < time.time() - UPLOAD_LIFE_S:
                 freed += path.stat().st_size
                 path.unlink(missing_ok=True)
         self.reserve(-freed)
         return count, freed
+
+    def _collect_blobs(self, needed: set[str], limit: float) -> tuple[int, int]:
+        """Remove blobs that nobody names and nobody was shown since `limit`: (blobs, bytes)."""
+        count = freed = 0
+        for path in self._blobs.glob("*/*"):
+            if f"{path.parent.name}:{path.name}" not in needed:
+                size = self._remove_if_old(path, limit)
+                count, freed = count + (size is not None), freed + (size or 0)
+        return count, freed
+
+    def _remove_if_old(self, path: Path, limit: float) -> int | None:
+        """Remove it unless somebody was told of it since `limit`; its bytes, None when it stays."""
+        if _age_mark(path) >= limit:
+            return None
+        with self._locked(fcntl.LOCK_EX):
+            try:
+                status = path.stat()
+                if status.st_mtime >= limit:
+                    return None
+                path.unlink()
+            except FileNotFoundError:
+                return None
+        return status.st_size
 
     def _needed(self) -> Iterator[str]:
         for name in self.repositories():
@@ -458,9 +503,8 @@ def _age_mark(path: Path) -> float:
 
 def _size_of(root: Path) -> int:
     total = 0
-    for part in ("blobs", "uploads"):
-        for directory, _, names in os.walk(root / part):
-            total += sum(os.path.getsize(os.path.join(directory, name)) for name in names)
+    for directory, _, names in os.walk(root):
+        total += sum(os.path.getsize(os.path.join(directory, name)) for name in names)
     return total
 
 

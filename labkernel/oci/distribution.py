@@ -228,14 +228,14 @@ class _Manifests(_Handler):
             await self.in_thread(upstream.manifest, self.depot, name, reference)
         return self.depot.find_manifest(name, reference)
 
-    def put(self, name: str, reference: str) -> None:
+    async def put(self, name: str, reference: str) -> None:
         raw = self.request.body
         if len(raw) > oci.MANIFEST_MAX:
             raise Problem(413, "MANIFEST_INVALID", f"manifests have at most {oci.MANIFEST_MAX} bytes")
         media_type = self.request.headers.get("Content-Type", "").partition(";")[0].strip()
         if media_type not in oci.MANIFESTS | oci.INDEXES:
             raise Problem(400, "MANIFEST_INVALID", f"not a media type of a manifest: {media_type[:100]!r}")
-        digest, subject = self.depot.put_manifest(name, reference, raw, media_type)
+        digest, subject = await self.in_thread(self.depot.put_manifest, name, reference, raw, media_type)
         self.answer(201, Location=f"/v2/{name}/manifests/{digest}", Docker_Content_Digest=digest)
         if subject is not None:
             self.set_header("OCI-Subject", subject)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,7 +21,7 @@ from isal import isal_zlib  # noqa: F401 -- here, so that the worker has it befo
 
 from ..errors import LayerError
 from .extract import Extractor
-from .pack import Packer, raise_file_limit
+from .pack import Fill, Packer, raise_file_limit
 from .rootfd import Root, remove_tree
 from .tarstream import BlobStream, FdSink, GrowingFile, LayerWriter, TarWriter, members
 
@@ -137,6 +137,7 @@ def diff_layer(
     clamp_s: int | None = None,
     userxattr: bool = False,
     single_id: bool = False,
+    fill: Mapping[bytes, Fill] | None = None,
 ) -> dict[str, Any]:
     """Write what the overlay upper directory `upper` holds as a layer blob to the path `blob_tmp`.
 
@@ -144,7 +145,8 @@ def diff_layer(
     are the directories it was mounted over, top first: when owner or mode of the root directory differ from there, the
     layer says so; and directories which overlay marked opaque as an optimisation, with nothing below to hide, lose
     the mark, also on disk. `stubs` are paths made as mount points; still empty, they are removed first. With `layers`
-    (the store's directory of unpacked layers) `upper` is renamed to layers/<diff ID>: it becomes the layer.
+    (the store's directory of unpacked layers) `upper` is renamed to layers/<diff ID>: it becomes the layer. Directories
+    in `fill` are empty yet: they are filled while they are packed (fresh.py).
 
     Returns {"diff_id", "digest", "media_type", "blob_bytes", "tar_bytes", "size_bytes", "members"}.
     Raises LayerError, OSError; `blob_tmp` is then gone.
@@ -156,6 +158,7 @@ def diff_layer(
         writer = LayerWriter(fd, compress=compress)
         tar = TarWriter(writer)
         packer = Packer(tar, whiteouts=True, clamp_s=clamp_s)
+        packer.fill.update(fill or {})
         with Root.open(upper) as root:
             if lowers and _differs(root.fd, lowers[0]):
                 packer.root(root.fd)

@@ -14,12 +14,13 @@ import os
 import resource
 import stat
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ..errors import LayerError
 from . import ownership
 from .extract import OPAQUE, WHITEOUT
 from .rootfd import Root
-from .tarstream import CHUNK, TarWriter
+from .tarstream import CHUNK, Sink, TarWriter
 
 OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", ownership.OWNER_XATTR, "security.selinux")
@@ -53,6 +54,12 @@ def is_opaque(fd: int) -> bool:
     return False
 
 
+class Fill(Protocol):
+    """Puts content into the open directory `fd` and writes the members of it."""
+
+    def __call__(self, packer: Packer, fd: int, path: bytes, /) -> None: ...
+
+
 class Packer:
     """Writes trees to a tar; `members` and `size_bytes` (of regular files) count what was written."""
 
@@ -69,6 +76,7 @@ class Packer:
         self.size_bytes = 0
         self.skip: Callable[[bytes], bool] = lambda path: False
         self.below: Sequence[Root] | None = None  # what the packed directory was mounted over, where that is known
+        self.fill: dict[bytes, Fill] = {}  # what writes a directory and all below it when its turn comes
 
     def tree(self, fds: Sequence[int], path: bytes = b"", *, opaque: bool = False) -> None:
         """Everything below the directories `fds` (top first), named below `path`; without the directory itself."""
@@ -100,8 +108,11 @@ class Packer:
                 opaque = is_opaque(below) and not self._hides_nothing(below, path)
                 if opaque:
                     break
-            self._header(opened[0], path + b"/", status)
-            self.tree(opened, path, opaque=opaque)
+            if path in self.fill:
+                self.fill[path](self, opened[0], path)
+            else:
+                self._header(opened[0], path + b"/", status)
+                self.tree(opened, path, opaque=opaque)
         finally:
             for fd in opened:
                 if fd in self._opened_up:
@@ -140,10 +151,35 @@ class Packer:
                 self._header(fd, path, os.fstat(fd))
             finally:
                 os.close(fd)
-        elif stat.S_ISLNK(mode):
+            return
+        if self._clamp_ns is not None and status.st_mtime_ns > self._clamp_ns:
+            os.utime(name, ns=(self._clamp_ns, self._clamp_ns), dir_fd=dir_fd, follow_symlinks=False)
+        if stat.S_ISLNK(mode):
             self._write(path, b"2", status, linkname=os.readlink(name, dir_fd=dir_fd))
         else:
             self._write(path, _KINDS.get(stat.S_IFMT(mode), _FIFO), status, device=status.st_rdev)
+
+    @property
+    def sink(self) -> Sink:
+        """Where the bytes of a file go, after `write`."""
+        return self._tar.sink
+
+    def clamped(self, mtime_ns: int) -> int:
+        """The time a file of that time gets."""
+        return mtime_ns if self._clamp_ns is None else min(mtime_ns, self._clamp_ns)
+
+    def write(
+        self, path: bytes, kind: bytes, *, mode: int, owner: tuple[int, int], mtime_ns: int, size: int = 0
+    ) -> None:
+        """A member that somebody else has the data of."""
+        uid, gid = owner
+        self._tar.header(path, kind, mode=mode, uid=uid, gid=gid, size=size, mtime_ns=self.clamped(mtime_ns))
+        self.members += 1
+
+    def finish_file(self, size: int) -> None:
+        """After the data of a regular file."""
+        self._tar.pad(size)
+        self.size_bytes += size
 
     def _mark(self, path: bytes) -> None:
         self._tar.header(path, b"0", mode=0o600)
@@ -160,6 +196,8 @@ class Packer:
                     raise LayerError(f"{os.fsdecode(path)}: overlay keeps its content elsewhere ({name})")
             else:
                 records[b"SCHILY.xattr." + os.fsencode(name)] = os.getxattr(fd, name)
+        if self._clamp_ns is not None and status.st_mtime_ns > self._clamp_ns:
+            os.utime(fd, ns=(self._clamp_ns, self._clamp_ns))  # the directory becomes the layer
         if stat.S_ISDIR(status.st_mode):
             self._write(path, b"5", status, records=records, owner=owner)
         elif owner is not None and owner.kind:
@@ -221,7 +259,6 @@ class Packer:
         records: dict[bytes, bytes] | None = None,
         owner: ownership.Recorded | None = None,
     ) -> None:
-        mtime = status.st_mtime_ns
         self._tar.header(
             path,
             kind,
@@ -229,7 +266,7 @@ class Packer:
             uid=owner.uid if owner else status.st_uid if status.st_uid != self._own[0] else 0,
             gid=owner.gid if owner else status.st_gid if status.st_gid != self._own[1] else 0,
             size=size,
-            mtime_ns=mtime if self._clamp_ns is None else min(mtime, self._clamp_ns),
+            mtime_ns=self.clamped(status.st_mtime_ns),
             linkname=linkname,
             device=device,
             records=records,

@@ -51,12 +51,12 @@ class Placer:
 
     def make_directory(self, path: str) -> None:
         """mkdir -p; what is made belongs to the owner."""
-        real = self._resolve(path)
+        real = self.resolve(path)
         self._open_made(real)
 
     def copy(self, source: Root, selected: Sequence[dict[str, Any]], dest: str) -> None:
         """Copy what `selection.select` found in `source` to `dest` (absolute; ends with / for a directory)."""
-        target = self._resolve(dest)
+        target = self.resolve(dest)
         into = dest.endswith("/") or self._is_directory(target)
         files = [item for item in selected if item["entries"][0][1] != "d" and "parents" not in item]
         if len(selected) > 1 and files and not into:
@@ -75,11 +75,11 @@ class Placer:
                 below = _join(target, os.fsencode(item["name"])) if into else target
                 self._open_made(below.rpartition(b"/")[0])
                 self._copy_entry(source, item, item["entries"][0], below)
-        self._finish()
+        self.finish()
 
     def write(self, name: str, data: bytes, dest: str) -> None:
         """A file of a heredoc, or of the caller's own."""
-        target = self._resolve(dest)
+        target = self.resolve(dest)
         if dest.endswith("/") or self._is_directory(target):
             target = _join(target, os.fsencode(name))
         self._open_made(target.rpartition(b"/")[0])
@@ -92,11 +92,11 @@ class Placer:
                 os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
         finally:
             os.close(fd)
-        self._finish()
+        self.finish()
 
     # -- places ------------------------------------------------------------------------------------------------
 
-    def _resolve(self, dest: str) -> bytes:
+    def resolve(self, dest: str) -> bytes:
         """The destination without links; what is missing stays as it is written."""
         path = clamp_path(os.fsencode(dest))
         parts = path.split(b"/") if path else []
@@ -109,6 +109,10 @@ class Placer:
     def _is_directory(self, path: bytes) -> bool:
         status = self._root.lstat(path)
         return status is not None and stat.S_ISDIR(status.st_mode)
+
+    def make_parents(self, path: bytes) -> None:
+        """Make the directories above `path` where they are missing."""
+        self._open_made(path.rpartition(b"/")[0])
 
     def _open_made(self, path: bytes) -> None:
         """Make a directory and its parents where they are missing."""
@@ -136,7 +140,8 @@ class Placer:
         self._root.remove(parent, name)
         return self._root.parent(path)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Give what was made its times."""
         self._root.forget()
         for path, mtime in reversed(self._directories):
             fd = self._root.open_directory(path)
@@ -215,8 +220,14 @@ class Placer:
                 resolution="build again when nothing writes to it",
             )
         if entry[1] == "f":
-            self._copy_file(source_fd, source_name, status, parent, name, entry[2])
-            return
+            self.copy_file(source_fd, source_name, status, parent, name, entry[2])
+        else:
+            self.copy_special(source_fd, source_name, status, parent, name, entry)
+
+    def copy_special(
+        self, source_fd: int, source_name: bytes, status: os.stat_result, parent: int, name: bytes, entry: Sequence[Any]
+    ) -> None:
+        """A link, fifo or device."""
         if entry[1] == "l":
             os.symlink(os.readlink(source_name, dir_fd=source_fd), name, dir_fd=parent)
         elif entry[1] == "p":
@@ -228,9 +239,10 @@ class Placer:
             ownership.set_owner_at(parent, name, uid, gid)
         os.utime(name, ns=(status.st_mtime_ns, status.st_mtime_ns), dir_fd=parent, follow_symlinks=False)
 
-    def _copy_file(
+    def copy_file(
         self, source_fd: int, source_name: bytes, status: os.stat_result, parent: int, name: bytes, mode: int
     ) -> None:
+        """A regular file with its attributes and holes."""
         reading = os.open(source_name, _READ, dir_fd=source_fd)
         try:
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)

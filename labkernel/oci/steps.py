@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import DriverError
 from ..linux import mounts, syscalls
 from . import layer, ownership
+from .fresh import Filler, fresh_target
 from .pack import raise_file_limit
 from .placing import Placer, find_owner
 from .rootfd import Root
@@ -53,11 +54,31 @@ def make_layer(
     upper, work = f"{base}/upper", f"{base}/work"
     new_upper(upper, lowers)
     warnings: list[str] = []
-    with mounted(f"{base}/root", lowers, upper, work, userxattr=userxattr) as root:
-        for operation in operations:
+    with mounted(f"{base}/root", lowers, upper, work, userxattr=userxattr) as root, ExitStack() as stack:
+        fill = _fresh(root, operations, fds, stack)
+        for operation in operations if not fill else ():
             warnings += operate(base, root, operation, fds, userxattr)
-    done = layer.diff_layer(upper=upper, blob_tmp=f"{base}/blob", lowers=lowers, layers=layers, clamp_s=clamp_s)
+        filling = stack.pop_all()
+    with filling:
+        done = layer.diff_layer(
+            upper=upper, blob_tmp=f"{base}/blob", lowers=lowers, layers=layers, clamp_s=clamp_s, fill=fill
+        )
     return {**done, "warnings": warnings}
+
+
+def _fresh(
+    root: Root, operations: Sequence[dict[str, Any]], fds: Sequence[int], stack: ExitStack
+) -> dict[bytes, Filler]:
+    """The directory that is filled while it is packed, made; its source is open until `stack` ends."""
+    owner = _owner(root, operations[0].get("owner")) if len(operations) == 1 else None
+    if owner is None:
+        return {}
+    placer = Placer(root, owner=owner, mtime_ns=operations[0].get("mtime_ns"))
+    target = fresh_target(root, operations, placer)
+    if target is None:
+        return {}
+    source = stack.enter_context(Root(os.dup(fds[operations[0]["from"]])))
+    return {target: Filler(source, operations[0], owner)}
 
 
 def prepare(*, base: str, lowers: Sequence[str], userxattr: bool = False, single_id: bool = False) -> None:

@@ -9,6 +9,7 @@ Sources: OCI image-spec layer.md; POSIX pax, "ustar Interchange Format"; GNU tar
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import struct
@@ -403,25 +404,28 @@ def pax_body(records: Mapping[bytes, bytes]) -> bytes:
 def _ustar(
     name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: int, linkname: bytes, device: int
 ) -> bytes:
-    fields = (
-        name[:100],
-        b"%07o" % (mode & 0o7777),
-        b"%07o" % min(uid, 0o7777777),
-        b"%07o" % min(gid, 0o7777777),
-        b"%011o" % min(size, (1 << 33) - 1),
-        b"%011o" % min(max(mtime, 0), (1 << 33) - 1),
-        b"        ",
-        kind,
-        linkname[:100],
-        b"ustar\x0000",
-        b"",
-        b"",
-        b"%07o" % os.major(device),
-        b"%07o" % os.minor(device),
-        b"",
+    head = name[:100].ljust(100, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % (
+        mode & 0o7777,
+        min(uid, 0o7777777),
+        min(gid, 0o7777777),
+        min(size, (1 << 33) - 1),
+        min(max(mtime, 0), (1 << 33) - 1),
     )
-    block = _HEADER.pack(*fields)
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    tail = _tail(kind, linkname, device) if linkname or device else _plain_tail(kind)
+    # The checksum is the sum of all bytes with eight blanks in its own place (pax(1), "ustar Interchange Format").
+    return b"%s%06o\0 %s" % (head, sum(head) + 8 * 32 + tail[1], tail[0])
+
+
+def _tail(kind: bytes, linkname: bytes, device: int) -> tuple[bytes, int]:
+    """What follows the checksum, and the sum of its bytes."""
+    names = kind + linkname[:100].ljust(100, b"\0") + b"ustar\x0000" + bytes(64)
+    tail = names + b"%07o\0%07o\0" % (os.major(device), os.minor(device)) + bytes(167)
+    return tail, sum(tail)
+
+
+@functools.lru_cache(maxsize=16)
+def _plain_tail(kind: bytes) -> tuple[bytes, int]:
+    return _tail(kind, b"", 0)
 
 
 class LayerWriter:
