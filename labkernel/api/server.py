@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from tornado import httpserver, web
 
 from ..errors import ConflictError, UsageError
+from .background import recorded
 from .call import Host
 from .handler import MAX_BODY_BYTES, DaemonHandler
 
@@ -70,6 +71,7 @@ class Listener:
     sock: socket.socket
     address: str
     path: str | None = None
+    inode: int = 0
     tls: bool = False
 
 
@@ -99,7 +101,7 @@ def _listen_unix(path: str) -> Listener:
         os.umask(before)
     sock.listen(1024)
     sock.settimeout(0)
-    return Listener(sock, f"unix://{path}", path)
+    return Listener(sock, f"unix://{path}", path, os.stat(path).st_ino)
 
 
 def _clear_stale(path: str) -> None:
@@ -196,9 +198,10 @@ def serve(
 
 def _remove(listener: Listener) -> None:
     # Only our own socket: another daemon may have taken the place of one that was deleted.
-    if listener.path is not None and listener.sock.fileno() < 0:
+    if listener.path is not None:
         with suppress(OSError):
-            os.unlink(listener.path)
+            if os.stat(listener.path).st_ino == listener.inode:
+                os.unlink(listener.path)
     listener.sock.close()
 
 
@@ -233,13 +236,14 @@ async def _serve(engine: Engine, listeners: Sequence[Listener], tls: Tls | None,
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
     servers = []
-    for listener in listeners:
-        context = tls.context() if tls is not None and listener.tls else None
+    contexts = [tls.context() if tls is not None and each.tls else None for each in listeners]
+    for listener, context in zip(listeners, contexts, strict=True):
         server = make_server(host, context=context, guarded=listener.sock.family != socket.AF_UNIX and context is None)
         server.add_sockets([listener.sock])
         servers.append(server)
-        notify(f"API listen on {listener.address}")
-    await ended.wait()
+        notify(f"listening on {listener.address}")
+    with recorded(engine.layout, [listener.address for listener in listeners]):
+        await ended.wait()
     for server in servers:
         server.stop()
     await host.close()
