@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-MAGICS = ("container", "docker", "vm", "lab", "compare", "registry")
+MAGICS = ("container", "docker", "vm", "lab", "compare", "registry", "daemon")
 _STATE = "_labkernel"
 
 
@@ -221,6 +221,7 @@ _ROOTS: dict[str, LabGroup | str] = {
     "vm": "vm",
     "compare": "compare",
     "registry": "registry",
+    "daemon": "daemon",
 }
 
 
@@ -271,6 +272,7 @@ def _doc(prog: str) -> str:
         "%lab": "The lab: `%lab doctor`, `%lab info`, `%lab check`.",
         "%compare": "A command as a container and as a virtual machine: `%compare IMAGE -- CMD`.",
         "%registry": "The private registry of this machine: `%registry start`, `%registry stop`.",
+        "%daemon": "The Docker Engine API, for `!docker` and SDKs: `%daemon start`, `%daemon stop`, `%daemon status`.",
         "%%dockerfile": "Build an image; the cell is the Dockerfile: `%%dockerfile -t NAME`.",
     }[prog]
     return f"{brief}\n\nAll commands and flags: `{prog} --help`; of one command: `%container run?`."

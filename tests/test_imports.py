@@ -45,7 +45,7 @@ BELOW = {
     **{room: {"engine", *SERVICES, *LEAVES, room} for room in FACES},
 }
 BELOW["api"] |= {"runtime"}
-BELOW["commands"] |= {"widgets", "dockerfile", "linux", "runtime"}
+BELOW["commands"] |= {"api", "widgets", "dockerfile", "linux", "runtime"}
 BELOW["terminal"] |= {"commands", "widgets"}
 BELOW["cli"] |= {"terminal", "widgets"}
 BELOW["magics"] |= {"commands", "widgets"}

@@ -28,6 +28,7 @@ ENTRIES = {
     "kernelspec": Entry("kernelspec:kernelspec", "The Container Lab kernel for Jupyter", _LAB),
     "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
+    "daemon": Entry("daemon:daemon", "Serve the Docker Engine API to docker's client and SDKs", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
     "registry": Entry("registry:registry", "The private registry", _MANAGEMENT),
     "system": Entry("system:system", "Manage the store and look at the machine", _MANAGEMENT),
@@ -69,7 +70,6 @@ _NETWORK = "containers have their own loopback, or the machine's network with --
 ABSENT = {
     **dict.fromkeys(("search", "manifest"), _REGISTRY),
     "network": _NETWORK,
-    "daemon": "the engine is embedded: commands and notebooks work on the store directly",
     **dict.fromkeys(("compose", "swarm", "service", "stack", "node", "secret", "config"), "one container at a time"),
     **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx"), "leave it out"),
 }
