@@ -153,7 +153,7 @@ class Engine:
     def metrics(self) -> Metrics:
         from .metrics import Metrics
 
-        return Metrics()
+        return Metrics(lambda: [*self.containers.list(), *self.vms.list()])
 
     @cached_property
     def comparisons(self) -> Comparisons:
@@ -215,6 +215,8 @@ class Engine:
 
     def close(self) -> None:
         """Close the database. Containers go on: they belong to the supervisor."""
+        if "metrics" in vars(self):
+            self.metrics.close()
         if "db" in vars(self):
             self.db.close()
 

@@ -1,36 +1,37 @@
 """Figures of what runs, over time: one thread, the `Sampler`, follows containers and virtual machines alike.
 
 A reading is a `Sample` (`samples.py` reads it from the kernel); a `Series` is the ring buffer of one target, with what
-happened to it; `stats_json` and `stats_row` say the same in docker's words. Drawing is not here, and nothing heavy is
+happened to it; `measuring/stats.py` says the same in docker's words. Drawing is not here, and nothing heavy is
 imported: pandas only by `to_dataframe()`.
 """
 
 from __future__ import annotations
 
 import importlib
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
-from .display import human_memory, human_size
-from .errors import LabkernelError, UsageError
+from .display import human_memory, table_html, table_text
+from .errors import LabkernelError, NotFoundError, UsageError
+from .measuring.prometheus import Reading, Server, prometheus_text
+from .measuring.stats import STATS_HEADER, stats_json, stats_row, stats_stream
 from .samples import (
     CgroupReader,
+    GuestReader,
     Limits,
     ProcessReader,
     ProcessTreeReader,
     Reader,
     Sample,
-    field,
-    number,
     reader_for,
     state_of,
 )
 
 __all__ = [
+    "STATS_HEADER",
     "CgroupReader",
     "Event",
     "Limits",
@@ -46,10 +47,12 @@ __all__ = [
     "state_of",
     "stats_json",
     "stats_row",
+    "stats_stream",
 ]
 
 # -- collecting
 
+_FEW_TARGETS, _DETAIL_S = 20, 2.0
 _STATE_FOLLOWS_S = 5.0  # how long a state may say "running" of a container whose processes are gone
 
 
@@ -110,12 +113,34 @@ class Series:
         return f"<Series {self.name}: {len(self.points)} samples{', ended' if self.ended else ''}>"
 
 
+SUMMARY_HEADER = ("NAME", "STATE", "CPU TIME", "PEAK MEMORY", "LAST MEMORY", "PIDS", "OOM KILLS")
+
+
+def summary(series: Series) -> tuple[str, ...]:
+    """One line about a series: the cells of `SUMMARY_HEADER`."""
+    samples = series.samples
+    state = "ended" if series.ended else "running" if samples else "waiting"
+    if not samples:
+        return (series.name, state, "-", "-", "-", "-", "-")
+    last = samples[-1]
+    return (
+        series.name,
+        state,
+        f"{last.cpu_usec / 1e6:.2f} s",
+        human_memory(max(sample.memory_bytes for sample in samples)),
+        human_memory(last.memory_bytes),
+        "-" if last.pids is None else str(last.pids),
+        "-" if last.oom_kills is None else str(last.oom_kills),
+    )
+
+
 class _Target:
     """A thing being followed: its reader is opened again when it starts again."""
 
     def __init__(self, thing: Any, series: Series, *, net: bool, retry_s: float) -> None:
         self.thing, self.series, self.net, self.retry_s = thing, series, net, retry_s
         self.reader: Reader | None = None
+        self.detail_s = 0.0
         self.retry_at = 0.0
         self.gone_at: float | None = None
         self.ooms = 0
@@ -145,6 +170,8 @@ class _Target:
         if self.reader is not None:
             self.series.ended = False
             self.gone_at = None
+            if isinstance(self.reader, CgroupReader):
+                self.reader.detail_s = self.detail_s
             limits = self.reader.limits()
             if limits.memory_bytes is None and self.series.kind == "vm":
                 limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
@@ -165,6 +192,12 @@ class _Target:
             self.series.events.append(Event(now, "oom"))
         code = state.get("exit_code")
         self.series.events.append(Event(now, "stop", "" if code is None else str(code)))
+
+    def spare(self, detail_s: float) -> None:
+        """Read what is dear only every `detail_s` seconds."""
+        self.detail_s = detail_s
+        if isinstance(self.reader, CgroupReader):
+            self.reader.detail_s = detail_s
 
     def close(self) -> None:
         if self.reader is not None:
@@ -211,6 +244,8 @@ class Sampler:
         series = Series(label, self._capacity, kind=kind)
         with self._lock:
             self._targets = [*self._targets, _Target(thing, series, net=self._net, retry_s=self._retry_s)]
+            for target in self._targets if len(self._targets) > _FEW_TARGETS else ():
+                target.spare(_DETAIL_S)
         return series
 
     def series(self, thing: Any) -> Series:
@@ -274,6 +309,18 @@ class Sampler:
         """All samples as a pandas DataFrame, one row per sample and target. Raises UsageError without pandas."""
         return dataframe(self.rows())
 
+    def figure(self) -> Any:
+        """CPU, memory, throttling and processes over time (matplotlib)."""
+        from .figures import history_figure
+
+        return history_figure(self.all_series())
+
+    def __repr__(self) -> str:
+        return table_text(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
+
+    def _repr_html_(self) -> str:
+        return table_html(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
+
     def to_csv(self, stream: IO[str]) -> None:
         """All samples as CSV with a header line; unknown figures are empty."""
         import csv
@@ -292,180 +339,85 @@ def dataframe(rows: Iterable[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame(list(rows))
 
 
-# -- docker's words
-
-STATS_HEADER = ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS")
-
-
-def stats_json(
-    reader: Reader, sample: Sample, previous: Mapping[str, Any] | None = None, *, id: str = "", name: str = ""
-) -> dict[str, Any]:
-    """One reading as the Engine API gives it (*Docker Engine API, ContainerStats*).
-
-    `previous` is the answer before this one; its `cpu_stats` become `precpu_stats`, from which clients compute the
-    percentage. Only what this machine tells is filled in; the memory limit is the machine's memory where none is set.
-    """
-    limits = reader.limits()
-    detail = _cgroup_detail(reader) if isinstance(reader, CgroupReader) else _plain_detail(sample)
-    cpu = {
-        "cpu_usage": {
-            "total_usage": sample.cpu_usec * 1000,
-            "usage_in_kernelmode": detail["kernel_ns"],
-            "usage_in_usermode": detail["user_ns"],
-        },
-        "system_cpu_usage": _system_cpu_ns(),
-        "online_cpus": os.cpu_count() or 1,
-        "throttling_data": detail["throttling"],
-    }
-    before = previous or {"cpu_stats": {"cpu_usage": {"total_usage": 0}, "throttling_data": {}}}
-    memory = {"usage": sample.memory_usage_bytes or sample.memory_bytes, "stats": detail["memory"]}
-    if sample.memory_peak_bytes is not None and reader.source == "cgroup v1":
-        memory["max_usage"] = sample.memory_peak_bytes
-    memory["limit"] = limits.memory_bytes or _machine_memory()
-    answer: dict[str, Any] = {
-        "name": f"/{name}" if name else "",
-        "id": id,
-        "read": _rfc3339(time.time()),
-        "preread": before.get("read", "0001-01-01T00:00:00Z"),
-        "pids_stats": {"current": sample.pids or 0, **({"limit": limits.pids} if limits.pids else {})},
-        "num_procs": 0,
-        "storage_stats": {},
-        "cpu_stats": cpu,
-        "precpu_stats": before["cpu_stats"],
-        "memory_stats": memory,
-        "blkio_stats": {"io_service_bytes_recursive": detail["io"], "io_serviced_recursive": None},
-    }
-    if sample.net_bytes is not None:
-        received = sample.net_rx_bytes or 0
-        answer["networks"] = {"eth0": _network(received, sample.net_bytes - received)}
-    return answer
-
-
-def _network(received: int, sent: int) -> dict[str, int]:
-    zero = dict.fromkeys(("rx_packets", "rx_errors", "rx_dropped", "tx_packets", "tx_errors", "tx_dropped"), 0)
-    return {"rx_bytes": received, "tx_bytes": sent, **zero}
-
-
-def _plain_detail(sample: Sample) -> dict[str, Any]:
-    read = sample.io_read_bytes or 0
-    io = [] if sample.io_bytes is None else [_io(0, 0, "read", read), _io(0, 0, "write", sample.io_bytes - read)]
-    cache = (sample.memory_usage_bytes or sample.memory_bytes) - sample.memory_bytes
-    none = {"periods": 0, "throttled_periods": 0, "throttled_time": (sample.throttled_usec or 0) * 1000}
-    return {"kernel_ns": 0, "user_ns": 0, "throttling": none, "memory": {"inactive_file": cache}, "io": io}
-
-
-def _io(major: int, minor: int, op: str, value: int) -> dict[str, Any]:
-    return {"major": major, "minor": minor, "op": op, "value": value}
-
-
-def _cgroup_detail(reader: CgroupReader) -> dict[str, Any]:
-    v1 = reader.source == "cgroup v1"
-    cpu = reader.raw("cpu.stat")
-    memory = dict(_pairs(reader.raw("memory.stat")))
-    if v1:
-        ticks = dict(_pairs(reader.raw("cpuacct.stat")))
-        tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-        kernel, user = ticks.get("system", 0) * tick_ns, ticks.get("user", 0) * tick_ns
-        throttled = field(cpu, b"throttled_time") or 0
-        io = _io_v1(reader.raw("blkio.throttle.io_service_bytes_recursive"))
-    else:
-        kernel, user = (field(cpu, b"system_usec") or 0) * 1000, (field(cpu, b"user_usec") or 0) * 1000
-        throttled = (field(cpu, b"throttled_usec") or 0) * 1000
-        io = _io_v2(reader.raw("io.stat"))
-    throttling = {
-        "periods": field(cpu, b"nr_periods") or 0,
-        "throttled_periods": field(cpu, b"nr_throttled") or 0,
-        "throttled_time": throttled,
-    }
-    return {"kernel_ns": kernel, "user_ns": user, "throttling": throttling, "memory": memory, "io": io}
-
-
-def _pairs(text: bytes) -> Iterator[tuple[str, int]]:
-    for line in text.splitlines():
-        name, _, value = line.partition(b" ")
-        if (parsed := number(value)) is not None:
-            yield name.decode(), parsed
-
-
-def _io_v1(text: bytes) -> list[dict[str, Any]]:
-    words = [line.split() for line in text.decode().splitlines()]
-    devices = [(w[0].partition(":"), w[1].lower(), int(w[2])) for w in words if len(w) == 3]
-    return [_io(int(device[0]), int(device[2]), op, value) for device, op, value in devices]
-
-
-def _io_v2(text: bytes) -> list[dict[str, Any]]:
-    answer = []
-    for line in text.decode().splitlines():
-        device, *figures = line.split()
-        major, _, minor = device.partition(":")
-        values = dict(figure.split("=", 1) for figure in figures if "=" in figure)
-        if minor.isdigit():
-            answer += [_io(int(major), int(minor), op, int(values.get(f"{op[0]}bytes", 0))) for op in ("read", "write")]
-    return answer
-
-
-def _system_cpu_ns() -> int:
-    # user nice system idle iowait irq softirq steal, as docker sums them (proc(5), /proc/stat)
-    with open("/proc/stat", "rb") as stream:
-        words = stream.readline().split()[1:9]
-    return sum(map(int, words)) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _rfc3339(timestamp_s: float) -> str:
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(timestamp_s))
-    return f"{whole}.{int(timestamp_s % 1 * 1e9):09d}Z"
-
-
-def stats_row(stats: Mapping[str, Any]) -> tuple[str, ...]:
-    """The cells of `docker stats` (`STATS_HEADER`) from a `stats_json` answer, computed as the docker CLI does."""
-    cpu, before, memory = stats["cpu_stats"], stats["precpu_stats"], stats["memory_stats"]
-    used = cpu["cpu_usage"]["total_usage"] - before.get("cpu_usage", {}).get("total_usage", 0)
-    system = cpu.get("system_cpu_usage", 0) - before.get("system_cpu_usage", 0)
-    percent = used / system * cpu.get("online_cpus", 1) * 100 if system > 0 and used > 0 else 0.0
-    inactive = memory["stats"].get("total_inactive_file", memory["stats"].get("inactive_file", 0))
-    usage = memory["usage"] - inactive if inactive < memory["usage"] else memory["usage"]
-    devices = stats["blkio_stats"].get("io_service_bytes_recursive") or []
-    read, written = (sum(entry["value"] for entry in devices if entry["op"] == op) for op in ("read", "write"))
-    networks = stats.get("networks", {}).values()
-    received, sent = (sum(net[key] for net in networks) for key in ("rx_bytes", "tx_bytes"))
-    return (
-        str(stats.get("id", ""))[:12],
-        str(stats.get("name", "")).removeprefix("/"),
-        f"{percent:.2f}%",
-        f"{human_memory(usage)} / {human_memory(memory['limit'])}",
-        f"{usage / memory['limit'] * 100:.2f}%",
-        f"{human_size(received)} / {human_size(sent)}",
-        f"{human_size(read)} / {human_size(written)}",
-        str(stats["pids_stats"].get("current", 0)),
-    )
-
-
-def stats_stream(thing: Any, *, id: str = "", name: str = "", interval_s: float = 1.0) -> Iterator[dict[str, Any]]:
-    """What `docker stats` streams: an answer every `interval_s` until the target ends.
-
-    The first answer comes after one interval, with `precpu_stats` filled in; a target that does not run gives nothing.
-    """
-    reader = reader_for(thing, net=True)
-    if reader is None:
-        return
-    try:
-        previous: dict[str, Any] | None = None
-        while (sample := reader.read()) is not None:
-            answer = stats_json(reader, sample, previous, id=id, name=name)
-            if previous is not None:
-                yield answer
-            previous = answer
-            time.sleep(interval_s)
-    finally:
-        reader.close()
-
-
 class Metrics:
-    """The service `engine.metrics`: figures of this engine's containers and machines."""
+    """The service `engine.metrics`: figures of this engine's containers and machines.
+
+        history = lab.metrics(c)          # follows it from now on, in the background
+        history.to_dataframe()            # what was seen so far; also history.figure(), history.to_csv(stream)
+
+    `running` gives what runs now: containers and virtual machines.
+    """
+
+    def __init__(self, running: Callable[[], Iterable[Any]] = tuple) -> None:
+        self._running = running
+        self._histories: dict[tuple[str, ...], Sampler] = {}
+
+    def __call__(self, *things: Any, hz: float = 5.0, seconds: float | None = None, inside: bool = False) -> Sampler:
+        """Follow containers, VMs or pids (default: all that run), and return the running `Sampler`.
+
+        Asked again for the same things, it returns the same sampler with what it has seen since; with `seconds` it
+        waits so long first. `inside` adds what a virtual machine's own kernel says. Raises UsageError for something
+        that has no figures.
+        """
+        found = list(things) or list(self._running())
+        if not found:
+            raise UsageError("nothing runs", resolution="start a container or a virtual machine, or name one")
+        for thing in found:
+            if state_of(thing) is None and not isinstance(getattr(thing, "pid", thing), int | None):
+                raise UsageError(f"has no figures: {thing!r}", resolution="give it a container, a VM or a pid")
+        key = (f"{hz:g}", str(inside), *(str(getattr(thing, "id", thing)) for thing in found))
+        sampler = self._histories.get(key)
+        if sampler is None:
+            sampler = self._histories[key] = self.sampler(*found, hz=hz, net=True)
+            for thing in found if inside else ():
+                if callable(getattr(thing, "inside", None)):
+                    sampler.add(_Inside(thing), name=f"{thing.name} (inside)", kind="vm")
+            sampler.tick()
+        sampler.start()
+        if seconds:
+            threading.Event().wait(seconds)
+        return sampler
+
+    def find(self, *names: str) -> list[Any]:
+        """What runs, or of that what has one of these names (or begins of ids). Raises NotFoundError."""
+        running = list(self._running())
+        if not names:
+            return running
+        found = []
+        for name in names:
+            same = [thing for thing in running if name and (thing.name == name or thing.id.startswith(name))]
+            if not same:
+                raise NotFoundError(f"no running container or virtual machine is called {name}", resolution="see `ps`")
+            found.append(same[0])
+        return found
+
+    def readings(self, *names: str) -> list[Reading]:
+        """One reading of each thing that runs (or is named); what ends meanwhile is left out."""
+        found = []
+        for thing in self.find(*names):
+            try:
+                reader = reader_for(thing, net=True)
+            except (LabkernelError, OSError):
+                continue
+            if reader is None:
+                continue
+            try:
+                sample, limits = reader.read(), reader.limits()
+            finally:
+                reader.close()
+            kind = "vm" if state_of(thing) is None else "container"
+            if sample is not None:
+                labels = {"name": thing.name, "id": thing.id, "image": _image_name(thing), "kind": kind}
+                found.append(Reading(labels, sample, limits))
+        return found
+
+    def prometheus(self, *names: str) -> str:
+        """Prometheus' text format of one reading of all that runs (or is named)."""
+        return prometheus_text(self.readings(*names))
+
+    def serve(self, listen: str = "127.0.0.1:9323", *names: str) -> Server:
+        """A server of `prometheus()` at http://LISTEN/metrics, not serving yet: call its `serve()` or `start()`."""
+        return Server(listen, lambda: self.prometheus(*names))
 
     def reader(self, thing: Any, *, net: bool = False) -> Reader | None:
         """See `reader_for`."""
@@ -484,3 +436,33 @@ class Metrics:
             return reader.read()
         finally:
             reader.close()
+
+    def close(self) -> None:
+        """End every sampler that was started here."""
+        histories, self._histories = self._histories, {}
+        for sampler in histories.values():
+            sampler.stop()
+
+
+def _image_name(thing: Any) -> str:
+    image = getattr(thing, "image", "")
+    return image if isinstance(image, str) else str((getattr(image, "tags", None) or [getattr(image, "id", "")])[0])
+
+
+class _Inside:
+    """A virtual machine as its own kernel sees it, with the attributes by which a sampler follows a target."""
+
+    def __init__(self, machine: Any) -> None:
+        self._machine = machine
+
+    @property
+    def status(self) -> str:
+        return str(self._machine.status)
+
+    @property
+    def exit_code(self) -> int | None:
+        code: int | None = self._machine.exit_code
+        return code
+
+    def figures_reader(self) -> Reader | None:
+        return GuestReader(self._machine.inside) if self.status == "running" else None

@@ -10,13 +10,17 @@ cgroup-v1/{memory,cpuacct,blkio-controller}.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
+
+from .errors import LabkernelError
 
 _TICK_USEC = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_MOST_DESCRIPTORS = 16384
 _UNLIMITED = 1 << 60  # cgroup v1 has no word for "none": it shows the largest page-aligned number
 
 
@@ -38,6 +42,12 @@ class Sample(NamedTuple):
     memory_peak_bytes: int | None = None
     """The kernel's own high-water mark, page cache included; it sees what falls between two samples."""
     oom_kills: int | None = None
+    memory_cache_bytes: int | None = None
+    """Page cache of the files it read and wrote, part of `memory_usage_bytes`: the kernel takes it back when short."""
+    cpu_pressure_usec: int | None = None
+    """Pressure stall information, "some": µs in which at least one of its tasks waited for a CPU (memory, a disk)."""
+    memory_pressure_usec: int | None = None
+    io_pressure_usec: int | None = None
 
 
 class Limits(NamedTuple):
@@ -97,17 +107,25 @@ def _sum_words(text: bytes, key: bytes) -> int:
     return total
 
 
+def _stalled(text: bytes) -> int | None:
+    # some avg10=0.00 avg60=0.00 avg300=0.00 total=12345 (kernel document accounting/psi); "full" is the next line
+    at = text.find(b" total=")
+    end = text.find(b"\n", at)
+    return int(text[at + 7 : end if end >= 0 else None]) if at >= 0 and text.startswith(b"some") else None
+
+
 class _Files:
     """Descriptors kept open by name. A missing file reads as b"", a vanished cgroup or process raises OSError."""
 
     def __init__(self) -> None:
         self.fds: dict[str, int] = {}
 
-    def open(self, name: str, path: str, *, dir_fd: int | None = None) -> None:
+    def open(self, name: str, path: str) -> None:
         try:
-            self.fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)
-        except OSError:
-            pass
+            self.fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as err:
+            if err.errno == errno.EMFILE and _more_descriptors():
+                self.open(name, path)
 
     def read(self, name: str, size: int = 4096) -> bytes:
         fd = self.fds.get(name)
@@ -117,6 +135,18 @@ class _Files:
         fds, self.fds = self.fds, {}
         for fd in fds.values():
             os.close(fd)
+
+
+def _more_descriptors() -> bool:
+    """Raise this process's soft limit of open files: a hundred containers are a thousand files, the usual limit."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if wanted <= soft:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return True
 
 
 class _NetCounters:
@@ -145,22 +175,47 @@ class _NetCounters:
 # -- readers
 
 
+class _Detail(NamedTuple):
+    inactive: int
+    io_bytes: int | None
+    io_read_bytes: int | None
+    peak: int | None
+    oom_kills: int | None
+    cache: int | None
+    pressure: tuple[int | None, ...]
+
+
+def _sample(now: float, cpu: int, usage: int, pids: int | None, throttled: int | None, detail: _Detail) -> Sample:
+    working = usage - detail.inactive if detail.inactive < usage else usage
+    at_most = None if detail.peak is None else max(detail.peak, usage)
+    io = detail.io_bytes, detail.io_read_bytes
+    rest = usage, at_most, detail.oom_kills, detail.cache, *detail.pressure
+    return Sample(now, cpu, working, io[0], None, pids, throttled, io[1], None, *rest)
+
+
 class CgroupReader:
     """Figures of one cgroup.
 
     `version` is 1 or 2; `paths` maps controller names to directories (v2: any key, one directory). The directories are
     an argument, so a test gives it a folder of plain files. With `net_pid`, bytes of that process's network namespace
     are read as well, which keeps the namespace alive until `close()`. No privileges needed.
+
+    What is dear to read (memory.stat, block I/O, pressure, OOM kills) is read at most every `detail_s` seconds and
+    repeated in between: CPU, memory, pids and throttling are always fresh. That is how hundreds can be followed.
     """
+
+    detail_s = 0.0
 
     def __init__(self, version: int, paths: Mapping[str, str], *, net_pid: int | None = None) -> None:
         self.source = f"cgroup v{version}"
         self._v1 = version == 1
         self._directories = list(dict.fromkeys(paths.values()))
         self._files = _Files()
-        for name in _V1_FILES if self._v1 else _V2_FILES:
+        for name in (*(_V1_FILES if self._v1 else _V2_FILES), *_PRESSURE_FILES):
             self._open(name)
         self._net = _NetCounters(net_pid) if net_pid else None
+        self._detail: _Detail | None = None
+        self._detail_at = 0.0
 
     def _open(self, name: str) -> None:
         # One directory per hierarchy and no guess about co-mounted ones ("cpu,cpuacct"): the file name decides.
@@ -180,53 +235,71 @@ class CgroupReader:
 
     def _read_v1(self) -> Sample | None:
         read = self._files.read
+        now = time.monotonic()
         cpu = read("cpuacct.usage", 32)
         if not cpu:
             return None
+        detail = self._detailed(now, self._detail_v1)
         usage = int(read("memory.usage_in_bytes", 32) or 0)
-        inactive = field(read("memory.stat"), b"total_inactive_file") or 0
-        io = read("blkio.throttle.io_service_bytes_recursive") or read("blkio.throttle.io_service_bytes")
         throttled = field(read("cpu.stat", 512), b"throttled_time")
-        return Sample(
-            time.monotonic(),
-            int(cpu) // 1000,
-            usage - inactive if inactive < usage else usage,
-            _sum_words(io, b" Read ") + _sum_words(io, b" Write ") if io else None,
-            None,
-            number(read("pids.current", 32)),
-            None if throttled is None else throttled // 1000,
-            _sum_words(io, b" Read ") if io else None,
-            None,
-            usage,
-            number(read("memory.max_usage_in_bytes", 32)),
-            field(read("memory.oom_control", 128), b"oom_kill"),
-        )
+        pids = number(read("pids.current", 32))
+        return _sample(now, int(cpu) // 1000, usage, pids, None if throttled is None else throttled // 1000, detail)
 
     def _read_v2(self) -> Sample | None:
         read = self._files.read
+        now = time.monotonic()
         cpu = read("cpu.stat", 1024)
         used = field(cpu, b"usage_usec")
         if used is None:
             return None
+        detail = self._detailed(now, self._detail_v2)
         usage = int(read("memory.current", 32) or 0)
-        inactive = field(read("memory.stat"), b"inactive_file") or 0
+        return _sample(now, used, usage, number(read("pids.current", 32)), field(cpu, b"throttled_usec"), detail)
+
+    def _detailed(self, now: float, look: Callable[[], _Detail]) -> _Detail:
+        if self._detail is None or now - self._detail_at >= self.detail_s:
+            self._detail, self._detail_at = look(), now
+        return self._detail
+
+    def _detail_v1(self) -> _Detail:
+        read = self._files.read
+        stat = read("memory.stat")
+        io = read("blkio.throttle.io_service_bytes_recursive") or read("blkio.throttle.io_service_bytes")
+        return _Detail(
+            field(stat, b"total_inactive_file") or 0,
+            _sum_words(io, b" Read ") + _sum_words(io, b" Write ") if io else None,
+            _sum_words(io, b" Read ") if io else None,
+            number(read("memory.max_usage_in_bytes", 32)),
+            field(read("memory.oom_control", 128), b"oom_kill"),
+            field(stat, b"total_cache"),
+            self._pressure(),
+        )
+
+    def _detail_v2(self) -> _Detail:
+        read = self._files.read
+        stat = read("memory.stat")
         # io.stat is there and empty until the first byte: that is zero, not "unknown".
         io = read("io.stat") if "io.stat" in self._files.fds else None
         written, fetched = (None, None) if io is None else (_sum_words(io, b"wbytes="), _sum_words(io, b"rbytes="))
-        return Sample(
-            time.monotonic(),
-            used,
-            usage - inactive if inactive < usage else usage,
+        return _Detail(
+            field(stat, b"inactive_file") or 0,
             None if written is None or fetched is None else written + fetched,
-            None,
-            number(read("pids.current", 32)),
-            field(cpu, b"throttled_usec"),
             fetched,
-            None,
-            usage,
             number(read("memory.peak", 32)),
             field(read("memory.events", 512), b"oom_kill"),
+            field(stat, b"file"),
+            self._pressure(),
         )
+
+    def _pressure(self) -> tuple[int | None, ...]:
+        # Some kernels have the files and answer EOPNOTSUPP (psi=0 on their command line): not told, and no gap.
+        found: list[int | None] = []
+        for name in _PRESSURE_FILES:
+            try:
+                found.append(_stalled(self._files.read(name, 256)))
+            except OSError:
+                found.append(None)
+        return tuple(found)
 
     def limits(self) -> Limits:
         """The limits as the kernel has them now (v1: memory.limit_in_bytes, cpu.cfs_*; v2: memory.max, cpu.max)."""
@@ -267,6 +340,8 @@ _V1_FILES = (
     "blkio.throttle.io_service_bytes",
     "pids.current",
 )
+# On a hybrid machine (v1 with an empty v2 beside it) the v2 directory has them; v1 alone has none.
+_PRESSURE_FILES = ("cpu.pressure", "memory.pressure", "io.pressure")
 _V2_FILES = (
     "cpu.stat",
     "memory.current",
@@ -412,6 +487,44 @@ class ProcessTreeReader:
             self._net.close()
 
 
+class GuestReader:
+    """A virtual machine as its own kernel sees it: the sum over its processors, and memory that is not available.
+
+    `ask` gives the guest's figures (`VM.inside`: µs and KiB) and is the only one that takes time, under a millisecond.
+    A guest's CPU times lie while its host is busy: what a machine costs is read outside.
+    """
+
+    source = "guest"
+
+    def __init__(self, ask: Callable[[], Mapping[str, int]]) -> None:
+        self._ask = ask
+        self._total: int | None = None
+
+    def read(self) -> Sample | None:
+        try:
+            told = self._ask()
+            total, available = told["memory_total_kib"] << 10, told["memory_available_kib"] << 10
+            used = total - (told["memory_free_kib"] << 10)
+            cpu = told["user_us"] + told["system_us"]
+        except (LabkernelError, OSError, KeyError):
+            return None
+        self._total = total
+        cache = told.get("cached_kib")
+        return Sample(
+            time.monotonic(),
+            cpu,
+            total - available,
+            memory_usage_bytes=used,
+            memory_cache_bytes=None if cache is None else cache << 10,
+        )
+
+    def limits(self) -> Limits:
+        return Limits(memory_bytes=self._total)
+
+    def close(self) -> None:
+        pass
+
+
 def _namespace(pid: int) -> str:
     try:
         return os.readlink(f"/proc/{pid}/ns/pid")
@@ -470,6 +583,10 @@ def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
 
     None when it does not run. A container's state is asked from `runtime_state()`; a VM is what has a `pid` only.
     """
+    ask = getattr(thing, "figures_reader", None)
+    if callable(ask):
+        made: Reader | None = ask()
+        return made
     if isinstance(thing, int):
         return ProcessReader(thing) if os.path.exists(f"/proc/{thing}/stat") else None
     state = state_of(thing)

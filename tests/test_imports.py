@@ -25,7 +25,7 @@ SERVICES = {
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
     *("volumes", "networks", "events", "consistency"),
     # figures and machines
-    *("vms", "metrics", "samples", "comparisons", "figures"),
+    *("vms", "metrics", "samples", "comparisons", "figures", "measuring"),
 }
 FACES = {"magics", "cli", "terminal", "kernel", "commands", "widgets", "api", "grading"}
 

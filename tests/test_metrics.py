@@ -20,7 +20,12 @@ from labkernel.errors import UsageError
 from labkernel.metrics import Limits, Sample, Sampler, Series, stats_json, stats_row
 from labkernel.samples import CgroupReader, ProcessReader, ProcessTreeReader, field, number, reader_for
 
+PRESSURE = {
+    "cpu.pressure": "some avg10=0.00 avg60=0.10 avg300=0.00 total=41\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+    "io.pressure": "some avg10=0.00 avg60=0.00 avg300=0.00 total=42\n",
+}
 V1 = {
+    **PRESSURE,
     "cpuacct.usage": "5000000\n",
     "cpuacct.stat": "user 3\nsystem 2\n",
     "cpu.stat": "nr_periods 10\nnr_throttled 4\nthrottled_time 7000000\n",
@@ -36,13 +41,14 @@ V1 = {
     "pids.max": "max\n",
 }
 V2 = {
+    **PRESSURE,
     "cpu.stat": "usage_usec 5000\nuser_usec 3000\nsystem_usec 2000\nnr_periods 10\nnr_throttled 4\n"
     "throttled_usec 7000\n",
     "cpu.max": "50000 100000\n",
     "memory.current": "3000\n",
     "memory.peak": "4000\n",
     "memory.max": "67108864\n",
-    "memory.stat": "anon 2000\nfile 1000\ninactive_anon 5\ninactive_file 1000\n",
+    "memory.stat": "anon 2000\nfile 1500\ninactive_anon 5\ninactive_file 1000\n",
     "memory.events": "low 0\nhigh 0\nmax 1\noom 2\noom_kill 2\noom_group_kill 0\n",
     "io.stat": "8:0 rbytes=10 wbytes=20 rios=1 wios=1 dbytes=0 dios=0\n9:1 rbytes=1 wbytes=0\n",
     "pids.current": "3\n",
@@ -62,7 +68,7 @@ def test_both_versions_give_the_same_sample(tmp_path: Path, version: int, files:
     reader = CgroupReader(version, {"any": str(folder(tmp_path, files))})
     sample = reader.read()
     assert sample is not None
-    assert sample[1:] == (5000, 2000, 31, None, 3, 7000, 11, None, 3000, 4000, 2)
+    assert sample[1:] == (5000, 2000, 31, None, 3, 7000, 11, None, 3000, 4000, 2, 1500, 41, None, 42)
     assert reader.limits() == Limits(67108864, 0.5, None)
     reader.close()
 

@@ -25,6 +25,7 @@ ENTRIES = {
     "compare": Entry("vm:compare", "A command as container and as virtual machine, side by side", _LAB),
     "doctor": Entry("system:doctor", "Try each capability of this machine", _LAB),
     "dockerfile": Entry("dockerfile:dockerfile", "The Dockerfile language on its own: JSON in and out", _LAB),
+    "metrics": Entry("metrics:metrics", "Figures of what runs: table, CSV, JSON, Prometheus", _LAB),
     "kernelspec": Entry("kernelspec:kernelspec", "The Container Lab kernel for Jupyter", _LAB),
     "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),

@@ -14,9 +14,9 @@ import time
 from array import array
 from typing import Any
 
-from ..display import human_memory, table_text
+from ..display import table_text
 from ..errors import UsageError
-from ..metrics import Sample, Sampler, Series, state_of
+from ..metrics import SUMMARY_HEADER, Sample, Sampler, Series, state_of, summary
 
 _FIELDS = 5  # t, cpu, memory, throttled, pids: float64 each, little-endian; monitor.js reads the same
 _SENT_AGAIN = 1500  # points of history a full frame brings to a page that was reloaded
@@ -292,8 +292,7 @@ class Monitor:
                 return
 
     def __repr__(self) -> str:
-        header = ("NAME", "STATE", "CPU TIME", "PEAK MEMORY", "LAST MEMORY", "PIDS", "OOM KILLS")
-        return f"{self._heading()}\n{table_text(header, (_summary(series) for series in self.series))}"
+        return f"{self._heading()}\n{table_text(SUMMARY_HEADER, (summary(series) for series in self.series))}"
 
 
 def _target(series: Series) -> dict[str, Any]:
@@ -304,20 +303,3 @@ def _target(series: Series) -> dict[str, Any]:
         "cpu": None if cpus is None else cpus * 100,
         "mem": None if memory is None else memory / (1 << 20),
     }
-
-
-def _summary(series: Series) -> tuple[str, ...]:
-    samples = series.samples
-    state = "ended" if series.ended else "running" if samples else "waiting"
-    if not samples:
-        return (series.name, state, "-", "-", "-", "-", "-")
-    last = samples[-1]
-    return (
-        series.name,
-        state,
-        f"{last.cpu_usec / 1e6:.2f} s",
-        human_memory(max(sample.memory_bytes for sample in samples)),
-        human_memory(last.memory_bytes),
-        "-" if last.pids is None else str(last.pids),
-        "-" if last.oom_kills is None else str(last.oom_kills),
-    )

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,6 +41,13 @@ def work() -> Any:
     made = Work()
     yield made
     made.end()
+
+
+def until(happened: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 class View:
@@ -101,6 +109,7 @@ def test_it_ends_with_its_targets_and_leaves_a_picture(work: Work, monkeypatch: 
     made, view = a_monitor(work, hz=10)
     made._handles.append("x")
     made.start()
+    until(lambda: made.series[0].samples)
     work.end()
     assert made.wait(30)
     assert view.sent[-1][0]["state"] == "ended"

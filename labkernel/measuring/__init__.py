@@ -1,0 +1,1 @@
+"""What is measured and how it is told: experiments, the rows of a comparison, figures for Prometheus."""
