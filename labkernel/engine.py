@@ -105,7 +105,7 @@ class Engine:
     def registry(self) -> Registries:
         from .registries import Registries
 
-        return Registries(self.layout)
+        return Registries(self.layout, lambda: self.images)
 
     @cached_property
     @cached_property

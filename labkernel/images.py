@@ -231,6 +231,12 @@ class Images:
 
     # -- content -------------------------------------------------------------------------------------------------
 
+    def needed_blobs(self) -> set[str]:
+        """Digests that an image, the build cache or the registry on this store needs."""
+        from .published import published_blobs
+
+        return self.catalog.needed_blobs() | published_blobs(self.layout)
+
     def adding(self) -> AbstractContextManager[None]:
         """Hold this (`with images.adding():`) from the first `blobs.put` until `commit_layers` has returned.
 
@@ -513,7 +519,7 @@ class Images:
         self._claimed = True
 
     def _drop_unnamed(self, layer: LayerInfo) -> None:
-        if layer.digest not in self.catalog.needed_blobs():
+        if layer.digest not in self.needed_blobs():
             self.blobs.remove(layer.digest)
 
 

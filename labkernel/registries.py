@@ -30,6 +30,7 @@ from .store.layout import Layout
 if TYPE_CHECKING:
     import ssl
 
+    from .images import Images
     from .oci.connections import Pool
 
 START_TIMEOUT_S = 15.0
@@ -48,10 +49,15 @@ class NoSuchRegistry(NotFoundError):
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve. `listen` is HOST:PORT (port 0: any free one); `cache_of` a domain that missing content is from."""
+    """How to serve. `listen` is HOST:PORT (port 0: any free one); `cache_of` a domain that missing content is from.
+
+    Content is in `root`, by default a directory of its own below the store; with `store` it is the store's images and
+    blobs themselves.
+    """
 
     listen: str = DEFAULT_LISTEN
     root: str | None = None
+    store: bool = False
     tls_cert: str | None = None
     tls_key: str | None = None
     htpasswd: str | None = None
@@ -71,7 +77,7 @@ class Options:
             "--cache-of": self.cache_of,
         }
         found = [f"{name}={value}" for name, value in flags.items() if value is not None]
-        return [*found, "--read-only"] if self.read_only else found
+        return [*found, *(["--read-only"] if self.read_only else []), *(["--store"] if self.store else [])]
 
 
 class RunningRegistry:
@@ -94,8 +100,19 @@ class RunningRegistry:
 class Registries:
     """The private registries of one store."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, images: Callable[[], Images]) -> None:
         self.layout = layout
+        self._images = images
+
+    def depot(self, options: Options, address: str = "") -> Depot:
+        """The content to serve. Raises StoreError, UsageError."""
+        if not options.store:
+            return Depot(self.root_of(options), quota_bytes=options.quota_bytes)
+        if options.root:
+            raise UsageError("--store and --root exclude each other")
+        from .published import StoreDepot
+
+        return StoreDepot(self._images(), address=address, quota_bytes=options.quota_bytes)
 
     def root_of(self, options: Options) -> Path:
         """The directory a registry keeps its content in: its own, below the store unless the options name one."""
@@ -105,9 +122,9 @@ class Registries:
 
     def serve(self, options: Options, *, notify: Notify = lambda line: None) -> None:
         """Serve in this process until SIGTERM or SIGINT. Raises UsageError, ConflictError when the address is taken."""
-        depot = Depot(self.root_of(options), quota_bytes=options.quota_bytes)
         sockets = _listen(options.listen)
         address = _address(options.listen, sockets[0])
+        depot = self.depot(options, address)
         context = _context(options)
         asyncio.run(self._serve(depot, options, sockets, address, context, notify))
 
@@ -138,7 +155,8 @@ class Registries:
         record.parent.mkdir(exist_ok=True)
         facts = {"address": address, "pid": os.getpid(), "start": _start_ticks(os.getpid()), "root": str(depot.root)}
         record.write_text(json.dumps({**facts, "options": asdict(options)}))
-        notify(f"registry on {'https' if context else 'http'}://{address}, content in {depot.root}")
+        content = f"the images of {self.layout.root}" if options.store else f"content in {depot.root}"
+        notify(f"registry on {'https' if context else 'http'}://{address}, {content}")
         try:
             while not ended.is_set():
                 try:
@@ -212,7 +230,7 @@ class Registries:
 
     def collect(self, options: Options, *, grace_s: float = GRACE_S) -> tuple[int, int]:
         """Remove what no manifest names any more, also beside a running server: (blobs, bytes)."""
-        return Depot(self.root_of(options)).collect(grace_s=grace_s)
+        return self.depot(options).collect(grace_s=grace_s)
 
     def _record(self, address: str) -> Path:
         return self.layout.runtime_dir / "registries" / f"{address.replace(':', '-').strip('[]')}.json"

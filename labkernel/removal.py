@@ -72,7 +72,7 @@ def sweep(images: Images) -> int:
         needed_layers = images.catalog.needed_layers()
         unneeded = [path for path in images.layout.layers.iterdir() if f"sha256:{path.name}" not in needed_layers]
         freed = _remove_layers(images, unneeded)
-        needed = images.catalog.needed_blobs()
+        needed = images.needed_blobs()
         freed += sum(images.blobs.remove(digest) for digest in list(images.blobs) if digest not in needed)
         for left in sweep_temporary(images.layout):
             _remove_tree(images, left)
@@ -89,7 +89,7 @@ def drop_unneeded(images: Images, diff_ids: Iterable[str], digests: Iterable[str
         if alone:
             gone = diff_ids - images.catalog.needed_layers()
             _remove_layers(images, [images.layout.layer_dir(diff_id) for diff_id in gone])
-            for digest in digests - images.catalog.needed_blobs():
+            for digest in digests - images.needed_blobs():
                 images.blobs.remove(digest)
 
 
@@ -125,7 +125,7 @@ def _delete(images: Images, image: Image, tags: Iterable[str]) -> list[dict[str,
             gone = [layer.diff_id for layer in layers if layer.diff_id not in needed]
             _remove_layers(images, [images.layout.layer_dir(diff_id) for diff_id in gone])
             records += [{"Deleted": diff_id} for diff_id in gone]
-            named = images.catalog.needed_blobs()
+            named = images.needed_blobs()
             for digest in {image.id, manifest, *(layer.digest for layer in layers)} - named:
                 images.blobs.remove(digest)
     return records

@@ -6,12 +6,15 @@ import ctypes
 import ctypes.util
 import gzip
 import hashlib
+import http.client
 import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -232,3 +235,58 @@ def make_bcrypt(password: str) -> str:
     if found is None or not found.startswith(b"$2y$"):
         pytest.skip("crypt(3) of this machine knows no bcrypt")
     return str(found.decode())
+
+
+@contextmanager
+def serving(directory: Path, *words: str, env: dict[str, str] | None = None) -> Iterator[str]:
+    """`labkernel registry serve` on a port of its own; yields its domain. It must end with 0 on SIGTERM."""
+    domain = f"127.0.0.1:{free_port()}"
+    env = {
+        **os.environ,
+        "LABKERNEL_ROOT": str(directory / "root"),
+        "LABKERNEL_RUNTIME_DIR": str(directory / "run"),
+        **(env or {}),
+    }
+    argv = [sys.executable, "-m", "labkernel.cli", "registry", "serve", "--listen", domain, *words]
+    process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(domain, process)
+        yield domain
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+
+
+class Reply:
+    def __init__(self, raw: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = raw.status, raw.headers, raw.read()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.json["errors"][0]["code"])
+
+
+def ask(domain: str, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
+    connection = http.client.HTTPConnection(domain, timeout=20)
+    try:
+        connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
+        return Reply(connection.getresponse())
+    finally:
+        connection.close()
+
+
+def give(domain: str, name: str, blob: bytes) -> str:
+    digest = digest_of(blob)
+    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={digest}", blob)
+    assert reply.status == 201
+    return digest
+
+
+def give_image(domain: str, name: str, tag: str, image: MadeImage) -> Reply:
+    for blob in image.blobs.values():
+        give(domain, name, blob)
+    return ask(domain, "PUT", f"/v2/{name}/manifests/{tag}", image.manifest, Content_Type=OCI_MANIFEST)

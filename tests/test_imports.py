@@ -16,7 +16,8 @@ MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     # images
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
-    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "registries", "verification", "autobuilds", "uptodate"),
+    *("bases", "basefiles", "packages", "pulls", "pushes", "logins"),
+    *("registries", "published", "autobuilds", "verification", "uptodate"),
     # builds
     *("builds", "building"),
     # several containers together

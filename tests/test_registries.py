@@ -7,18 +7,14 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from registries import OCI_MANIFEST, MadeImage, digest_of, free_port, make_bcrypt, scripted, wait_for
+from registries import OCI_MANIFEST, MadeImage, Reply, ask, digest_of, give, give_image, make_bcrypt, scripted, serving
 
 from labkernel.engine import Engine
 from labkernel.oci.depot import Depot
@@ -26,64 +22,10 @@ from labkernel.oci.registry import Refused
 from labkernel.registries import NoSuchRegistry, Options
 
 
-@contextmanager
-def serving(directory: Path, *words: str) -> Iterator[str]:
-    """`labkernel registry serve` on a port of its own; yields its domain. It must end with 0 on SIGTERM."""
-    domain = f"127.0.0.1:{free_port()}"
-    env = {
-        **os.environ,
-        "LABKERNEL_ROOT": str(directory / "root"),
-        "LABKERNEL_RUNTIME_DIR": str(directory / "run"),
-    }
-    argv = [sys.executable, "-m", "labkernel.cli", "registry", "serve", "--listen", domain, *words]
-    process = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(domain, process)
-        yield domain
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-
-
 @pytest.fixture(scope="module")
 def domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("registry")) as found:
         yield found
-
-
-class Reply:
-    def __init__(self, raw: http.client.HTTPResponse) -> None:
-        self.status, self.headers, self.body = raw.status, raw.headers, raw.read()
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def code(self) -> str:
-        return str(self.json["errors"][0]["code"])
-
-
-def ask(domain: str, method: str, path: str, body: bytes | None = None, **headers: str) -> Reply:
-    connection = http.client.HTTPConnection(domain, timeout=20)
-    try:
-        connection.request(method, path, body, {key.replace("_", "-"): value for key, value in headers.items()})
-        return Reply(connection.getresponse())
-    finally:
-        connection.close()
-
-
-def give(domain: str, name: str, blob: bytes) -> str:
-    digest = digest_of(blob)
-    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={digest}", blob)
-    assert reply.status == 201
-    return digest
-
-
-def give_image(domain: str, name: str, tag: str, image: MadeImage) -> Reply:
-    for blob in image.blobs.values():
-        give(domain, name, blob)
-    return ask(domain, "PUT", f"/v2/{name}/manifests/{tag}", image.manifest, Content_Type=OCI_MANIFEST)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from .values import Listing, tabulate
 _SERVING = (
     option("--listen", metavar="host:port", default="127.0.0.1:5000", show_default=True, help="Address to listen on"),
     option("--root", metavar="directory", help="Directory of its content (default: below the store)"),
+    flag("--store", help="Serve the store's own images; what is pushed is kept among its blobs"),
     option("--tls-cert", metavar="file", help="Certificate (PEM): serve TLS"),
     option("--tls-key", metavar="file", help="Key of the certificate (PEM)"),
     option("--htpasswd", metavar="file", help="Only users of this file (bcrypt) may pull and push"),
@@ -101,13 +102,14 @@ def ls(ctx: click.Context, /, form: str | None, *, quiet: bool) -> Listing:
 
 @command("gc", "[OPTIONS]")
 @option("--root", metavar="directory", help="Directory of its content (default: below the store)")
+@flag("--store", help="Of the registry on the store itself")
 @option("--grace", metavar="seconds", type=click.FloatRange(min=0), help="Keep what is younger (default: one hour)")
 @click.pass_context
-def gc(ctx: click.Context, /, root: str | None, grace: float | None) -> None:
+def gc(ctx: click.Context, /, root: str | None, grace: float | None, *, store: bool) -> None:
     """Remove blobs that no manifest names any more."""
     host = host_of(ctx)
     more = {} if grace is None else {"grace_s": grace}
-    count, freed = host.engine.registry.collect(_options({"root": root}), **more)
+    count, freed = host.engine.registry.collect(_options({"root": root, "store": store}), **more)
     host.line(f"Removed {count} blobs, {human_size(freed)}")
 
 
