@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .display import human_age, human_duration, table_html, table_text
+from .display import command_words, human_age, status_words, table_html, table_text
 from .errors import ConflictError, NoSuchContainer, NoSuchImage, UsageError
 from .runtime.settings import check_name, parse_command, parse_signal
 
@@ -275,6 +275,7 @@ class Container:
         tail: int | str = "all",
         since: Any = None,
         until: Any = None,
+        details: bool = False,
     ) -> Iterator[tuple[str, bytes]]:
         """The same as (stream, bytes), for who keeps the streams apart."""
         from .runtime.logreader import LogQuery, read_log
@@ -282,7 +283,9 @@ class Container:
         streams = {name for name, wanted in (("stdout", stdout), ("stderr", stderr)) if wanted}
         if not streams:
             raise UsageError("you must choose at least one stream")
-        query = LogQuery.parse(streams, tail=tail, since=since, until=until, timestamps=timestamps)
+        if (self.settings.get("log_config") or {}).get("type") == "none":
+            raise UsageError("configured logging driver does not support reading", exit_code=1)
+        query = LogQuery.parse(streams, tail=tail, since=since, until=until, timestamps=timestamps, details=details)
         self.runtime_state()  # NoSuchContainer now, not while reading
         running = (lambda: self.status in ("running", "paused", "restarting")) if follow else None
         return read_log(self.log_path, query, running=running)
@@ -529,35 +532,6 @@ class ContainerList(list[Container]):
 
     def _repr_html_(self) -> str:
         return table_html(self.header, self.rows())
-
-
-def status_words(state: Mapping[str, Any]) -> str:
-    """A state as `docker ps` words it."""
-    status, now = state["status"], time.time()
-    if status in ("running", "paused"):
-        up = f"Up {human_duration(now - (state.get('started_at') or now))}"
-        health = (state.get("health") or {}).get("Status")
-        if health and status == "running":
-            return f"{up} ({'health: starting' if health == 'starting' else health})"
-        return f"{up} (Paused)" if status == "paused" else up
-    if status == "created":
-        return "Created"
-    if status == "dead":
-        return "Dead"
-    age = human_age(state.get("finished_at") or now)
-    word = "Restarting" if status == "restarting" else "Exited"
-    return f"{word} ({state.get('exit_code') or 0}) {age}"
-
-
-def command_words(args: Sequence[str]) -> str:
-    """A command as `docker ps` shows it: in quotes, cut to 20 characters."""
-    text = joined_command(args).replace("\n", " ")
-    return f'"{text if len(text) <= 20 else text[:19] + "…"}"'
-
-
-def joined_command(args: Sequence[str]) -> str:
-    """A command in one line as docker words it: arguments with blanks in single quotes."""
-    return " ".join([*args[:1], *(f"'{word}'" if " " in word else word for word in args[1:])])
 
 
 def _collect(attachment: Attachment, *, stream: bool, demux: bool, wanted: set[str] | None = None) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -68,3 +69,32 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[object]], *, capti
     )
     title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
     return f"<table class='labkernel-table'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def status_words(state: Mapping[str, Any]) -> str:
+    """A state as `docker ps` words it."""
+    status, now = state["status"], time.time()
+    if status in ("running", "paused"):
+        up = f"Up {human_duration(now - (state.get('started_at') or now))}"
+        health = (state.get("health") or {}).get("Status")
+        if health and status == "running":
+            return f"{up} ({'health: starting' if health == 'starting' else health})"
+        return f"{up} (Paused)" if status == "paused" else up
+    if status == "created":
+        return "Created"
+    if status == "dead":
+        return "Dead"
+    age = human_age(state.get("finished_at") or now)
+    word = "Restarting" if status == "restarting" else "Exited"
+    return f"{word} ({state.get('exit_code') or 0}) {age}"
+
+
+def command_words(args: Sequence[str]) -> str:
+    """A command as `docker ps` shows it: in quotes, cut to 20 characters."""
+    text = joined_command(args).replace("\n", " ")
+    return f'"{text if len(text) <= 20 else text[:19] + "…"}"'
+
+
+def joined_command(args: Sequence[str]) -> str:
+    """A command in one line as docker words it: arguments with blanks in single quotes."""
+    return " ".join([*args[:1], *(f"'{word}'" if " " in word else word for word in args[1:])])

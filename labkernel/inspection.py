@@ -31,7 +31,7 @@ def inspect_container(container: Container) -> dict[str, Any]:
         "ResolvConfPath": f"{directory}/resolv.conf",
         "HostnamePath": f"{directory}/hostname",
         "HostsPath": f"{directory}/hosts",
-        "LogPath": str(container.log_path),
+        "LogPath": "" if _log_config(container.settings)["Type"] == "none" else str(container.log_path),
         "Name": f"/{container.name}",
         "RestartCount": int(state.get("restart_count") or 0),
         "Driver": "overlay2" if own["rootfs"]["kind"] == "overlay" else "vfs",
@@ -95,7 +95,7 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
     return {
         "Binds": binds or None,
         "ContainerIDFile": "",
-        "LogConfig": {"Type": "json-file", "Config": {}},
+        "LogConfig": _log_config(settings),
         "NetworkMode": network_mode(container.settings),
         "PortBindings": {},
         "RestartPolicy": {"Name": restart["name"], "MaximumRetryCount": restart["max_retries"]},
@@ -146,6 +146,11 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "MaskedPaths": config["linux"].get("maskedPaths", list(MASKED_PATHS)),
         "ReadonlyPaths": config["linux"].get("readonlyPaths", list(READONLY_PATHS)),
     }
+
+
+def _log_config(settings: Mapping[str, Any]) -> dict[str, Any]:
+    given = settings.get("log_config") or {}
+    return {"Type": given.get("type", "json-file"), "Config": given.get("config", {})}
 
 
 def _device(word: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from labkernel.container import Container, ContainerList, command_words, status_words
+from labkernel.container import Container, ContainerList
+from labkernel.display import command_words, status_words
 from labkernel.engine import Engine
 from labkernel.errors import (
     ConflictError,

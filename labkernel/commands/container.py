@@ -213,7 +213,7 @@ def logs(ctx: click.Context, /, container: str, **flags: Any) -> None:
         if not flags["tail"].lstrip("-").isdigit():
             raise UsageError(f'invalid value for "tail": {flags["tail"]}', resolution="a number of lines, or all")
         tail = int(flags["tail"]) if int(flags["tail"]) >= 0 else "all"
-    settings = {"timestamps": flags["timestamps"], "tail": tail, "follow": flags["follow"]}
+    settings = {key: flags[key] for key in ("timestamps", "follow", "details")} | {"tail": tail}
     settings.update(since=moment(flags["since"]), until=moment(flags["until"]))
     _show_logs(host, found, settings)
 

@@ -114,7 +114,8 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     option("--health-start-period", metavar="duration", help="Time the container has before failures count"),
     option("--health-start-interval", metavar="duration", help="Time between checks during the start period"),
     flag("--no-healthcheck", help="Disable any container-specified HEALTHCHECK"),
-    _absent("--log-driver", "--log-opt", why="the json-file log is what there is"),
+    option("--log-driver", metavar="string", help="Logging driver for the container (json-file, local, none)"),
+    many("--log-opt", help="Log driver options (max-size=10m, max-file=3, labels=…, env=…)"),
     _absent("--device-read-bps", "--device-write-bps", why="leave it out"),
 ]  # fmt: skip
 

@@ -88,6 +88,9 @@ def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, 
         settings["sysctls"] = dict(_pair(word, "=", "--sysctl") for word in flags["sysctl"])
     if flags.get("publish"):
         settings["ports"] = ports(flags["publish"])
+    if flags.get("log_driver") or flags.get("log_opt"):
+        options = dict(_pair(word, "=", "--log-opt") for word in flags.get("log_opt") or ())
+        settings["log_config"] = {"Type": flags.get("log_driver") or "json-file", "Config": options}
     check = healthcheck_of(flags)
     if check:
         settings["healthcheck"] = check

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ..container import joined_command
-from ..display import human_age, human_duration, human_size
+from ..display import human_age, human_duration, human_size, joined_command
 
 CONTAINER_TITLES = {
     "ID": "CONTAINER ID",

@@ -91,8 +91,7 @@ class Instance:
 
     def open_log(self) -> LogWriter:
         if self.log is None:
-            log = self.own.get("log") or {}
-            self.log = LogWriter(log.get("path") or f"{self.directory}/log.json", log.get("max_bytes"))
+            self.log = LogWriter.from_settings(self.own.get("log") or {}, f"{self.directory}/log.json")
         return self.log
 
     def save(self) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from .logs import decode_record
+from .logs import decode_record, files
 
 _POLL_S = 0.05
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
@@ -28,34 +30,38 @@ class LogQuery:
     since: str | None = None
     until: str | None = None
     timestamps: bool = False
+    details: bool = False
 
     @classmethod
-    def parse(cls, streams: set[str], *, tail: int | str, since: Any, until: Any, timestamps: bool) -> LogQuery:
+    def parse(
+        cls, streams: set[str], *, tail: int | str, since: Any, until: Any, timestamps: bool, details: bool = False
+    ) -> LogQuery:
         """From docker's words. `tail` that is no number means all, as with docker."""
         text = str(tail)
         count = int(text) if text.isdigit() else None
-        return cls(frozenset(streams), count, _moment(since), _moment(until), timestamps)
+        return cls(frozenset(streams), count, _moment(since), _moment(until), timestamps, details)
 
 
 class LogReader:
     """One reading of a log: what is there (`past`), then what has come since (`more`), as (stream, bytes)."""
 
     def __init__(self, file: Any, query: LogQuery) -> None:
-        self._file = file
+        """`file` is what is open of the log's files; those that come after it are found by its name."""
+        self._tape = file if isinstance(file, _Tape) else _Tape(Path(file.name), file)
         self._query = query
         self.over = False
         """Nothing that may still come would fit: `until` has passed."""
 
     def past(self) -> Iterator[tuple[str, bytes]]:
         query = self._query
-        fitting: Iterator[Record] = (record for record in _records(self._file) if _fits(record, query))
+        fitting: Iterator[Record] = (record for record in self._tape.records() if _fits(record, query))
         if query.tail is not None:
             # a record without a newline at its end is continued by the next one: lines are counted, not records
             fitting = _last_lines(fitting, query.tail)
         yield from (_shown(record, query) for record in fitting)
 
     def more(self) -> Iterator[tuple[str, bytes]]:
-        for record in _records(self._file):
+        for record in self._tape.records():
             if self._query.until is not None and record[2] > self._query.until:
                 self.over = True
                 return
@@ -63,25 +69,20 @@ class LogReader:
                 yield _shown(record, self._query)
 
     def is_behind(self) -> bool:
-        """Whether the file is not what has been read of it; costs one system call."""
-        return bool(os.fstat(self._file.fileno()).st_size != self._file.tell())
+        """Whether the file is not what has been read of it; costs two system calls."""
+        return self._tape.is_behind()
 
     def close(self) -> None:
-        self._file.close()
+        self._tape.close()
 
 
 def read_log(path: Path, query: LogQuery, *, running: Callable[[], bool] | None = None) -> Iterator[tuple[str, bytes]]:
     """(stream, bytes) of each record that fits; with `running`, what comes until that says no."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115
-    except FileNotFoundError:
-        if running is None or not running():
-            return
-        file = _open_when_there(path, running)
-        if file is None:
-            return
-    with file:
-        reader = LogReader(file, query)
+    tape = _Tape(path)
+    if tape.file is None and (running is None or not tape.wait(running)):
+        return
+    with closing(tape):
+        reader = LogReader(tape, query)
         yield from reader.past()
         while running is not None:
             alive = running()  # asked first, so that what was written just before the end is still read
@@ -123,28 +124,96 @@ def _moment(value: Any) -> str | None:
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{int(seconds % 1 * 1e9):09d}Z"
 
 
-Record = tuple[str, bytes, str]
+Record = tuple[str, bytes, str, str]
 
 
-def _records(file: Any) -> Iterator[Record]:
-    """Whole lines only: the position stays before a half-written last one."""
-    while True:
-        start = file.tell()
-        line = file.readline()
-        if not line.endswith(b"\n"):
-            file.seek(start)
-            if line == b"" and start > os.fstat(file.fileno()).st_size:
-                file.seek(0)  # the log started anew (log.max_bytes)
+class _Tape:
+    """The files of a log (`logs.LogWriter`) one after the other, also while the last one is being rotated away."""
+
+    def __init__(self, path: Path, file: Any = None) -> None:
+        self.path = path
+        self.file = file
+        for name in files(path) if file is None else ():
+            try:
+                self.file = open(name, "rb")  # noqa: SIM115
+                return
+            except FileNotFoundError:
                 continue
-            return
+
+    def close(self) -> None:
+        self.file.close()
+
+    def wait(self, running: Callable[[], bool]) -> bool:
+        """Until there is a file; False when the container has ended without one."""
+        while self.file is None and running():
+            try:
+                self.file = open(self.path, "rb")  # noqa: SIM115
+            except FileNotFoundError:
+                time.sleep(_POLL_S)
+        return self.file is not None
+
+    def is_behind(self) -> bool:
+        own = os.fstat(self.file.fileno())
+        if own.st_size != self.file.tell():
+            return True
         try:
-            yield decode_record(line)
-        except (ValueError, KeyError):
-            continue
+            return not os.path.samestat(own, os.stat(self.path))
+        except FileNotFoundError:
+            return False  # between two files of a rotation, or removed
+
+    def records(self) -> Iterator[Record]:
+        """What is there now. Whole lines only: the position stays before a half-written last one."""
+        while True:
+            # Looked for before the last line is: what was written until the rotation is read first.
+            following = self._following()
+            yield from self._rest()
+            if following is None:
+                return
+            self.file.close()
+            self.file = following
+
+    def _rest(self) -> Iterator[Record]:
+        while True:
+            start = self.file.tell()
+            line = self.file.readline()
+            if not line.endswith(b"\n"):
+                self.file.seek(start)
+                return
+            try:
+                yield _decode(line)
+            except (ValueError, KeyError):
+                continue
+
+    def _following(self) -> Any:
+        """The file that comes after this one, opened; None when this is the newest. When it was dropped, the oldest."""
+        mine = os.fstat(self.file.fileno())
+        found = None
+        for name in reversed(files(self.path)):
+            try:
+                opened = open(name, "rb")  # noqa: SIM115
+            except FileNotFoundError:
+                continue
+            if os.path.samestat(mine, os.fstat(opened.fileno())):
+                opened.close()
+                return found
+            if found is not None:
+                found.close()
+            found = opened
+        return found
+
+
+def _decode(line: bytes) -> Record:
+    stream, data, moment = decode_record(line)
+    if b',"attrs":{' not in line:
+        return stream, data, moment, ""
+    from urllib.parse import quote
+
+    pairs = json.loads(line).get("attrs") or {}
+    return stream, data, moment, ",".join(f"{quote(key)}={quote(value)}" for key, value in sorted(pairs.items()))
 
 
 def _fits(record: Record, query: LogQuery) -> bool:
-    stream, _, moment = record
+    stream, _, moment, _ = record
     if stream not in query.streams or (query.since is not None and moment < query.since):
         return False
     return query.until is None or moment <= query.until
@@ -166,14 +235,7 @@ def _last_lines(records: Iterator[Record], count: int) -> Iterator[Record]:
 
 
 def _shown(record: Record, query: LogQuery) -> tuple[str, bytes]:
-    stream, data, moment = record
+    stream, data, moment, details = record
+    if query.details:
+        data = f"{details} ".encode() + data
     return stream, f"{moment} ".encode() + data if query.timestamps else data
-
-
-def _open_when_there(path: Path, running: Callable[[], bool]) -> Any:
-    while running():
-        try:
-            return open(path, "rb")
-        except FileNotFoundError:
-            time.sleep(_POLL_S)
-    return None

@@ -16,11 +16,13 @@ import termios
 import time
 from collections.abc import Iterator
 from json.encoder import encode_basestring, encode_basestring_ascii
+from typing import Any
 
 from ..linux.syscalls import SPLICE_F_NONBLOCK, tee
 
 CHUNK_BYTES = 65536
-_MARK = struct.Struct("<QB64s")
+_MARK = struct.Struct("<QB64sQ")
+_MEMORY_BYTES = 4 << 20
 _CODES = {"stdout": 1, "stderr": 2}
 
 
@@ -31,7 +33,7 @@ def timestamp(now_ns: int | None = None) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09d}Z"
 
 
-def encode_records(stream: str, data: bytes) -> bytes:
+def encode_records(stream: str, data: bytes, attributes: dict[str, str] | None = None) -> bytes:
     """The log lines for `data`, one record per line of it."""
     try:
         text = data.decode()
@@ -39,7 +41,8 @@ def encode_records(stream: str, data: bytes) -> bytes:
     except UnicodeDecodeError:
         text = data.decode("utf-8", "surrogateescape")
         quote = encode_basestring_ascii
-    tail = f',"stream":"{stream}","time":"{timestamp()}"}}\n'
+    extra = f'"attrs":{json.dumps(attributes)},' if attributes else ""
+    tail = f',"stream":"{stream}",{extra}"time":"{timestamp()}"}}\n'
     lines = text.split("\n")
     last = lines.pop()
     records = ['{"log":' + quote(line + "\n") + tail for line in lines]
@@ -70,22 +73,67 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[tuple[str, bytes, str
 
 
 class LogWriter:
-    """An append-only log; `size` is its length in bytes. With `max_bytes` the file starts anew when it is full."""
+    """An append-only log; `size` is its length in bytes, `start` where the last chunk begins.
 
-    __slots__ = ("fd", "max_bytes", "path", "size")
+    With `max_bytes` a chunk that does not fit begins a new file; the one before becomes PATH.1, that one PATH.2, and
+    so on, and `max_files` are kept. A chunk of output is never divided, so a file may be longer by one (64 KiB).
+    """
 
-    def __init__(self, path: str, max_bytes: int | None = None) -> None:
+    __slots__ = ("attributes", "fd", "max_bytes", "max_files", "path", "size", "start")
+
+    def __init__(
+        self, path: str, max_bytes: int | None = None, max_files: int = 1, attributes: dict[str, str] | None = None
+    ) -> None:
         self.path = path
         self.max_bytes = max_bytes
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        self.size = os.fstat(self.fd).st_size
+        self.max_files = max_files
+        self.attributes = attributes
+        self.fd = -1
+        self._open()
+
+    def _open(self) -> None:
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self.size = self.start = os.fstat(self.fd).st_size
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], path: str) -> LogWriter:
+        """From the property "log" of config.json."""
+        if settings.get("driver") == "none":
+            return MemoryLog()
+        limit, files = settings.get("max_bytes"), int(settings.get("max_files") or 1)
+        return cls(settings.get("path") or path, limit, files, settings.get("attributes"))
+
+    def encode(self, stream: str, data: bytes) -> bytes:
+        return encode_records(stream, data, self.attributes)
+
+    def is_full(self, coming: int) -> bool:
+        return bool(self.max_bytes and self.size and self.size + coming > self.max_bytes)
+
+    def rotate(self) -> None:
+        """Begin a new file. A full disk or a lost directory leaves the old one in use."""
+        try:
+            if self.max_files < 2:
+                os.unlink(self.path)
+            for number in range(self.max_files - 2, -1, -1):
+                try:
+                    os.rename(rotated(self.path, number), rotated(self.path, number + 1))
+                except FileNotFoundError:
+                    pass
+            old = self.fd
+            self._open()
+            os.close(old)
+        except OSError:
+            pass
 
     def write(self, stream: str, data: bytes) -> None:
         """Append `data`; a full disk loses the record and not the container."""
-        if self.max_bytes and self.size > self.max_bytes:
-            os.ftruncate(self.fd, 0)
-            self.size = 0
-        records = encode_records(stream, data)
+        records = self.encode(stream, data)
+        if self.is_full(len(records)):
+            self.rotate()
+        self.append(records)
+
+    def append(self, records: bytes) -> None:
+        self.start = self.size
         try:
             while records:
                 done = os.write(self.fd, records)
@@ -94,8 +142,76 @@ class LogWriter:
         except OSError:
             pass
 
+    def open_first(self) -> int:
+        """A descriptor of the oldest file, for who reads from the start."""
+        return os.open(files(self.path)[0], os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_next(self, fd: int) -> int:
+        """Of the file that comes after `fd`'s; -1 when that is the newest one. Also after `close`: a slow client may
+        outlive the container."""
+        mine = os.fstat(fd)
+        try:
+            if os.path.samestat(mine, os.fstat(self.fd) if self.fd >= 0 else os.stat(self.path)):
+                return -1
+        except FileNotFoundError:  # the container has been removed meanwhile
+            return -1
+        names = files(self.path)
+        for number, name in enumerate(names):
+            try:
+                if os.path.samestat(mine, os.stat(name)):
+                    names = names[number + 1 :]
+                    break
+            except FileNotFoundError:
+                continue
+        try:
+            return os.open(names[0] if names else self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return -1
+
     def close(self) -> None:
-        os.close(self.fd)
+        fd, self.fd = self.fd, -1
+        os.close(fd)
+
+
+class MemoryLog(LogWriter):
+    """The log of `--log-driver none`: a few megabytes in memory from which a slow client reads on, and no file."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__("", _MEMORY_BYTES)
+
+    def _open(self) -> None:
+        if self.fd < 0:
+            self.fd = os.memfd_create("labkernel-log")
+            self.path = f"/proc/self/fd/{self.fd}"
+        self.size = self.start = os.fstat(self.fd).st_size
+
+    def rotate(self) -> None:
+        os.ftruncate(self.fd, 0)
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self._open()
+
+    def open_first(self) -> int:
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def open_next(self, fd: int) -> int:
+        return -1
+
+
+def rotated(path: str, number: int) -> str:
+    return f"{path}.{number}" if number else path
+
+
+def files(path: str | os.PathLike[str]) -> list[str]:
+    """The files of a log that are there, oldest first; the current one always."""
+    path = os.fspath(path)
+    folder, name = os.path.split(path)
+    try:
+        found = [word[len(name) + 1 :] for word in os.listdir(folder or ".") if word.startswith(f"{name}.")]
+    except OSError:
+        found = []
+    return [f"{path}.{number}" for number in sorted((int(w) for w in found if w.isdigit()), reverse=True)] + [path]
 
 
 class Journal:
@@ -119,7 +235,7 @@ class Journal:
 
     def move(self, fd: int, log: LogWriter, name: str, stream: str) -> bytes | None:
         """Log what is readable on `fd`: the bytes, b"" at the end, None when nothing is there now."""
-        _MARK.pack_into(self.mark, 0, log.size, _CODES[stream], name.encode())
+        _MARK.pack_into(self.mark, 0, log.size, _CODES[stream], name.encode(), 0)
         try:
             count = os.splice(fd, self.scratch_w, CHUNK_BYTES, flags=SPLICE_F_NONBLOCK)
         except BlockingIOError:
@@ -131,7 +247,12 @@ class Journal:
         if count == 0:
             return b""
         data = self._peek(count)
-        log.write(stream, data)
+        records = log.encode(stream, data)
+        if log.is_full(len(records)):
+            # While this number is that of the current file, the chunk has not been written, whatever its length.
+            _MARK.pack_into(self.mark, 0, 0, _CODES[stream], name.encode(), os.fstat(log.fd).st_ino)
+            log.rotate()
+        log.append(records)
         os.read(self.scratch_r, CHUNK_BYTES)
         return data
 
@@ -155,17 +276,15 @@ class Journal:
             data += more
         return data
 
-    def repair(self, log_path_of: dict[str, str]) -> None:
-        """After a supervisor was killed: finish the chunk in the scratch pipe. `log_path_of`: container id -> log."""
+    def repair(self, logs: dict[str, LogWriter]) -> None:
+        """After a supervisor was killed: finish the chunk in the scratch pipe. `logs`: by container id; not closed."""
         waiting = struct.unpack("i", fcntl.ioctl(self.scratch_r, termios.FIONREAD, bytes(4)))[0]
         if not waiting:
             return
-        size, code, raw = _MARK.unpack_from(self.mark, 0)
-        path = log_path_of.get(raw.rstrip(b"\0").decode())
+        size, code, raw, full = _MARK.unpack_from(self.mark, 0)
+        log = logs.get(raw.rstrip(b"\0").decode())
         stream = "stderr" if code == 2 else "stdout"
         data = self._peek(waiting)
-        if path is not None and (not os.path.exists(path) or os.stat(path).st_size == size):
-            log = LogWriter(path)
+        if log is not None and (log.size == size or os.fstat(log.fd).st_ino == full):
             log.write(stream, data)
-            log.close()
         os.read(self.scratch_r, CHUNK_BYTES)

@@ -15,14 +15,15 @@ from .streams import InputPipe
 def recover(sup: Any) -> None:
     """Adopt what the keeper holds; settle what state.json claims to run and no longer does; drop left-over cgroups."""
     held = sup.context.held
-    paths = {}
+    logs = {}
     for container_id in held:
         try:
-            inst = instances.load(sup.root, container_id)
-        except LabkernelError:
+            logs[container_id] = instances.load(sup.root, container_id).open_log()
+        except (LabkernelError, OSError):
             continue
-        paths[container_id] = (inst.own.get("log") or {}).get("path") or f"{inst.directory}/log.json"
-    sup.journal.repair(paths)
+    sup.journal.repair(logs)
+    for log in logs.values():
+        log.close()
     for container_id, entry in list(held.items()):
         if container_id.startswith("exec:"):
             sessions.adopt(sup, entry)

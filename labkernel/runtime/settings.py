@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UsageError
-from . import healthcheck, sharing
+from . import healthcheck, logsettings, sharing
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -45,7 +45,6 @@ _LATER = {
     "runtime": "other runtimes",
     "isolation": "isolation technologies",
     "use_config_proxy": "proxy settings",
-    "log_config": "other log drivers",
     "link": "links between containers",
     "links": "links between containers",
     "oom_kill_disable": "switching the out-of-memory killer off",
@@ -442,6 +441,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "init": _flag,
     "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host"),
     "labels": _labels,
+    "log_config": logsettings.check,
     "mac_address": _text,
     "mem_limit": lambda value: parse_size(value, "memory limit"),
     "mem_reservation": lambda value: parse_size(value, "memory reservation"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..linux.limits import DEVICE_RULES
-from . import healthcheck
+from . import healthcheck, logsettings
 from .sharing import SHARED, device_rules, find_devices
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -83,9 +83,10 @@ def finalize_spec(
     privileged = bool(settings.get("privileged"))
     all_open = options.get("systempaths") == "unconfined" or privileged
     nodes = find_devices(settings.get("devices", ()), everything=privileged)
+    process = _process(command, image_config, settings, hostname)
     return {
         "ociVersion": "1.2.0",
-        "process": _process(command, image_config, settings, hostname),
+        "process": process,
         "root": {"path": "rootfs", "readonly": bool(settings.get("read_only"))},
         "hostname": hostname,
         **({"domainname": settings["domainname"]} if settings.get("domainname") else {}),
@@ -101,7 +102,13 @@ def finalize_spec(
         },
         "labkernel": {
             "rootfs": rootfs,
-            "log": {"path": f"{directory}/log.json", "max_bytes": None},
+            "log": logsettings.plan(
+                settings,
+                path=f"{directory}/log.json",
+                id=id,
+                labels={**(image_config.get("Labels") or {}), **settings.get("labels", {})},
+                environment=process["env"],
+            ),
             "seccomp_program": seccomp_program,
             "cgroup_parent": cgroup_parent if limits else "",
             **_own(image_config, settings),

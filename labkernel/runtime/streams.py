@@ -28,11 +28,11 @@ class Follower:
         self.end: bytes | None = None
         conn.drained = self.catch_up
         if from_start:
-            self._open()
+            self._open(first=True)
 
-    def _open(self) -> None:
+    def _open(self, *, first: bool = False) -> None:
         if self.fd < 0:
-            self.fd = os.open(self.log.path, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = self.log.open_first() if first else os.open(self.log.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def deliver(self, stream: str, data: bytes, log_size_before: int) -> None:
         """Pass output on, or fall behind."""
@@ -41,6 +41,7 @@ class Follower:
         if self.conn.pending > HIGH_BYTES:
             self.behind = True
             self.offset = log_size_before
+            self.close()  # of an earlier time; the log may have been rotated since
             self._open()
             return
         self.conn.send(protocol.encode_frame(protocol.STREAMS[stream], data))
@@ -53,6 +54,11 @@ class Follower:
                 block = os.pread(self.fd, 2 << 20, self.offset)  # one record of escaped bytes, at most 6 for each
             end = block.rfind(b"\n") + 1
             if not end:
+                following = self.log.open_next(self.fd)
+                if following >= 0:
+                    os.close(self.fd)
+                    self.fd, self.offset = following, 0
+                    continue
                 self.behind = False
                 break
             self.offset += end

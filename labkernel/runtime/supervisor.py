@@ -347,7 +347,6 @@ class Supervisor:
     def pump(self, inst: Instance, fd: int, stream: str) -> bool:
         """Move one chunk of output to the log and the followers; False when there is nothing now or any more."""
         log = inst.open_log()
-        before = log.size
         data = self.journal.move(fd, log, inst.id, stream)
         if data is None:
             return False
@@ -357,10 +356,8 @@ class Supervisor:
                 inst.outputs.pop(fd, None)
                 os.close(fd)
             return False
-        if log.size < before:
-            before = 0
         for follower in inst.followers:
-            follower.deliver(stream, data, before)
+            follower.deliver(stream, data, log.start)
         return True
 
     # End

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from labkernel.commands.settings import healthcheck_of
-from labkernel.container import status_words
+from labkernel.display import status_words
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
 from labkernel.runtime import healthcheck

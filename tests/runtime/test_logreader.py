@@ -98,3 +98,60 @@ def test_moments(word: object) -> None:
 def test_no_moments(word: str) -> None:
     with pytest.raises(UsageError, match="invalid value"):
         parse_moment(word)
+
+
+def test_rotated_files_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    writer = LogWriter(str(path), 400, 3)
+    for number in range(12):
+        writer.write("stdout", b"%d\n" % number)
+    text = read(path)
+    assert text.endswith(b"8\n9\n10\n11\n")
+    assert len(text.split()) > 5
+    assert read(path, tail=8) == text[text.index(b"4\n") :]
+    writer.close()
+
+
+def test_following_over_rotations(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    writer = LogWriter(str(path), 400, 3)
+    numbers = iter(range(60))
+
+    def running() -> bool:
+        """Each time it is asked some lines come, more than one file of them."""
+        lines = [number for _, number in zip(range(7), numbers, strict=False)]
+        for number in lines:
+            writer.write("stdout", b"%d\n" % number)
+        return bool(lines)
+
+    query = LogQuery.parse({"stdout"}, tail="all", since=None, until=None, timestamps=False)
+    text = b"".join(data for _, data in read_log(path, query, running=running))
+    assert text.split() == [b"%d" % number for number in range(60)]
+    writer.close()
+
+
+def test_details(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    writer = LogWriter(str(path), attributes={"tier": "a b", "x": "1"})
+    writer.write("stdout", b"line\n")
+    assert read(path) == b"line\n"
+    assert read(path, details=True) == b"tier=a%20b,x=1 line\n"
+    writer.close()
+
+
+def test_log_settings() -> None:
+    from labkernel.runtime.logsettings import check, plan
+
+    given = {"log_config": check({"Type": "json-file", "Config": {"max-size": "10k", "max-file": 3, "env": "A"}})}
+    made = plan(given, path="/p", id="i", labels={}, environment=["A=1", "B=2"])
+    assert (made["max_bytes"], made["max_files"], made["attributes"]) == (10_000, 3, {"A": "1"})
+    local = plan({"log_config": check({"type": "local"})}, path="/p", id="i", labels={}, environment=[])
+    assert (local["max_bytes"], local["max_files"]) == (20_000_000, 5)
+    for bad, words in [
+        ({"Type": "syslog"}, "no log driver named 'syslog'"),
+        ({"Config": {"nope": "1"}}, "unknown log opt 'nope'"),
+        ({"Config": {"max-size": "0"}}, "positive"),
+        ({"Config": {"max-file": "0", "max-size": "1k"}}, "less than 1"),
+    ]:
+        with pytest.raises(UsageError, match=words):
+            check(bad)

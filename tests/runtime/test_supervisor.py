@@ -451,3 +451,18 @@ def test_kill_with_other_signal(lab: Any) -> None:
         assert attachment.read() == ("stdout", b"up\n")
         lab.runtime.kill(container_id, signal.SIGUSR1)
         assert gather(attachment) == (b"usr\n", 0)
+
+
+def test_rotated_log_reaches_a_slow_client_whole(lab: Any) -> None:
+    log = {"path": None, "driver": "json-file", "max_bytes": 3_000_000, "max_files": 9}
+    id = lab.create("sh", "-c", "i=0; while [ $i -lt 60 ]; do head -c 65536 /dev/zero; i=$((i+1)); done", log=log)
+    with lab.runtime.run(id) as attachment:
+        lab.runtime.wait(id)
+        assert sum(len(data) for _, data in attachment) == 60 * 65536
+    assert (lab.root / "containers" / id / "log.json.1").exists()
+
+
+def test_container_without_a_log(lab: Any) -> None:
+    id = lab.create("sh", "-c", "echo out", log={"driver": "none"})
+    assert gather(lab.runtime.run(id)) == (b"out\n", 0)
+    assert not (lab.root / "containers" / id / "log.json").exists()
