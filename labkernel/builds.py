@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .building.cache import BuildCache
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
+from .building.finishing import Finisher
 from .building.graph import carry_out, needed_stages
 from .building.layers import RunEnded, Running
 from .building.mounts import cache_mounts, prune_cache_mounts
@@ -212,6 +213,7 @@ class _Build:
         self._builds = builds
         self._options = options
         self._running = Running(builds.runtime)
+        self._finisher = Finisher()
         self._telling = threading.RLock()
         self._program = program
         self._build_args = build_args
@@ -259,7 +261,7 @@ class _Build:
             extra_hosts=tuple(self._options.extra_hosts),
             memory_bytes=self._options.memory_bytes,
         )
-        with Context(directory, files, self._builds.db, ignore=ignore) as self._context:
+        with Context(directory, files, self._builds.db, ignore=ignore) as self._context, self._finisher:
             needs = {index: self._needs[index] & set(self._order) for index in self._order}
             carry_out(self._order, needs, self._make_stage, self._running.stop)
         state = self._states[self._target.index]
@@ -318,6 +320,7 @@ class _Build:
             warn=self._warn,
             layout=self._builds.layout,
             running=self._running,
+            later=self._finisher.later,
         )
         triggers = [onbuild_instruction(text) for text in state.config.pop("OnBuild", None) or ()]
         with self._lock:

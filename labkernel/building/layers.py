@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..store.layout import Layout
 
 Output = Callable[[bytes], None]
+Later = Callable[[Callable[[], object]], None]  # see finishing.py
 # (the container's directory, what ends with the step) -> (operations, runtime-spec mounts, environment)
 Attach = Callable[[Path, ExitStack], tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]]
 
@@ -140,26 +141,26 @@ class LayerMaker:
         layers: Sequence[LayerInfo],
         operations: Sequence[dict[str, Any]],
         *,
+        later: Later,
         fds: Sequence[int] = (),
         clamp_s: int | None = None,
     ) -> tuple[LayerInfo, int, list[str]]:
         """A layer made by file operations (see `oci.steps.make_layer`): (layer, bytes of its files, warnings)."""
         self._need_overlay()
         lowers = self.directories(layers)
-        with temporary_directory(self._layout, "build") as base:
-            try:
-                done = self._task(
-                    "labkernel.oci.steps:make_layer",
-                    fds=fds,
-                    base=str(base),
-                    lowers=lowers,
-                    plan=self._plan(base, operations),
-                    layers=str(self._layout.layers),
-                    clamp_s=clamp_s,
-                )
-                return *self._adopt(base / "blob", done), done["warnings"]
-            finally:
-                self._clear(base)
+        with ExitStack() as stack:
+            base = stack.enter_context(temporary_directory(self._layout, "build"))
+            stack.callback(self._clear, base)
+            done = self._task(
+                "labkernel.oci.steps:make_layer",
+                fds=fds,
+                base=str(base),
+                lowers=lowers,
+                plan=self._plan(base, operations),
+                layers=str(self._layout.layers),
+                clamp_s=clamp_s,
+            )
+            return *self._finish(base / "blob", done, stack, later), done["warnings"]
 
     def scan(
         self,
@@ -199,6 +200,7 @@ class LayerMaker:
         fds: Sequence[int],
         running: Running,
         on_output: Output,
+        later: Later,
         clamp_s: int | None = None,
     ) -> tuple[LayerInfo, int]:
         """Run `argv` over `layers` in a container of its own and keep what it changed: (layer, bytes of its files).
@@ -209,7 +211,8 @@ class LayerMaker:
         """
         self._need_overlay()
         lowers = self.directories(layers)
-        with self._container_directory() as (id, directory), ExitStack() as stack:
+        with ExitStack() as place, ExitStack() as stack:
+            id, directory = place.enter_context(self._container_directory())
             upper = self._new_upper(directory, lowers)
             mounts = [*sandbox.host_mounts, *_bind_files(directory, files)]
             if attach is not None:
@@ -229,7 +232,7 @@ class LayerMaker:
                 layers=str(self._layout.layers),
                 clamp_s=clamp_s,
             )
-            return self._adopt(directory / "blob", done)
+            return self._finish(directory / "blob", done, place, later)
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -337,18 +340,32 @@ class LayerMaker:
         args |= {"userxattr": self._driver.userxattr, "single_id": self._driver.single_id}
         return self._runtime.task(call, fds=fds, **args)
 
-    def _adopt(self, blob: Path, done: Mapping[str, Any]) -> tuple[LayerInfo, int]:
+    def _finish(self, blob: Path, done: Mapping[str, Any], place: ExitStack, later: Later) -> tuple[LayerInfo, int]:
+        """The layer a task has made. Its blob is stored, and what `place` holds removed, while the build goes on."""
         layer = LayerInfo(done["diff_id"], done["digest"], done["media_type"], int(done["blob_bytes"]))
-        self._blobs.adopt(blob, layer.digest, verify=False)
-        self._images.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
+        size_bytes = int(done["size_bytes"])
         self._present.add(layer.diff_id)
-        return layer, int(done["size_bytes"])
+        held = place.pop_all()
+
+        def finish() -> None:
+            with held:
+                self._blobs.adopt(blob, layer.digest, verify=False)
+                self._images.catalog.record_unpacked(layer.diff_id, size_bytes, done.get("warnings") or [])
+
+        later(finish)
+        return layer, size_bytes
 
     def _clear(self, base: Path) -> None:
-        """What a failed task left belongs to ids of the namespaces, so it is removed inside them."""
-        if any(entry.is_dir() for entry in os.scandir(base)):
+        """What a task left may belong to ids of the namespaces; then it is removed inside them."""
+        left = []
+        for entry in [entry for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False)]:
+            try:
+                remove_tree(entry.path)
+            except OSError:
+                left.append(entry.path)
+        if left:
             with suppress(LabkernelError):
-                self._runtime.task("labkernel.oci.layer:discard", paths=[str(base / name) for name in os.listdir(base)])
+                self._runtime.task("labkernel.oci.layer:discard", paths=left)
 
     def _plan(self, base: Path, operations: Sequence[dict[str, Any]]) -> str:
         # As a file: the list of a large context is longer than a request may be.

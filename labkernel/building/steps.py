@@ -23,7 +23,7 @@ from ..errors import BuildError
 from ..oci.config import timestamp
 from ..store.catalog import LayerInfo
 from .cache import BuildCache, digest_of
-from .layers import LayerMaker, Running, Sandbox
+from .layers import Later, LayerMaker, Running, Sandbox
 from .mounts import RunMounts, attach, plan_mounts
 from .transfer import plan_transfer, scan_stage
 
@@ -126,6 +126,7 @@ class StageBuilder:
         warn: Callable[[str], None],
         layout: Layout,
         running: Running,
+        later: Later,
     ) -> None:
         """`source_of` gives the layers of what `--from` names (a stage or an image)."""
         self.state = state
@@ -139,6 +140,7 @@ class StageBuilder:
         self.warn = warn
         self.layout = layout
         self._running = running
+        self.later = later
         self._lexer = Lexer(settings.escape)
         self._rebuilt = ""  # the last step of this stage that was made anew
 
@@ -280,7 +282,9 @@ class StageBuilder:
                 message,
                 text=f"WORKDIR {path}",
                 inputs={"user": user},
-                make=lambda: self.maker.place(self.state.layers, [operation], clamp_s=self.settings.epoch_s),
+                make=lambda: self.maker.place(
+                    self.state.layers, [operation], later=self.later, clamp_s=self.settings.epoch_s
+                ),
             )
         except BaseException:
             self.state.document["config"] = before
@@ -319,6 +323,7 @@ class StageBuilder:
                 fds=self.context.descriptors() if plan.mounts else [],
                 running=self._running,
                 on_output=on_output,
+                later=self.later,
                 clamp_s=self.settings.epoch_s,
             )
             return *made, []
@@ -420,7 +425,7 @@ class StageBuilder:
             self.warn(f"{text.splitlines()[0]}: {warning}")
         created = self._now()
         record = {"created": created, "text": text, "place": place, "inputs": dict(inputs), "size_bytes": size_bytes}
-        self._cache.store(key, layer, record)
+        self.later(lambda: self._cache.store(key, layer, record))
         self._append(layer, message, created)
         self._rebuilt = text.splitlines()[0][:40]
         return Outcome(cached=False, why=why, layer=layer, size_bytes=size_bytes)

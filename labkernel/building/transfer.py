@@ -88,7 +88,9 @@ class _Transfer:
             f"{words} # labkernel",
             words,
             inputs | {SELECTION: selection_digest(selected)},
-            lambda: stage.maker.place(lowers, operations, fds=self._fds, clamp_s=stage.settings.epoch_s),
+            lambda: stage.maker.place(
+                lowers, operations, later=stage.later, fds=self._fds, clamp_s=stage.settings.epoch_s
+            ),
             linked=bool(step.link),
         )
 
