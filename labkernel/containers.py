@@ -42,6 +42,7 @@ from .volumes import Volumes
 if TYPE_CHECKING:
     from .image import Image
     from .images import Images
+    from .networks import Networks
     from .runtime.client import Attachment, Runtime
     from .store.database import Database
     from .store.layout import Layout
@@ -72,7 +73,10 @@ class Containers:
         driver: Driver,
         images: Images | Callable[[], Images],
         volumes: Volumes,
+        *,
+        networks: Networks,
     ) -> None:
+        self.networks = networks
         self.layout = layout
         self.db = db
         self.runtime = runtime
@@ -123,6 +127,7 @@ class Containers:
         words = parse_command(command)
         args = finalize_args(words, found.config, given)
         self._check_platform(found, given)
+        self.networks.check(given)
         id = secrets.token_hex(32)
         made: Words = []  # anonymous volumes, to take back when something fails
         directory = str(self.layout.container_dir(id))
@@ -135,6 +140,7 @@ class Containers:
                 "settings": given,
                 "labels": {**(found.config.get("Labels") or {}), **given.get("labels", {})},
                 "mounts": mounts,
+                "exposed": sorted({*(found.config.get("ExposedPorts") or ()), *given.get("exposed_ports", ())}),
                 "warnings": find_warnings(self.driver, given),
             }
             self._write_config(id, directory, found, record)
@@ -254,6 +260,7 @@ class Containers:
 
     def start(self, id: str) -> None:
         """See `Container.start`."""
+        self.networks.before_start(self.get(id))
         self.runtime.start(id)
         # The supervisor answers before it writes the state file, and takes one request after the other: once it has
         # answered this, other processes see the container run, too.
@@ -317,6 +324,7 @@ class Containers:
         except sqlite3.IntegrityError:
             raise self._name_taken(name) from None
         container.name = name
+        self.networks.refresh(container)
 
     def reconcile(self) -> dict[str, Sequence[str]]:
         """Drop rows whose container has removed itself, and directories that a crash left without a row.
@@ -416,12 +424,15 @@ class Containers:
                         "VALUES (?, ?, ?, ?, ?, ?)",
                         (id, chosen, image.id, ref, created_at, text),
                     )
+                    self.networks.join(tx, id, record["settings"])
                     insert_event(tx, "container", "create", id, container_attributes(chosen, ref, record["labels"]))
             except sqlite3.IntegrityError:
                 if name is not None and not self._drop_if_gone(name):
                     raise self._name_taken(name) from None
                 continue
-            return Container(self, id, chosen, image.id, ref, created_at, record)
+            container = Container(self, id, chosen, image.id, ref, created_at, record)
+            self.networks.write(container)
+            return container
         raise ConflictError("no free name was found for the container", resolution="give it one: --name NAME")
 
     def _drop_if_gone(self, name: str) -> bool:

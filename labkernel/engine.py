@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .layerview import Layers
     from .logins import Logins
     from .metrics import Metrics
+    from .networks import Networks
     from .pulls import Pulls
     from .pushes import Pushes
     from .registries import Registries
@@ -129,7 +130,14 @@ class Engine:
     def containers(self) -> Containers:
         from .containers import Containers
 
-        return Containers(self.layout, self.db, self.runtime, self.driver, lambda: self.images, self.volumes)
+        parts = (self.layout, self.db, self.runtime, self.driver, lambda: self.images, self.volumes)
+        return Containers(*parts, networks=self.networks)
+
+    @cached_property
+    def networks(self) -> Networks:
+        from .networks import Networks
+
+        return Networks(self.layout, self.db, self.runtime, self.driver, lambda: self.containers)
 
     @cached_property
     def builds(self) -> Builds:

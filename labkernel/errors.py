@@ -144,6 +144,11 @@ class NoSuchNetwork(NotFoundError):
     kind = "network"
     listing = "network ls"
 
+    def __init__(self, name: str, *, resolution: str | None = None) -> None:
+        super().__init__(name, resolution=resolution)
+        self.brief = f"network {name} not found"  # docker's words, which its clients look for
+        self.args = (self.brief,)
+
 
 class NoSuchVolume(NotFoundError):
     kind = "volume"

@@ -150,7 +150,13 @@ def _by_volume(_service: Containers, _all: Sequence[Container], words: list[str]
 
 
 def _by_network(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
-    return lambda container: (container.settings.get("network_mode") or "bridge") in words
+    def test(container: Container) -> bool:
+        endpoints = container._containers.networks.endpoints(container.id)
+        own = {word for row in endpoints for word in (row["name"], row["network_id"])}
+        own.add(str(container.settings.get("network_mode") or "bridge"))
+        return any(word in own or (len(word) >= 12 and any(str(o).startswith(word) for o in own)) for word in words)
+
+    return test
 
 
 def _by_health(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:

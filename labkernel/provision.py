@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
     from .container import Container
 
-NETWORK_WARNING = (
-    "this container has no network but loopback: bridge networks come with a later release "
-    "(`--network host` shares this machine's, `--network none` asks for none)"
-)
-
 _LIMITS = {
     "memory": ("mem_limit", "mem_reservation", "memswap_limit"),
     "cpu": ("nano_cpus", "cpu_quota", "cpu_shares", "cpu_period"),
@@ -36,34 +31,21 @@ _LIMITS = {
 
 
 def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
-    """What of the settings does not hold on this machine or in this release. Raises UsageError for a network that
-    does not exist."""
+    """What of the settings does not hold on this machine or in this release."""
     if driver.name == "proot":
-        return prootprogram.warnings(settings, network=_known_network(settings))
+        return prootprogram.warnings(settings, network=network_mode(settings))
     found: list[str] = []
     causes = {capability.name: capability.cause for capability in driver.capabilities}
     for controller, keys in _LIMITS.items():
         if driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
             cause = causes.get(f"cgroup {controller}") or "no such cgroup"
             found.append(f"the {controller} limit is not enforced here: {cause}")
-    if _known_network(settings) in ("default", "bridge"):
-        found.append(NETWORK_WARNING)
-    if settings.get("ports") or settings.get("publish_all_ports"):
-        found.append("published ports are not reachable: they come with bridge networks in a later release")
-    if settings.get("mac_address"):
-        found.append("the MAC address is ignored: it comes with bridge networks in a later release")
+    mode = network_mode(settings)
+    if mode in ("none", "host") and (settings.get("ports") or settings.get("publish_all_ports")):
+        found.append(f"Published ports are discarded when using {mode} network mode")
     if driver.overlay == "copy":
         found += [line for line in driver.warnings if line.startswith("no overlay")]
     return found
-
-
-def _known_network(settings: Mapping[str, Any]) -> str:
-    mode = network_mode(settings)
-    if mode not in ("default", "bridge", "none", "host") and not mode.startswith("container:"):
-        raise UsageError(
-            f"network {mode} not found", resolution="this release has --network none and host; others come later"
-        )
-    return mode
 
 
 def make_mounts(

@@ -24,14 +24,15 @@ SERVICES = {
     "compose",
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
-    *("volumes", "networks", "events", "consistency"),
+    *("volumes", "networks", "events", "consistency", "network"),
     # figures and machines
     *("vms", "metrics", "samples", "comparisons", "figures", "measuring"),
 }
 FACES = {"magics", "cli", "terminal", "kernel", "commands", "widgets", "api", "grading"}
 
 # Forked for every container or kept for every store: only the standard library, `linux` and `errors`.
-LIGHT = ("linux/", "runtime/keeper", "runtime/supervisor", "runtime/init", "runtime/pool", "runtime/protocol")
+# The supervisor loads `net` by name (runtime/networking.py), when a container has a network.
+LIGHT = ("linux/", "runtime/keeper", "runtime/supervisor", "runtime/init", "runtime/pool", "runtime/protocol", "net/")
 # Compiling a seccomp filter is a service's work; only the bytes reach the supervisor.
 LIGHT_EXCEPTIONS = {"linux/seccomp.py": {"pyseccomp"}}
 
@@ -96,7 +97,7 @@ def test_light_modules_need_only_the_standard_library(path: Path) -> None:
     }
     assert foreign <= LIGHT_EXCEPTIONS.get(relative, set()), f"{relative} imports {sorted(foreign)}"
     ours = {name for name in imports_of(path) if name.startswith("labkernel.")}
-    assert all(name.split(".")[1] in {"linux", "errors", "runtime"} for name in ours), (
+    assert all(name.split(".")[1] in {"linux", "errors", "runtime", "net"} for name in ours), (
         f"{relative} imports {sorted(ours)}"
     )
 

@@ -157,8 +157,9 @@ class Socket:
         while offset < len(batch):
             self.serial += 1
             struct.pack_into("=I", batch, offset + 8, self.serial)
-            offset += struct.unpack_from("=I", batch, offset)[0]
-            count += 1
+            length, _kind, flags = struct.unpack_from("=IHH", batch, offset)
+            count += bool(flags & NLM_F_ACK)
+            offset += length
         self.sock.send(batch)
         failed = 0
         while count:
@@ -274,3 +275,18 @@ def configure(interfaces: list[dict[str, object]]) -> None:
             batch += add_default_route(str(each["gateway"]))
     with Socket() as sock:
         sock.send(batch)
+
+
+RESOLVER = "127.0.0.11"
+"""Where a container's embedded name server is, as with docker."""
+
+
+def resolver_sockets() -> list[socket.socket]:
+    """UDP and TCP at port 53 of `RESOLVER` in the caller's network namespace. Raises OSError."""
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    udp.bind((RESOLVER, 53))
+    tcp.bind((RESOLVER, 53))
+    tcp.listen(64)
+    return [udp, tcp]

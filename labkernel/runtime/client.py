@@ -473,6 +473,11 @@ class Runtime:
         answer = self._call("update", id=id, resources=list(resources), restart=restart)
         return [str(line) for line in answer["warnings"]]
 
+    def network(self, **message: Any) -> dict[str, Any]:
+        """Tell that the network.json of a running container (`id`) has changed, or that a network's bridge (`remove`)
+        has to go. Returns {"warnings": [...]}. Raises StartError."""
+        return self._call("network", **message)
+
     def states(self, ids: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
         """state.json of the given (or all) containers, those that run as they are now; unknown ids are left out."""
         found: dict[str, dict[str, Any]] = self._call("states", ids=None if ids is None else list(ids))["states"]

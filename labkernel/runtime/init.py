@@ -138,6 +138,8 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     own = config.get("labkernel") or {}
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
+    if request.get("network"):
+        own["network"] = _join_network(sock, request["network"])
     created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"], settings.get("skeleton"))
     notes: dict[str, Any] = {"created": created}
     if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
@@ -149,6 +151,18 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     notes["warnings"] = set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
     execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
+
+
+def _join_network(sock: socket.socket, network: dict[str, Any]) -> dict[str, Any]:
+    """Give the interfaces that have come into this namespace their addresses, and the resolver its sockets."""
+    if network["interfaces"]:
+        netlink.configure(network["interfaces"])
+    if network["resolver"]:
+        sockets = netlink.resolver_sockets()
+        protocol.send_with_fds(sock, protocol.dumps({"resolver": True}), [each.fileno() for each in sockets])
+        for each in sockets:
+            each.close()
+    return network
 
 
 def _send_notes(sock: socket.socket, notes: dict[str, Any], master: int | None) -> None:

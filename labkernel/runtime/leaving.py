@@ -7,6 +7,7 @@ import os
 import time
 from typing import Any
 
+from . import networking
 from .recovery import sweep_cgroups
 
 
@@ -39,6 +40,7 @@ def leave(sup: Any) -> bool:
     sup.pool.discard()
     if sup.worker is not None:
         sup.worker.dismiss()
+    networking.leave(sup)
     _remove_parents(sup)
     for directory in (f"{sup.runtime_dir}/stage", f"{sup.runtime_dir}/run"):
         try:

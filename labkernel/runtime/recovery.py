@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ..errors import LabkernelError
-from . import health, instances, restarts, sessions
+from . import health, instances, networking, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -30,6 +30,7 @@ def recover(sup: Any) -> None:
             continue
         _adopt(sup, container_id, entry)
     _settle(sup)
+    networking.recover(sup)
     if sup.context.parents:
         _sweep_later(sup, 50)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ConflictError, LabkernelError, NoSuchContainer, RuntimeFailure, UsageError
 from ..linux import pty
-from . import instances, protocol, restarts
+from . import instances, networking, protocol, restarts
 from .instances import Instance
 from .leaving import leave
 from .loop import Connection
@@ -398,4 +398,5 @@ HANDLERS: dict[str, Callable[[Any, Connection, Message, list[int]], None]] = {
     "shutdown": shutdown,
     "task": task,
     "upgrade": upgrade,
+    "network": networking.request,
 }

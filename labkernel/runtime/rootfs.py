@@ -320,9 +320,14 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n"
         "ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
     )
+    network = own.get("network") or {}
     for word in own.get("extra_hosts") or ():
         name, _, address = str(word).partition(":")
-        hosts += f"{address}\t{name}\n"
+        hosts += f"{network.get('host_gateway', '127.0.0.1') if address == 'host-gateway' else address}\t{name}\n"
+    if network:
+        full = f"{hostname}.{config['domainname']} {hostname}" if config.get("domainname") else hostname
+        hosts += "".join(f"{address}\t{full}\n" for address in network["addresses"])
+        return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", _resolver_lines(network))]
     if hostname and "network" in types:
         hosts += f"127.0.1.1\t{hostname}\n"
     servers = own.get("dns") or ()
@@ -338,6 +343,14 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
     if own.get("dns_opt"):
         resolv += f"options {' '.join(own['dns_opt'])}\n"
     return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolv)]
+
+
+def _resolver_lines(network: dict[str, Any]) -> str:
+    lines = [f"nameserver {server}\n" for server in network["servers"]]
+    for key in ("search", "options"):
+        if network[key]:
+            lines.append(f"{key} {' '.join(network[key])}\n")
+    return "".join(lines)
 
 
 def _provide(root_fd: int, folder: str, name: str, text: str, created: list[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UsageError
-from . import healthcheck, logsettings, sharing
+from . import healthcheck, logsettings, netsettings, sharing
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -410,10 +410,6 @@ def _words(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [str(word) for word in value]
 
 
-def _plain(value: Any) -> Any:
-    return value
-
-
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "attach": lambda value: [str(word).lower() for word in value],
     "auto_remove": _flag,
@@ -434,6 +430,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "domainname": _text,
     "entrypoint": _entrypoint,
     "environment": _environment,
+    "exposed_ports": netsettings.exposed,
     "extra_hosts": _extra_hosts,
     "group_add": _words,
     "healthcheck": healthcheck.check,
@@ -442,7 +439,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host"),
     "labels": _labels,
     "log_config": logsettings.check,
-    "mac_address": _text,
+    "mac_address": netsettings.mac_address,
     "mem_limit": lambda value: parse_size(value, "memory limit"),
     "mem_reservation": lambda value: parse_size(value, "memory reservation"),
     "mem_swappiness": _number,
@@ -453,11 +450,12 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "network": _network_mode,
     "network_disabled": _flag,
     "network_mode": _network_mode,
+    "networking_config": netsettings.networking_config,
     "oom_score_adj": _oom_score_adj,
     "pid_mode": sharing.mode_check("pid", "host", container=True),
     "pids_limit": _number,
     "platform": _text,
-    "ports": _plain,
+    "ports": netsettings.ports,
     "privileged": _flag,
     "publish_all_ports": _flag,
     "read_only": _flag,

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
-from . import health, instances, keeper, protocol, restarts, takeover
+from . import health, instances, keeper, networking, protocol, restarts, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -72,6 +72,7 @@ class Supervisor:
         self.idle_since = time.monotonic()
         self.uid = os.getuid()
         self.worker: Any = None
+        self.switch: Any = None
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.hierarchy = cgroups.detect()
         stage = f"{self.runtime_dir}/stage"
@@ -160,6 +161,7 @@ class Supervisor:
             inst.setup, inst.setup_error = warm, None
             self.note_parent(profile["cgroup_parent"])
             self._limit(inst)
+            network = networking.attach(self, inst, warm.pid)
             theirs = self._make_streams(inst)
         except (OSError, LabkernelError) as err:
             self._abandon(inst)
@@ -168,7 +170,7 @@ class Supervisor:
             where = f": {os.fsdecode(err.filename)}" if err.filename else ""
             raise StartError(f"cannot start the container{where}: {err.strerror or err}", exit_code=125) from err
         self._remember(inst, warm)
-        request = {"config": f"{inst.directory}/config.json", "dir": inst.directory}
+        request = {"config": f"{inst.directory}/config.json", "dir": inst.directory, "network": network}
         try:
             protocol.send_with_fds(warm.sock, protocol.dumps(request), theirs)
         except OSError:
@@ -254,6 +256,8 @@ class Supervisor:
                 inst.warnings += notes.get("warnings") or []
                 for fd in fds:
                     self._adopt_master(inst, fd)
+            elif "resolver" in message:
+                networking.take_sockets(self, inst, fds)
             else:
                 inst.setup_error = message
             return
@@ -322,6 +326,7 @@ class Supervisor:
         if inst.setup is not None:
             dismiss(inst.setup)
         inst.setup, inst.pidfd, inst.cgroup = None, -1, None
+        networking.detach(self, inst)
         self._close_streams(inst)
         self.forget(inst)
 
@@ -433,6 +438,7 @@ class Supervisor:
         """Answer everybody who waits, then put removal and tidying off."""
         if inst.kill_timer is not None:
             inst.kill_timer.cancel()
+        networking.detach(self, inst)
         end = inst.end_state()
         self.exited[inst.id] = end
         while len(self.exited) > 256:

@@ -101,6 +101,38 @@ MIGRATIONS: tuple[str, ...] = (
         updated_at REAL NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE networks (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at REAL NOT NULL,
+        driver TEXT NOT NULL,               -- bridge, host or null
+        bridge TEXT UNIQUE,                 -- the interface of the machine, NULL until there is one
+        subnet TEXT,                        -- 10.5.0.0/24, NULL until a container needs one
+        gateway TEXT,
+        ip_range TEXT,
+        asked INTEGER NOT NULL DEFAULT 0,   -- the subnet was given, not chosen
+        internal INTEGER NOT NULL DEFAULT 0,
+        options TEXT NOT NULL DEFAULT '{}',
+        labels TEXT NOT NULL DEFAULT '{}'
+    ) STRICT;
+    CREATE TABLE endpoints (                -- a network may go before a stopped container of it does
+        network_id TEXT NOT NULL,
+        container_id TEXT NOT NULL REFERENCES containers(id) ON DELETE CASCADE,
+        endpoint_id TEXT NOT NULL,
+        address TEXT NOT NULL,
+        mac TEXT NOT NULL,
+        aliases TEXT NOT NULL DEFAULT '[]',
+        position INTEGER NOT NULL,          -- 0 is eth0
+        PRIMARY KEY (network_id, container_id),
+        UNIQUE (network_id, address)
+    ) STRICT;
+    CREATE INDEX endpoints_by_container ON endpoints(container_id);
+    INSERT INTO networks (id, name, created_at, driver) VALUES
+        (lower(hex(randomblob(32))), 'bridge', unixepoch(), 'bridge'),
+        (lower(hex(randomblob(32))), 'host', unixepoch(), 'host'),
+        (lower(hex(randomblob(32))), 'none', unixepoch(), 'null');
+    """,
 )
 """Migration N brings `user_version` from N to N + 1. Only ever append."""
 

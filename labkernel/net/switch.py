@@ -1,0 +1,557 @@
+"""The supervisor's side of networks: bridges, containers' interfaces, published ports and names of what runs.
+
+Two modes. `host`: the bridges lie in the machine's own network namespace, ports are sent to containers by nftables.
+`user` (rootless, or no CAP_NET_ADMIN here): they lie in a namespace of our own, which slirp4netns or pasta connects
+with the world, and a forwarding process carries published ports. What a container asks for stands in its `network.json`
+(written by the networks service); what it got, in `state["network"]`, from which a new supervisor goes on. Nothing here
+opens the database. Standard library only.
+
+What is where: a veth pair goes with its container's namespace; bridges and the nftables table go when the supervisor
+leaves; helper processes end with their socket. After a kill of everything the next supervisor removes what is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+from typing import Any
+
+from ..errors import StartError
+from ..linux import capabilities, netlink, nftables
+from . import dns, firewall, forward, helpers, naming, usermode
+from .helpers import Helper
+
+_HELD = "net:"
+_BASE_MTU = 1500
+
+
+class Member:
+    """A running container: `endpoints` as in network.json with the `veth` of each, `ports` as bound, `sockets` that
+    hold those."""
+
+    def __init__(self, inst: Any, info: dict[str, Any]) -> None:
+        self.inst = inst
+        self.name: str = info.get("name") or inst.id[:12]
+        self.endpoints: list[dict[str, Any]] = []
+        self.ports: list[dict[str, Any]] = []
+        self.sockets: list[socket.socket] = []
+        self.resolver = False
+
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "endpoints": self.endpoints, "ports": self.ports, "resolver": self.resolver}
+
+
+class Switch:
+    """All networks of one supervisor. Made with the first container that has one."""
+
+    def __init__(self, sup: Any) -> None:
+        self.sup = sup
+        self.key = naming.store_key(sup.root)
+        self.mode = ""
+        self.problem = ""  # why there are no networks here
+        self.warning = ""  # what does not work, though there are
+        self.route: netlink.Socket | None = None
+        self.table: nftables.Table | None = None
+        self.netns = -1
+        self.stay = -1
+        self.bridges: dict[str, dict[str, Any]] = {}
+        self.members: dict[str, Member] = {}
+        self.dns: Helper | None = None
+        self.forward: Helper | None = None
+        self.serial = 0
+
+    # -- opening ----------------------------------------------------------------------------------------------------
+
+    def open(self) -> bool:
+        """Be ready for the first bridge. False, with `problem`, where this machine allows no network at all."""
+        if self.mode or self.problem:
+            return not self.problem
+        try:
+            if self._may_change_machine():
+                self.mode = "host"
+                self.route = netlink.Socket()
+            else:
+                self._open_namespace()
+        except OSError as err:
+            self.problem = f"no bridge networks here: {err.strerror}"
+            return False
+        self._write_rules()
+        if self.mode == "host":
+            self._allow_forwarding()
+        return True
+
+    def _may_change_machine(self) -> bool:
+        if self.sup.settings["driver"] != "root" or "CAP_NET_ADMIN" not in capabilities.effective():
+            return False
+        # The capability may be one over another user namespace than the network's: the kernel is asked, without effect.
+        with netlink.Socket() as sock:
+            try:
+                sock.send(netlink.delete_link("lk-no-such-one"))
+            except OSError as err:
+                return err.errno == errno.ENODEV
+        return False
+
+    def _open_namespace(self) -> None:
+        held = self.sup.context.held.get(_HELD)
+        if held:
+            fds = held["fds"]
+            self.netns, self.stay = fds["netns"], fds.get("stay", -1)
+            self.route = netlink.Socket(fd=os.dup(fds["route"]))
+            self.netfilter = fds["netfilter"]
+        else:
+            space = usermode.make_namespace()
+            self.netns, self.netfilter = space.netns, space.netfilter
+            self.route = netlink.Socket(fd=space.route)
+            found = usermode.connect(self.netns)
+            if isinstance(found, str):
+                self.warning = f"containers reach each other, but nothing outside: {found}"
+            else:
+                self.stay = found[1]
+            fds = {"netns": self.netns, "route": self.route.fileno(), "netfilter": self.netfilter}
+            if self.stay >= 0:
+                fds["stay"] = self.stay
+            self.sup.context.held[_HELD] = {"state": {}, "fds": fds}
+            self.sup.tell_keeper({"hold": _HELD, "state": {}, "names": list(fds)}, list(fds.values()))
+        self.mode = "user"
+
+    def _write_rules(self) -> None:
+        """The table with all that runs now; without nftables ports go through the forwarding process."""
+        name = naming.table_name(self.key)
+        ports = [port for member in self.members.values() for port in self._published(member)]
+        bridges = list(self.bridges.values())
+        words = usermode.inside(self.netns, lambda: nftables.run(firewall.script(name, bridges, ports)))
+        if words:
+            self.table = None
+            self.warning = self.warning or (
+                f"no rules can be made, so containers reach each other but nothing outside: {words.splitlines()[0]}"
+            )
+            return
+        fd = os.dup(self.netfilter) if self.mode == "user" else None
+        self.table = nftables.Table(name, fd)
+
+    def _allow_forwarding(self) -> None:
+        try:
+            with open("/proc/sys/net/ipv4/ip_forward", "r+", encoding="ascii") as file:
+                if file.read().strip() != "1":
+                    file.seek(0)
+                    file.write("1")
+        except OSError as err:
+            self.warning = self.warning or f"containers reach nothing outside: net.ipv4.ip_forward: {err.strerror}"
+        if self.table is not None and not self.warning:
+            found = firewall.foreign_drop()
+            if found:
+                self.warning = f"another program's firewall may keep containers from the outside: {found}"
+
+    # -- a container's life -----------------------------------------------------------------------------------------
+
+    def attach(self, inst: Any, pid: int) -> dict[str, Any] | None:
+        """Before the start: interfaces into the namespaces of `pid`, ports bound and published.
+
+        Returns what the first process has to do inside: `interfaces` (linux.netlink.configure), `resolver` (whether it
+        makes the resolver's sockets), `hosts`, `resolv`, `host_gateway`; None for a container without a network.
+        Raises StartError, and has then taken back everything but the interfaces, which go with the namespace."""
+        info = self._read(inst)
+        if info is None:
+            return None
+        if not self.open():
+            _warn(inst, f"this container has no network but loopback: {self.problem}")
+            return None
+        if self.warning:
+            _warn(inst, self.warning)
+        self.detach(inst)
+        member = self.members[inst.id] = Member(inst, info)
+        try:
+            interfaces = [self._plug(member, each, pid, number) for number, each in enumerate(info["endpoints"])]
+            self._bind_ports(member, info.get("ports") or [])
+        except BaseException as err:
+            self.detach(inst)
+            if isinstance(err, OSError):
+                raise StartError(f"failed to set up container networking: {err.strerror}", exit_code=125) from err
+            raise
+        gateway = next((each for each in member.endpoints if not each["internal"]), None)
+        for interface, each in zip(interfaces, member.endpoints, strict=True):
+            interface["gateway"] = each["gateway"] if each is gateway else ""
+        member.resolver = self._needs_resolver(inst, member)
+        inst.state["network"] = member.record()
+        return self._files(inst, member, interfaces)
+
+    def shared(self, other: Any) -> dict[str, Any] | None:
+        """The files of a container that shares the network namespace of `other`."""
+        member = self.members.get(other.id)
+        return None if member is None else {**self._files(other, member, []), "resolver": False}
+
+    def take_sockets(self, inst: Any, fds: list[int]) -> None:
+        """The resolver's sockets, which the first process has made."""
+        self._tell_names(inst.id, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def detach(self, inst: Any) -> None:
+        """After the end, or a start that failed. Its interfaces are gone with its namespace."""
+        member = self.members.pop(inst.id, None)
+        if member is None:
+            return
+        ports = self._published(member)
+        if ports and self.table is not None and self.mode == "host":
+            try:
+                firewall.withdraw(self.table, ports)
+            except OSError:
+                self._write_rules()
+        elif ports and self.forward is not None:
+            self.forward.send(json.dumps({"close": inst.id}).encode())
+        for sock in member.sockets:
+            sock.close()
+        if self.dns is not None:
+            self.dns.send(json.dumps({"down": inst.id}).encode())
+
+    def reload(self, inst: Any) -> list[str]:
+        """network.json of a running container has changed: connect and disconnect its interfaces, tell its names."""
+        info = self._read(inst) or {"endpoints": [], "name": ""}
+        if not self.open():
+            return [self.problem]
+        member = self.members.get(inst.id)
+        if member is None:
+            member = self.members[inst.id] = Member(inst, info)
+        member.name = info.get("name") or member.name
+        wanted = {each["network"]: each for each in info["endpoints"]}
+        for each in [each for each in member.endpoints if each["network"] not in wanted]:
+            self._unplug(member, each)
+        for network, endpoint in wanted.items():
+            present = next((each for each in member.endpoints if each["network"] == network), None)
+            if present is None:
+                self._plug_running(member, endpoint)
+            else:
+                present["names"] = endpoint["names"]
+        if not member.resolver and self._needs_resolver(inst, member):
+            member.resolver = True
+            self._open_resolver(member)
+        else:
+            self._tell_names(inst.id, [])
+        inst.state["network"] = member.record()
+        inst.try_save()
+        return []
+
+    def remove_bridge(self, name: str) -> None:
+        """A network is gone."""
+        endpoint = self.bridges.pop(name, None)
+        if endpoint is None or self.route is None:
+            return
+        if self.table is not None:
+            try:
+                firewall.remove_bridge(self.table, endpoint)
+            except OSError:
+                self._write_rules()
+        usermode.inside(-1, lambda: self._delete_links([name]))
+
+    # -- a supervisor's life ----------------------------------------------------------------------------------------
+
+    def recover(self, running: list[Any]) -> None:
+        """In a new supervisor: go on with what runs, remove what nobody uses."""
+        mine = [inst for inst in running if inst.state.get("network")]
+        for inst in mine:
+            found = inst.state["network"]
+            member = self.members[inst.id] = Member(inst, found)
+            member.endpoints, member.ports = found["endpoints"], found["ports"]
+            member.resolver = bool(found.get("resolver"))
+            for each in member.endpoints:
+                self.bridges[each["bridge"]] = each
+        if mine and self.open():
+            for member in self.members.values():
+                self._bind_again(member)
+                if member.resolver:
+                    self._open_resolver(member)
+        self._sweep()
+
+    def leave(self) -> None:
+        """The supervisor goes and nothing runs: remove every trace."""
+        for helper in (self.dns, self.forward):
+            if helper is not None:
+                helper.end()
+        if self.mode == "host" and self.route is not None:
+            if self.bridges:
+                self._delete_links(list(self.bridges))
+            if self.table is not None:
+                try:
+                    self.table.delete()
+                except OSError:
+                    pass
+
+    def _sweep(self) -> None:
+        if self.sup.settings["driver"] != "root":
+            return
+        left = [name for name in leftovers(self.key) if name not in self.bridges]
+        used = {each.get("veth") for member in self.members.values() for each in member.endpoints}
+        left = [name for name in left if name not in used]
+        if left:
+            usermode.inside(-1, lambda: self._delete_links(left))
+        if self.mode != "host" and (left or self.members):
+            try:
+                nftables.Table(naming.table_name(self.key)).delete()
+            except OSError:
+                pass
+
+    def _delete_links(self, names: list[str]) -> str:
+        with netlink.Socket() if self.mode != "user" or self.route is None else self.route as sock:
+            sock.send(*map(netlink.delete_link, names), ignore=(errno.ENODEV,))
+        return ""
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _read(inst: Any) -> dict[str, Any] | None:
+        try:
+            with open(f"{inst.directory}/network.json", "rb") as file:
+                found: dict[str, Any] = json.loads(file.read())
+        except FileNotFoundError:
+            return None
+        return found if found.get("endpoints") else None
+
+    def _ensure_bridge(self, endpoint: dict[str, Any]) -> int:
+        """The bridge of an endpoint, made on first use; its index. Raises OSError."""
+        assert self.route is not None
+        name = endpoint["bridge"]
+        if name in self.bridges:
+            return int(self.bridges[name]["index"])
+        mac = bytes([0x02, 0x42, *socket.inet_aton(endpoint["gateway"])])
+        mtu = self._mtu(endpoint)
+        words = f"labkernel {self.key} {endpoint['network_name']}"[:200]
+        self.route.send(netlink.add_bridge(name, mtu=mtu, mac=mac, alias=words), ignore=(errno.EEXIST,))
+        index = self.route.index(name)
+        self.route.send(netlink.add_address(index, endpoint["gateway"], endpoint["prefix"]), ignore=(errno.EEXIST,))
+        if self.mode == "host":
+            _write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
+            _write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+        if self.table is not None:
+            firewall.add_bridge(self.table, endpoint)
+        self.bridges[name] = {**endpoint, "index": index}
+        return index
+
+    def _mtu(self, endpoint: dict[str, Any]) -> int:
+        return int(endpoint["mtu"] or (usermode.MTU if self.mode == "user" else _BASE_MTU))
+
+    def _veth(self) -> str:
+        self.serial += 1
+        return f"{naming.prefixes(self.key)[1]}{os.urandom(4).hex()}"
+
+    def _plug(self, member: Member, endpoint: dict[str, Any], pid: int, number: int) -> dict[str, Any]:
+        """A pair of interfaces for one endpoint; returns what `netlink.configure` does with the other end."""
+        assert self.route is not None
+        index = self._ensure_bridge(endpoint)
+        mac = bytes.fromhex(endpoint["mac"].replace(":", ""))
+        name, peer = self._veth(), f"eth{number}"
+        self.route.send(
+            netlink.add_veth(name, peer, pid, mtu=self._mtu(endpoint), master=index, peer_mac=mac),
+        )
+        if not endpoint.get("icc", True):
+            self.route.send(netlink.set_isolated(self.route.index(name)))
+        member.endpoints.append({**endpoint, "veth": name, "interface": peer})
+        return {"peer": peer, "name": peer, "ip": endpoint["ip"], "prefix": endpoint["prefix"], "gateway": ""}
+
+    def _plug_running(self, member: Member, endpoint: dict[str, Any]) -> None:
+        """The same for a container that runs: a child goes into its namespace. Raises StartError."""
+        taken = {each["interface"] for each in member.endpoints}
+        number = next(number for number in range(len(taken) + 1) if f"eth{number}" not in taken)
+        interface = self._plug(member, endpoint, member.inst.pid, number)
+        if not endpoint["internal"] and all(each["internal"] for each in member.endpoints[:-1]):
+            interface["gateway"] = endpoint["gateway"]
+        words = usermode.inside(member.inst.pidfd, lambda: _configure(interface))
+        if words:
+            raise StartError(f"failed to set up container networking: {words}", exit_code=125)
+
+    def _unplug(self, member: Member, endpoint: dict[str, Any]) -> None:
+        member.endpoints.remove(endpoint)
+        usermode.inside(-1, lambda: self._delete_links([endpoint["veth"]]))
+        other = next((each for each in member.endpoints if not each["internal"]), None)
+        if other is not None:
+            route = netlink.add_default_route(other["gateway"])
+            usermode.inside(member.inst.pidfd, lambda: _send(route))
+
+    def _bind_ports(self, member: Member, wanted: list[dict[str, Any]]) -> None:
+        if not wanted or not member.endpoints:
+            return
+        to = member.endpoints[0]["ip"]
+        for each in wanted:
+            where = each["ip"] or "0.0.0.0"
+            try:
+                sock, number = helpers.bind_port(each)
+            except OSError as err:
+                why = "port is already allocated" if self._is_ours(each) else f"{err.strerror}".lower()
+                host = "-".join(map(str, dict.fromkeys(each["host"] or ["?"])))
+                raise StartError(
+                    f"driver failed programming external connectivity on endpoint {member.name} "
+                    f"({member.inst.id[:12]}): Bind for {where}:{host} failed: {why}",
+                    exit_code=125,
+                    resolution=f"another port: -p PORT:{each['port']}; `labkernel ps` shows who has this one",
+                ) from err
+            member.sockets.append(sock)
+            bound = {"proto": each["proto"], "ip": each["ip"], "host": number, "to": to, "port": each["port"]}
+            member.ports.append(bound)
+        self._publish(member)
+
+    def _publish(self, member: Member) -> None:
+        if self.mode == "host" and self.table is not None:
+            firewall.publish(self.table, member.ports)
+            return
+        if self.forward is None:
+            self._start_forward()
+        self._send_ports(member)
+
+    def _send_ports(self, member: Member) -> None:
+        assert self.forward is not None
+        for port, sock in zip(member.ports, member.sockets, strict=True):
+            message = {"open": member.inst.id, "proto": port["proto"], "to": [port["to"], port["port"]]}
+            self.forward.send(json.dumps(message).encode(), [sock.fileno()])
+
+    def _start_forward(self) -> None:
+        namespace = self.netns if self.netns >= 0 else None
+        helper = self.forward = Helper(lambda sock: forward.main(sock, namespace))
+        self.sup.loop.watch(helper.sock.fileno(), lambda _events: self._forward_died(helper))
+
+    def _forward_died(self, helper: Helper) -> None:
+        self.sup.loop.unwatch(helper.sock.fileno())
+        helper.end()
+        if self.forward is helper:
+            self._start_forward()
+            for member in self.members.values():
+                self._send_ports(member)
+
+    def _bind_again(self, member: Member) -> None:
+        """The ports of a container that has run on without a supervisor."""
+        for port in member.ports:
+            try:
+                sock, _ = helpers.bind_port({**port, "host": [port["host"]] * 2})
+            except OSError:
+                # Somebody was quicker: the rules still send the port to the container; only the reservation is lost.
+                sock = socket.socket()
+            member.sockets.append(sock)
+        if member.ports and not (self.mode == "host" and self.table is not None):
+            self._publish(member)
+
+    def _is_ours(self, wanted: dict[str, Any]) -> bool:
+        first, last = wanted["host"] or (0, 0)
+        return any(
+            first <= port["host"] <= last and port["proto"] == wanted["proto"]
+            for member in self.members.values()
+            for port in member.ports
+        )
+
+    def _published(self, member: Member) -> list[dict[str, Any]]:
+        return member.ports
+
+    # Names
+
+    def _needs_resolver(self, inst: Any, member: Member) -> bool:
+        """User-defined networks have names. The default one uses the machine's servers where containers reach them."""
+        if any(each["named"] for each in member.endpoints):
+            return True
+        return not inst.own.get("dns") and (self.mode == "user" or not _reachable_servers())
+
+    def _open_resolver(self, member: Member) -> None:
+        try:
+            fds = helpers.sockets_inside(member.inst.pidfd)
+        except OSError:
+            return  # it has ended, or uses the address itself
+        self._tell_names(member.inst.id, fds)
+        for fd in fds:
+            os.close(fd)
+
+    def _tell_names(self, id: str, fds: list[int]) -> None:
+        member = self.members.get(id)
+        if member is None:
+            return
+        if self.dns is None:
+            if not member.resolver:
+                return
+            self._start_dns()
+            for other in self.members.values():
+                if other is not member:
+                    self._tell_names(other.inst.id, [])
+        assert self.dns is not None
+        keys = ("network", "network_name", "ip", "names", "named")
+        message = {
+            "up": id,
+            "endpoints": [{key: each[key] for key in keys} for each in member.endpoints],
+            "servers": member.inst.own.get("dns") or [],
+            "forward": any(not each["internal"] for each in member.endpoints),
+        }
+        self.dns.send(json.dumps(message).encode(), fds)
+
+    def _start_dns(self) -> None:
+        helper = self.dns = Helper(dns.main)
+        self.sup.loop.watch(helper.sock.fileno(), lambda _events: self._dns_died(helper))
+
+    def _dns_died(self, helper: Helper) -> None:
+        """Somebody killed it: another one takes its place, with new sockets."""
+        self.sup.loop.unwatch(helper.sock.fileno())
+        helper.end()
+        if self.dns is not helper:
+            return
+        self.dns = None
+        for member in self.members.values():
+            if member.resolver:
+                self._open_resolver(member)
+
+    def _files(self, inst: Any, member: Member, interfaces: list[dict[str, Any]]) -> dict[str, Any]:
+        own = inst.own
+        servers = [dns.ADDRESS] if member.resolver else own.get("dns") or _reachable_servers()
+        return {
+            "interfaces": interfaces,
+            "resolver": member.resolver,
+            "addresses": [each["ip"] for each in member.endpoints],
+            "servers": servers,
+            "search": own.get("dns_search") or _host_words("search"),
+            "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else _host_words("options")),
+            "host_gateway": member.endpoints[0]["gateway"],
+        }
+
+
+def leftovers(key: str) -> list[str]:
+    """The interfaces of this network namespace that are a store's, whoever made them."""
+    return [name for name in os.listdir("/sys/class/net") if name.startswith(naming.prefixes(key))]
+
+
+def _warn(inst: Any, words: str) -> None:
+    if words not in inst.warnings:
+        inst.warnings.append(words)
+
+
+def _configure(interface: dict[str, Any]) -> str:
+    netlink.configure([interface])
+    return ""
+
+
+def _send(message: bytes) -> str:
+    with netlink.Socket() as sock:
+        sock.send(message)
+    return ""
+
+
+def _write_sysctl(name: str, value: str) -> None:
+    try:
+        with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError:
+        pass  # no IPv6 in this kernel, for one
+
+
+def _reachable_servers() -> list[str]:
+    """The machine's name servers that a container can reach, too: not those on its loopback."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            found = [server for server in dns.read_servers(path) if not server.startswith("127.") and ":" not in server]
+        except OSError:
+            continue
+        if found:
+            return found
+    return []
+
+
+def _host_words(key: str) -> list[str]:
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file.read(65536).splitlines()]
+    except OSError:
+        return []
+    return next((words[1:] for words in lines if words and words[0] == key), [])
