@@ -147,7 +147,9 @@ def _processes() -> Iterator[tuple[int, str]]:
             state = (process / "stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             continue
-        if state != "Z" and ("labkernel.runtime" in words or "qemu-system" in words):
+        if state != "Z" and any(
+            name in words for name in ("labkernel.runtime", "labkernel supervisor of", "qemu-system")
+        ):
             yield int(process.name), words
 
 
