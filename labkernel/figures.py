@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .comparisons import Comparison, Run
+    from .measuring.comparison import Comparison, Run
     from .metrics import Series
 
 CONTAINER, MACHINE = "#0072B2", "#D55E00"
@@ -157,7 +157,7 @@ def _between(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
-    from .comparisons import KINDS
+    from .measuring.comparison import KINDS
 
     for kind in reversed(KINDS):
         runs = comparison.of(kind)
@@ -202,7 +202,7 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_memory(axes: Axes, comparison: Comparison) -> None:
-    from .comparisons import KINDS
+    from .measuring.comparison import KINDS
 
     top = 0.0
     for kind in reversed(KINDS):
@@ -252,7 +252,8 @@ def _limit(axes: Axes, y: float, text: str) -> None:
 
 
 def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
-    from .comparisons import FIGURES, KINDS, ratio_text
+    from .measuring.comparison import FIGURES, KINDS
+    from .measuring.words import ratio_text
 
     rows = [row for row in FIGURES if comparison.median("container", row[1]) and comparison.values("vm", row[1])]
     reach = [1.0]

@@ -16,7 +16,6 @@ import pytest
 from labkernel.comparisons import (
     Comparison,
     Run,
-    _spent,
     disk_text,
     memory_bytes,
     memory_text,
@@ -26,6 +25,7 @@ from labkernel.comparisons import (
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError
 from labkernel.figures import cpu_steps, memory_curve
+from labkernel.measuring.bench import spent
 from labkernel.metrics import Series
 from labkernel.samples import Sample
 
@@ -105,11 +105,11 @@ def test_samples_of_a_process_stand_in_for_nothing() -> None:
     series = Series("c", 10)
     series.append(seen)
     state: dict[str, Any] = {"usage": {}, "cgroup": {"version": 2, "paths": {"": "/a/group"}}}
-    assert _spent(state, series) == (0, 8192)
+    assert spent(state, series) == (0, 8192)
     state["cgroup"] = {"version": 0, "paths": {}}
     usage = {"cpu_usec": 900, "memory_peak_bytes": 9 * MIB, "source": "rusage"}
-    assert _spent({**state, "usage": usage}, series) == (900, 9 * MIB)
-    cpu_usec, peak = _spent(state, series)
+    assert spent({**state, "usage": usage}, series) == (900, 9 * MIB)
+    cpu_usec, peak = spent(state, series)
     comparison = a_comparison(a_run("container", cpu_s=cpu_usec, peak_memory_bytes=peak), a_run("vm"))
     rows = {row[0]: row[1:] for row in comparison.table()}
     assert rows["CPU time"] == ("not measured", "2.00 s", "")

@@ -1,0 +1,224 @@
+"""What a comparison of one command came out as: `Run`, and `Comparison` with its table, figure, DataFrame and JSON."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..display import table_html, table_text
+from ..errors import UsageError
+from ..metrics import dataframe
+from .words import disk_text, memory_text, ratio_text, seconds_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind = Literal["container", "vm"]
+KINDS: tuple[Kind, Kind] = ("container", "vm")
+FORMAT = "labkernel.comparison/1"
+FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("time to first instruction", "first_instruction_s", seconds_text),
+    ("wall time", "wall_s", seconds_text),
+    ("CPU time", "cpu_s", seconds_text),
+    ("peak memory", "peak_memory_bytes", memory_text),
+    ("disk used", "disk_bytes", disk_text),
+)
+
+
+@dataclass
+class Run:
+    """One run of the command. Seconds count from the moment the run was asked for (image and kernel were ready)."""
+
+    kind: Kind
+    number: int
+    exit_code: int
+    first_instruction_s: float | None
+    wall_s: float
+    cpu_s: float | None
+    peak_memory_bytes: int | None
+    disk_bytes: int | None = None
+    output: str = ""
+    """The end of stdout and stderr, at most 4 KiB."""
+    samples: list[tuple[float, int, int]] = field(default_factory=list)
+    """(seconds, CPU µs, memory bytes)"""
+    memory_source: str = ""
+    """`rusage`: without a cgroup, `peak_memory_bytes` is that of the largest single process"""
+
+
+@dataclass
+class Comparison:
+    """What came out. `runs` are in the order in which they ran; medians are over those of one kind."""
+
+    image: str
+    command: list[str]
+    runs: list[Run]
+    accelerator: str
+    """`kvm` or `tcg`"""
+    kernels: dict[str, str]
+    """`uname -r` as the command sees it, by kind"""
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    vm_memory_bytes: int | None = None
+    start: str = ""
+    """how the VM came up: `cold` or `template`"""
+    driver: str = ""
+    machine: str = ""
+    measured_at: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+    def of(self, kind: Kind) -> list[Run]:
+        return [run for run in self.runs if run.kind == kind]
+
+    def values(self, kind: Kind, figure: str) -> list[float]:
+        """All values of one figure (a field of `Run`), unknown ones left out."""
+        found = [getattr(run, figure) for run in self.of(kind)]
+        return [float(value) for value in found if value is not None]
+
+    def median(self, kind: Kind, figure: str) -> float | None:
+        values = self.values(kind, figure)
+        return statistics.median(values) if values else None
+
+    def ratio(self, figure: str) -> float | None:
+        """VM / container, of the medians; None when one is unknown or zero."""
+        ours, theirs = self.median("container", figure), self.median("vm", figure)
+        return theirs / ours if ours and theirs is not None else None
+
+    def by_rusage(self, kind: Kind) -> bool:
+        """Whether peak memory is that of the largest single process, for want of a cgroup."""
+        return any(run.memory_source == "rusage" for run in self.of(kind))
+
+    @property
+    def vm_label(self) -> str:
+        """`VM (QEMU, TCG)`: the name under which the VM stands in every table and figure."""
+        return f"VM (QEMU, {self.accelerator.upper()})"
+
+    @property
+    def command_text(self) -> str:
+        import shlex
+
+        return shlex.join(self.command) if self.command else "(the image's own command)"
+
+    # -- as a table
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Rows of (figure, container, VM, VM / container), worded for people."""
+        rows = [(label, *self._cells(figure, say)) for label, figure, say in FIGURES]
+        own = "its own" if self.kernels.get("vm") != self.kernels.get("container") else "its own, same release"
+        seen = self.kernels.get("container", "?"), self.kernels.get("vm", "?")
+        rows.append(("kernel seen inside", f"{seen[0]} (the host's)", f"{seen[1]} ({own})", ""))
+        rows.append(("accelerator", "none needed", self._accelerator_words(), ""))
+        codes = [", ".join(sorted({str(run.exit_code) for run in self.of(kind)})) for kind in ("container", "vm")]
+        rows.append(("exit status", codes[0], codes[1], "same" if codes[0] == codes[1] else "differs"))
+        return rows
+
+    def header(self) -> tuple[str, str, str, str]:
+        return ("", f"container ({self.driver})" if self.driver else "container", self.vm_label, "VM / container")
+
+    def _accelerator_words(self) -> str:
+        words = {"kvm": "KVM (hardware)", "tcg": "TCG (emulated in software)"}
+        how = {"cold": ", cold boot", "template": ", restored from a template"}.get(self.start, "")
+        return words.get(self.accelerator, self.accelerator) + how
+
+    def _cells(self, figure: str, say: Callable[[float], str]) -> tuple[str, str, str]:
+        cells = []
+        for kind in KINDS:
+            values = self.values(kind, figure)
+            text = say(statistics.median(values)) if values else "not measured"
+            if values and say(min(values)) != say(max(values)):
+                text += f" ({say(min(values))} to {say(max(values))})"
+            if values and figure == "peak_memory_bytes" and self.by_rusage(kind):
+                text += " (largest process)"
+            cells.append(text)
+        ratio = self.ratio(figure)
+        return cells[0], cells[1], "" if ratio is None else ratio_text(ratio)
+
+    def conditions(self) -> str:
+        """How often, under which limits and where it ran."""
+        count = len(self.of("container"))
+        parts = ["1 run each" if count == 1 else f"medians of {count} runs each"]
+        if self.memory_bytes:
+            parts.append(f"container limited to {memory_text(self.memory_bytes)}")
+        if self.cpus:
+            parts.append(f"{self.cpus:g} CPU")
+        return "; ".join([*parts, self.machine] if self.machine else parts)
+
+    def caption(self) -> str:
+        """One line: what ran, and the conditions."""
+        return f"{self.image}: {self.command_text}; {self.conditions()}"
+
+    def text(self) -> str:
+        """Caption, table and warnings, for a terminal."""
+        lines = [self.caption(), table_text(self.header(), self.table())]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+
+    def __repr__(self) -> str:
+        return self.text()
+
+    def _repr_html_(self) -> str:
+        import html
+
+        notes = "".join(f"<p><em>{html.escape(warning)}</em></p>" for warning in self.warnings)
+        return table_html(self.header(), self.table(), caption=self.caption()) + notes
+
+    # -- as a picture
+
+    def figure(self) -> Figure:
+        """CPU and memory over time, both curves, and the figures of the table side by side (matplotlib)."""
+        from ..figures import comparison_figure
+
+        return comparison_figure(self)
+
+    def to_png(self) -> bytes:
+        from ..figures import png
+
+        return png(self.figure())
+
+    def _ipython_display_(self) -> None:
+        # Two outputs: an output shows only its richest form, and a picture inside the table's HTML would be removed by
+        # the sanitizer of a notebook that is not trusted.
+        from IPython.display import display
+
+        from ..figures import mimebundle
+
+        try:
+            bundle, metadata = mimebundle(self.figure(), f"figure: {self.caption()}")
+            display(bundle, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
+        except ImportError as err:
+            self.warnings.append(f"no figure: {err}")
+        display({"text/plain": self.text(), "text/html": self._repr_html_()}, raw=True)  # type: ignore[no-untyped-call]
+
+    # -- as data
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary per run, numbers with their units in the names; samples and output left out."""
+        rows = []
+        for run in self.runs:
+            row = asdict(run)
+            del row["samples"], row["output"]
+            rows.append({"image": self.image, "accelerator": self.accelerator if run.kind == "vm" else "", **row})
+        return rows
+
+    def to_dataframe(self) -> Any:
+        """`rows()` as a pandas DataFrame. Raises UsageError without pandas."""
+        return dataframe(self.rows())
+
+    def to_json(self) -> str:
+        """Everything, samples too, as one line of JSON that `from_json` reads back on any machine."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Comparison:
+        """A comparison that was saved with `to_json`. Raises UsageError for anything else."""
+        try:
+            data = json.loads(text)
+            if data.pop("format") != FORMAT:
+                raise ValueError("another format")
+            runs = data.pop("runs")
+            made = cls(runs=[Run(**{**run, "samples": [tuple(s) for s in run["samples"]]}) for run in runs], **data)
+        except (ValueError, TypeError, KeyError, AttributeError) as err:
+            hint = "it is written by `labkernel compare --json FILE` and by Comparison.to_json()"
+            raise UsageError(f"not a saved comparison: {err}", resolution=hint) from err
+        return made
