@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-MAGICS = ("container", "docker", "vm", "lab", "compare", "registry", "daemon")
+MAGICS = ("container", "docker", "vm", "lab", "compare", "registry", "daemon", "compose")
 _STATE = "_labkernel"
 
 
@@ -137,6 +137,7 @@ class Extension:
         self.shell = shell
         self.lab = Lab()
         self.told: set[str] = set()
+        self.last_compose = ""
         self.help_lines = HelpLines(MAGICS, _children)
         self.discarded = ShowDiscarded(MAGICS)
         self.matcher = command_matcher(_ROOTS, lambda prog: NotebookHost(self.lab._open, prog))
@@ -171,10 +172,26 @@ class Extension:
         dockerfile.__doc__ = _doc("%%dockerfile")
         return dockerfile
 
+    def compose(self) -> Callable[..., Any]:
+        @no_var_expand
+        @needs_local_scope
+        def compose(line: str, cell: str | None = None, local_ns: Mapping[str, Any] | None = None) -> Any:
+            from .commands.compose import cell as command
+            from .commands.compose import compose as group
+
+            if cell is None:
+                return self.run(group, "%compose", line, local_ns, last_cell=self.last_compose)
+            self.last_compose = cell
+            return self.run(command, "%%compose", line, local_ns, cell=cell)
+
+        compose.__doc__ = _doc("%%compose")
+        return compose
+
     def load(self) -> None:
         manager = self.shell.magics_manager
         for name in MAGICS:
             manager.register_function(self.line_magic(name, _root(name)), "line", name)
+        manager.register_function(self.compose(), "line_cell", "compose")
         manager.register_function(self.dockerfile(), "cell", "dockerfile")
         self.shell.input_transformers_cleanup.append(self.help_lines)
         self.shell.ast_transformers.append(self.discarded)
@@ -187,7 +204,8 @@ class Extension:
     def unload(self) -> None:
         for name in MAGICS:
             self.shell.magics_manager.magics["line"].pop(name, None)
-        self.shell.magics_manager.magics["cell"].pop("dockerfile", None)
+        for name in ("dockerfile", "compose"):
+            self.shell.magics_manager.magics["cell"].pop(name, None)
         _drop(self.shell.input_transformers_cleanup, self.help_lines)
         _drop(self.shell.ast_transformers, self.discarded)
         completer = getattr(self.shell, "Completer", None)
@@ -222,6 +240,7 @@ _ROOTS: dict[str, LabGroup | str] = {
     "compare": "compare",
     "registry": "registry",
     "daemon": "daemon",
+    "compose": "compose",
 }
 
 
@@ -273,6 +292,8 @@ def _doc(prog: str) -> str:
         "%compare": "A command as a container and as a virtual machine: `%compare IMAGE -- CMD`.",
         "%registry": "The private registry of this machine: `%registry start`, `%registry stop`.",
         "%daemon": "The Docker Engine API, for `!docker` and SDKs: `%daemon start`, `%daemon stop`, `%daemon status`.",
+        "%compose": "Services of a Compose file: `%compose ps`, `%compose logs`, … of the last cell or a file here.",
+        "%%compose": "Services together; the cell is the Compose file: `%%compose up -d`.",
         "%%dockerfile": "Build an image; the cell is the Dockerfile: `%%dockerfile -t NAME`.",
     }[prog]
     return f"{brief}\n\nAll commands and flags: `{prog} --help`; of one command: `%container run?`."

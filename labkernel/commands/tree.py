@@ -28,6 +28,7 @@ ENTRIES = {
     "metrics": Entry("metrics:metrics", "Figures of what runs: table, CSV, JSON, Prometheus", _LAB),
     "kernelspec": Entry("kernelspec:kernelspec", "The Container Lab kernel for Jupyter", _LAB),
     "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
+    "compose": Entry("compose:compose", "Services of a Compose file, up and down together", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
     "daemon": Entry("daemon:daemon", "Serve the Docker Engine API to docker's client and SDKs", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
@@ -71,7 +72,7 @@ _NETWORK = "containers have their own loopback, or the machine's network with --
 ABSENT = {
     **dict.fromkeys(("search", "manifest"), _REGISTRY),
     "network": _NETWORK,
-    **dict.fromkeys(("compose", "swarm", "service", "stack", "node", "secret", "config"), "one container at a time"),
+    **dict.fromkeys(("swarm", "service", "stack", "node", "secret", "config"), "`compose` runs services here"),
     **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx"), "leave it out"),
 }
 
