@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .autobuilds import Autobuilds
     from .builds import Builds
     from .comparisons import Comparisons
+    from .compose.service import Compose
     from .consistency import Problem
     from .containers import Containers
     from .events import Events
@@ -138,6 +139,12 @@ class Engine:
         from .networks import Networks
 
         return Networks(self.layout, self.db, self.runtime, self.driver, lambda: self.containers)
+
+    @cached_property
+    def compose(self) -> Compose:
+        from .compose.service import Compose
+
+        return Compose(self.containers, self.images, self.builds, self.networks, self.volumes)
 
     @cached_property
     def builds(self) -> Builds:
