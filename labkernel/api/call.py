@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -48,6 +49,7 @@ class Host:
     def __init__(self, engine: Callable[[], Engine]) -> None:
         self._open = engine
         self._engine: Engine | None = None
+        self._opening = threading.Lock()
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="labkernel-api")
         self._shared: dict[Any, Any] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
@@ -56,7 +58,8 @@ class Host:
     def engine(self) -> Engine:
         """Opened at the first request, in a thread."""
         if self._engine is None:
-            self._engine = self._open()
+            with self._opening:
+                self._engine = self._engine or self._open()
         return self._engine
 
     def shared(self, make: Callable[[Host], T]) -> T:

@@ -263,9 +263,7 @@ def settings_of(config: Config) -> tuple[list[str] | str, dict[str, Any]]:
         "exposed_ports": list(config.exposed_ports) if config.exposed_ports else None,
     }
     found.update(_host_settings(config, host))
-    networks = (config.networking_config or Networking()).endpoints_config
-    if networks:
-        found["networking_config"] = {name: msgspec.to_builtins(end or Endpoint()) for name, end in networks.items()}
+    found["networking_config"] = _networks(config, host.network_mode or "default") or None
     return config.cmd or [], {name: value for name, value in found.items() if value is not None}
 
 
@@ -299,6 +297,16 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
             "ulimits": {each.name: [each.soft, each.hard] for each in host.ulimits or ()} or None,
         }
     )
+    return found
+
+
+def _networks(config: Config, mode: str) -> dict[str, Any]:
+    """What is asked of each network; the one of the network mode only when something is asked of it."""
+    found = {}
+    for name, endpoint in ((config.networking_config or Networking()).endpoints_config or {}).items():
+        asked = {key: value for key, value in msgspec.to_builtins(endpoint or Endpoint()).items() if value}
+        if asked or name != mode:
+            found[name] = asked
     return found
 
 

@@ -56,7 +56,7 @@ def listing(call: Call) -> Any:
 
 def row_of(container: Container, *, size: bool) -> dict[str, Any]:
     """A container as the listing has it. Raises NoSuchContainer when it has just gone."""
-    from ..container import joined_command
+    from ..display import joined_command
 
     summary = container.summary
     args = [summary["Path"], *summary["Args"]]

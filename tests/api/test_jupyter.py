@@ -78,6 +78,7 @@ def test_status_counts_containers_below_the_base_url(server: str, engine: Engine
         "total": 2,
         "version": __version__,
         "problem": None,
+        "daemon": None,
     }
     container.remove(force=True)
     assert get(f"{server}labkernel/status", TOKEN)[1]["running"] == 0

@@ -1,0 +1,46 @@
+"""A daemon of the shared engine, and docker's client for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemons import Cli, Daemon
+
+from labkernel.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(shared_engine: Engine) -> Iterator[Daemon]:
+    folder = tempfile.mkdtemp(prefix="lk-d-", dir="/tmp")
+    environment = {
+        **os.environ,
+        "LABKERNEL_ROOT": str(shared_engine.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(shared_engine.layout.runtime_dir),
+        "LABKERNEL_DRIVER": shared_engine.driver.name,
+    }
+    shared_engine.images.resolve("lab/busybox", notify=lambda line: None)
+    found = Daemon(environment, f"{folder}/docker.sock")
+    yield found
+    found.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def daemon(shared_daemon: Daemon, engine: Engine) -> Daemon:
+    """The daemon; containers a test leaves are removed after it."""
+    if shared_daemon.process is None or shared_daemon.process.poll() is not None:
+        shared_daemon.start()
+    return shared_daemon
+
+
+@pytest.fixture
+def docker(daemon: Daemon, tmp_path: Path) -> Cli:
+    program = shutil.which("docker")
+    if program is None:
+        pytest.skip("no docker client is installed (Debian: docker.io)")
+    return Cli(program, daemon.address, tmp_path)
