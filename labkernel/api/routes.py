@@ -31,7 +31,22 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 NEWEST, OLDEST = (1, 50), (1, 24)
-_GROUPS = ("system", "events", "containers", "attach", "execs", "logs", "files", "volumes", "networks", "swarm")
+_GROUPS = (
+    "system",
+    "events",
+    "containers",
+    "attach",
+    "execs",
+    "logs",
+    "files",
+    "volumes",
+    "networks",
+    "swarm",
+    "images",
+    "build",
+    "distribution",
+    "auth",
+)
 
 
 class Route(NamedTuple):

@@ -1,0 +1,240 @@
+"""The classic builder's protocol: a context as tar, parameters in the query, and docker's stream of steps.
+
+Source: Docker Engine API, ImageBuild, BuildPrune. What docker's CLI and SDKs look for in the stream: `Step N/M : …`,
+` ---> Using cache`, `Successfully built ID`, `Successfully tagged NAME`, `aux.ID`, `errorDetail.code`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..builds import BuildOptions
+from ..errors import BuildError, DockerfileError, LabkernelError, UsageError
+from .call import Call
+from .errors import ApiError
+from .records import Emit, error_record, send
+from .routes import Route
+
+if TYPE_CHECKING:
+    from ..building.result import BuildStep
+    from ..engine import Engine
+
+# Limits of a RUN's container that the builder does not set; 0 is what clients send when they were not asked for.
+_LIMITS = {
+    "memswap": "--memory-swap",
+    "cpushares": "--cpu-shares",
+    "cpusetcpus": "--cpuset-cpus",
+    "cpusetmems": "--cpuset-mems",
+    "cpuperiod": "--cpu-period",
+    "cpuquota": "--cpu-quota",
+    "shmsize": "--shm-size",
+    "cgroupparent": "--cgroup-parent",
+    "isolation": "--isolation",
+}
+
+
+class Steps:
+    """Tells the steps of a build in the classic builder's words."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._decoders: dict[int, codecs.IncrementalDecoder] = {}
+        self.failed = ""
+
+    def say(self, text: str) -> None:
+        self._emit({"stream": text})
+
+    def __call__(self, step: BuildStep) -> None:
+        if step.status == "started":
+            self.say(f"Step {step.number}/{step.total} : {step.text}")
+            self.say("\n")
+        elif step.status == "output":
+            decoder = self._decoders.setdefault(step.number, codecs.getincrementaldecoder("utf-8")("replace"))
+            text = decoder.decode(bytes(step.output))
+            if text:
+                self.say(text)
+        elif step.status == "cached" and not step.text.upper().startswith("FROM"):
+            self.say(" ---> Using cache\n")
+        elif step.status == "failed":
+            self.failed = step.text
+        if step.status in ("cached", "done") and step.layer:
+            self.say(f" ---> {step.layer.partition(':')[2][:12]}\n")
+
+
+def _failure(steps: Steps, err: Exception) -> dict[str, Any]:
+    """The last record of a build that failed; a RUN's status is what the CLI ends with."""
+    status = getattr(err, "status", None) if isinstance(err, BuildError) else None
+    if not status:
+        record = error_record(err)
+        details = err.details if isinstance(err, LabkernelError) else None
+        return {**record, **({"details": details} if details else {})}
+    command = steps.failed.partition(" ")[2].strip() or "RUN"
+    words = command if command.startswith("[") else f"/bin/sh -c {command}"
+    message = f"The command '{words}' returned a non-zero code: {status}"
+    return {"errorDetail": {"code": status, "message": message}, "error": message}
+
+
+async def build(call: Call) -> Any:
+    """POST /build."""
+    version = call.query("version", "1")
+    if version == "2":
+        raise ApiError(
+            501, "BuildKit is not available in labkernel: the classic builder answers (DOCKER_BUILDKIT=0 docker build)"
+        )
+    if version not in ("", "1"):
+        raise UsageError(f"invalid builder version {version}")
+    told: list[Steps] = []
+
+    def work(emit: Emit) -> None:
+        quiet = call.flag("q")
+        steps = Steps((lambda record: None) if quiet else emit)
+        told.append(steps)
+        with _prepared(call, steps) as (text, settings):
+            result = call.engine.builds.build(text, on_step=steps, **settings)
+        for warning in result.warnings:
+            steps.say(f"[Warning] {warning}\n")
+        if quiet:
+            emit({"stream": f"{result.image.id}\n"})
+            return
+        emit({"aux": {"ID": result.image.id}})
+        steps.say(f"Successfully built {result.image.id.partition(':')[2][:12]}\n")
+        for name in settings["tags"]:
+            steps.say(f"Successfully tagged {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}\n")
+
+    await send(call, work, failure=lambda err: _failure(told[0], err) if told else error_record(err))
+    return None
+
+
+@contextmanager
+def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The Dockerfile and the arguments of `Builds.build`, while the context is there."""
+    settings = _settings(call)
+    for key, flag in _LIMITS.items():
+        if call.query(key) not in ("", "0", "default"):
+            steps.say(f"[Warning] {flag} is not applied to the steps of a build\n")
+    if call.document("ulimits"):
+        steps.say("[Warning] --ulimit is not applied to the steps of a build\n")
+    with _context(call) as found:
+        if isinstance(found, bytes):
+            yield found.decode("utf-8-sig", "replace"), settings
+            return
+        name = call.query("dockerfile") or "Dockerfile"
+        text, path = _dockerfile(found, name)
+        ignore = path.with_name(f"{path.name}.dockerignore")
+        if ignore.is_file() and not ignore.is_symlink():
+            settings["ignore"] = ignore.read_text(errors="replace")
+        settings["context"] = found
+        yield text, settings
+
+
+@contextmanager
+def _context(call: Call) -> Iterator[Path | bytes]:
+    """The directory of the context, or the Dockerfile that came instead of one."""
+    from ..building.sources import download, git_context, is_git, is_url, stream_context
+
+    remote, layout = call.query("remote"), call.engine.layout
+    if remote == "client-session":
+        raise UsageError("contexts from a session need BuildKit")
+    if remote and is_git(remote):
+        with git_context(layout, remote) as path:
+            yield path
+    elif remote and is_url(remote):
+        fetched = download(remote, layout, checksum=None)
+        with open(fetched.path, "rb") as file, stream_context(layout, file) as found:
+            yield found
+    elif remote:
+        # docker takes `github.com/user/repository` for a repository, too
+        with git_context(layout, f"https://{remote}" if remote.startswith("github.com/") else remote) as path:
+            yield path
+    else:
+        with stream_context(layout, call.reader()) as found:  # type: ignore[arg-type]
+            yield found
+
+
+def _dockerfile(context: Path, name: str) -> tuple[str, Path]:
+    clean = posixpath.normpath("/" + name).lstrip("/")
+    path = Path(os.path.realpath(context / clean))
+    if not path.is_relative_to(context.resolve()):
+        raise UsageError(f"forbidden path outside the build context: {name}")
+    if clean == "Dockerfile" and not path.exists() and (context / "dockerfile").exists():
+        path = context / "dockerfile"
+    try:
+        return path.read_bytes().decode("utf-8-sig"), path
+    except UnicodeDecodeError:
+        raise DockerfileError(f"{name}: not UTF-8 text") from None
+    except OSError:
+        # docker's CLI shows this sentence as it is
+        raise ApiError(500, f"Cannot locate specified Dockerfile: {name}") from None
+
+
+def _settings(call: Call) -> dict[str, Any]:
+    network = call.query("networkmode") or "default"
+    if network in ("bridge", ""):
+        network = "default"
+    if call.flag("squash"):
+        raise UsageError("squash is not available: build stages, and COPY --from them")
+    extra = [word.replace("=", ":", 1) for given in call.queries("extrahosts") for word in _list(given)]
+    options = BuildOptions(
+        pull=call.flag("pull"),
+        extra_hosts=extra,
+        memory_bytes=max(0, call.number("memory") or 0),
+        platform=call.query("platform") or None,
+    )
+    return {
+        "tags": [name for name in call.queries("t") if name],
+        "build_args": {key: str(value) for key, value in _mapping(call, "buildargs").items() if value is not None},
+        "labels": {key: str(value) for key, value in _mapping(call, "labels").items()},
+        "target": call.query("target") or None,
+        "no_cache": call.flag("nocache"),
+        "network": network,
+        "options": options,
+    }
+
+
+def _mapping(call: Call, name: str) -> dict[str, Any]:
+    found = call.document(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(f"invalid {name}: not an object")
+    return found
+
+
+def _list(text: str) -> list[str]:
+    """A word, or (as some SDKs send it) a JSON list of words."""
+    if text.startswith("["):
+        try:
+            return [str(item) for item in json.loads(text)]
+        except ValueError:
+            raise UsageError("invalid extrahosts: not JSON") from None
+    return [text] if text else []
+
+
+def prune(call: Call) -> Any:
+    return prune_cache(call.engine, call.filters())
+
+
+def prune_cache(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
+    """Forget the build cache."""
+    return engine.builds.prune(filters)
+
+
+def cancel(call: Call) -> Any:
+    # A build ends when its connection does; there is none to be cancelled by name.
+    if not call.query("id"):
+        raise UsageError("build ID not provided")
+    return call.answer(200)
+
+
+ROUTES = (
+    Route("POST", "/build", build),
+    Route("POST", "/build/prune", prune, since=(1, 31), slow=True),
+    Route("POST", "/build/cancel", cancel, since=(1, 39)),
+)
