@@ -16,7 +16,7 @@ MECHANISMS = {"oci", "dockerfile", "runtime", "net", "qemu", "store"}
 SERVICES = {
     # images
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
-    *("bases", "basefiles", "packages", "pulls", "pushes", "logins"),
+    *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "lookups"),
     *("registries", "published", "autobuilds", "verification", "uptodate"),
     # builds
     *("builds", "building"),
