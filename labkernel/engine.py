@@ -18,6 +18,7 @@ from .store.database import Database
 from .store.layout import Layout
 
 if TYPE_CHECKING:
+    from .artifacts import Artifacts
     from .autobuilds import Autobuilds
     from .builds import Builds
     from .comparisons import Comparisons
@@ -110,12 +111,18 @@ class Engine:
         return Registries(self.layout, lambda: self.images)
 
     @cached_property
+    def artifacts(self) -> Artifacts:
+        from .artifacts import Artifacts
+
+        return Artifacts(self.pulls)
+
     @cached_property
     def autobuilds(self) -> Autobuilds:
         from .autobuilds import Autobuilds
 
         return Autobuilds(self.layout, self.images, lambda: self.builds, lambda: self.pushes)
 
+    @cached_property
     def logins(self) -> Logins:
         from .logins import Logins
 

@@ -250,7 +250,7 @@ class _Job:
             kind = manifest.artifact_type or head.media_type
             raise ManifestError(
                 f"{self._wanted.familiar} is not a container image but an artifact of type {kind}",
-                resolution="artifacts are fetched with the tool that made them, e.g. oras",
+                resolution=f"`labkernel image fetch {self._wanted.familiar} -o DIR` saves its files",
             )
         if head.size > imageconfig.CONFIG_MAX:
             raise ManifestError(f"image config of {head.size} bytes: more than {imageconfig.CONFIG_MAX} are refused")

@@ -17,7 +17,7 @@ SERVICES = {
     # images
     *("images", "image", "imagecollection", "imagefilters", "removal", "provision", "layerview"),
     *("bases", "basefiles", "packages", "pulls", "pushes", "logins", "lookups"),
-    *("registries", "published", "autobuilds", "verification", "uptodate"),
+    *("registries", "published", "artifacts", "autobuilds", "verification", "uptodate"),
     # builds
     *("builds", "building"),
     # several containers together

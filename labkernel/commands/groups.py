@@ -40,9 +40,11 @@ _CONTAINER = {
     "wait": Entry("container:wait", "Block until containers stop, then print their exit codes"),
 }
 _IMAGE = {
+    "attach": Entry("artifacts:attach", "Attach files to an image in its registry"),
     "build": Entry("build:build", "Build an image from a Dockerfile"),
     "diff": Entry("layers:diff", "Compare the file systems of two images"),
     "export": Entry("image:export", "Write the flattened root file system as a tar archive"),
+    "fetch": Entry("artifacts:fetch", "Save the files of an artifact"),
     "history": Entry("image:history", "Show the history of an image"),
     "import": Entry("image:import_", "Import a tarball as an image"),
     "inspect": Entry("groups:inspect_image", "Display detailed information on one or more images"),
@@ -53,6 +55,7 @@ _IMAGE = {
     "prune": Entry("image:prune", "Remove unused images"),
     "pull": Entry("transfers:pull", "Download an image from a registry"),
     "push": Entry("transfers:push", "Upload an image to a registry"),
+    "referrers": Entry("artifacts:referrers", "List what is attached to an image in its registry"),
     "rm": Entry("image:rmi", "Remove one or more images"),
     "remove": Entry("image:rmi", "", ""),
     "save": Entry("image:save", "Save one or more images to a tar archive"),

@@ -133,8 +133,11 @@ class Registry:
             )
         return Fetched(raw, media_type, digest)
 
-    def put_manifest(self, repository: str, reference: str, raw: bytes, media_type: str) -> None:
-        """Store a manifest under a tag or its digest. Raises Refused when something it names is missing there."""
+    def put_manifest(self, repository: str, reference: str, raw: bytes, media_type: str) -> bool:
+        """Store a manifest under a tag or its digest; whether the registry lists it with its subject's referrers.
+
+        Raises Refused when something it names is missing there.
+        """
         with self.call(
             "PUT",
             repository,
@@ -145,6 +148,7 @@ class Registry:
             expected=(200, 201, 202),
         ) as response:
             response.read(ERROR_MAX)
+            return "OCI-Subject" in response.headers
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
