@@ -30,6 +30,11 @@ bench-build: setup-test
 	scripts/setup packages bench
 	$(BIN)/python benchmarks/build.py $(BENCH_FLAGS)
 
+# The pages of docs/ and the course, executed, as a web site in docs/_build/html.
+docs: setup-lab
+	@scripts/setup venv $(VENV) grading,docs
+	$(BIN)/python -m sphinx -W -b html docs docs/_build/html
+
 setup-lab:
 	@scripts/setup packages lab
 	@$(MAKE) --no-print-directory $(VENV)/.ready-lab
