@@ -219,7 +219,12 @@ class Call:
         try:
             return msgspec.json.decode(data, type=kind)
         except msgspec.ValidationError as err:
-            raise UsageError(f"invalid JSON: {err}") from None
+            # To docker, which is Go, a null says as little as a field that is not there.
+            bare = _without_nulls(msgspec.json.decode(data))
+            try:
+                return msgspec.convert(bare, type=kind)
+            except msgspec.ValidationError:
+                raise UsageError(f"invalid JSON: {err}") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise UsageError(f"invalid JSON: {err}") from None
 
@@ -321,3 +326,9 @@ class Call:
         self.stream.end(broken=True)
         for call in self._on_gone:
             call()
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
