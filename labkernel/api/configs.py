@@ -290,7 +290,7 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
             "init": host.init,
             "mem_swappiness": None if swappiness in (None, -1) else swappiness,
             "network_mode": None if mode in (None, "", "default") else mode,
-            "volumes": [*(host.binds or ()), *(config.volumes or ())] or None,
+            "volumes": [*(host.binds or ()), *_anonymous(config, host)] or None,
             "mounts": [_mount(mount) for mount in host.mounts or ()] or None,
             "ports": _ports(host.port_bindings),
             "devices": [_device(device) for device in host.devices or ()] or None,
@@ -355,3 +355,10 @@ def _ports(bindings: dict[str, list[Binding] | None] | None) -> dict[str, Any] |
         port: [{"HostIp": each.host_ip, "HostPort": each.host_port} for each in hosts or [Binding()]]
         for port, hosts in bindings.items()
     }
+
+
+def _anonymous(config: Config, host: HostConfig) -> list[str]:
+    """The places of `Volumes` where nothing else is mounted: docker-compose names those of its binds there, too."""
+    taken = {word.split(":")[1] for word in host.binds or () if ":" in word}
+    taken |= {mount.target for mount in host.mounts or ()} | set(host.tmpfs or ())
+    return [place for place in config.volumes or () if place not in taken]
