@@ -1,0 +1,301 @@
+"""The private registry against OCI distribution-spec 1.1, endpoint by endpoint (the table "Endpoints": end-1 … end-13).
+
+The official conformance program is in Go and needs modules from outside. What it asks is asked here in our words: each
+test is named by its endpoint, and tries its good and its listed bad answers. The registry runs on its own directory and
+on the store (`--store`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from registries import OCI_INDEX, OCI_MANIFEST, MadeImage, Reply, ask, digest_of, give, give_image, serving
+
+EMPTY = b"{}"
+EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
+NOWHERE = f"sha256:{'0' * 64}"
+
+
+@pytest.fixture(scope="module", params=["own directory", "store"])
+def domain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    words = ["--store"] if request.param == "store" else []
+    with serving(tmp_path_factory.mktemp("spec"), *words) as found:
+        yield found
+
+
+@pytest.fixture
+def name() -> str:
+    return f"spec/{os.urandom(4).hex()}"
+
+
+@pytest.fixture
+def image() -> MadeImage:
+    return MadeImage({"x": os.urandom(500)}, {"y": os.urandom(500)})
+
+
+def begin(domain: str, name: str) -> str:
+    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/", b"")
+    assert reply.status == 202
+    return str(reply.headers["Location"])
+
+
+def with_digest(location: str, digest: str) -> str:
+    return f"{location}{'&' if '?' in location else '?'}digest={digest}"
+
+
+def put(domain: str, name: str, reference: str, manifest: dict[str, Any], kind: str = OCI_MANIFEST) -> Reply:
+    return ask(domain, "PUT", f"/v2/{name}/manifests/{reference}", json.dumps(manifest).encode(), Content_Type=kind)
+
+
+def artifact(subject: bytes, kind: str, note: str) -> dict[str, Any]:
+    return {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": kind,
+        "config": {"mediaType": EMPTY_TYPE, "digest": digest_of(EMPTY), "size": len(EMPTY)},
+        "layers": [{"mediaType": EMPTY_TYPE, "digest": digest_of(EMPTY), "size": len(EMPTY)}],
+        "subject": {"mediaType": OCI_MANIFEST, "digest": digest_of(subject), "size": len(subject)},
+        "annotations": {"note": note},
+    }
+
+
+def assert_error(reply: Reply, status: int, code: str) -> None:
+    assert (reply.status, reply.code) == (status, code)
+    assert set(reply.json["errors"][0]) <= {"code", "message", "detail"}
+
+
+# -- pull ------------------------------------------------------------------------------------------------------------
+
+
+def test_end_1_root(domain: str) -> None:
+    assert ask(domain, "GET", "/v2/").status == 200
+    assert_error(ask(domain, "GET", "/v1/"), 404, "NAME_UNKNOWN")
+
+
+def test_end_2_blobs(domain: str, name: str) -> None:
+    digest = give(domain, name, b"some bytes")
+    reply = ask(domain, "GET", f"/v2/{name}/blobs/{digest}")
+    assert (reply.status, reply.body, reply.headers["Docker-Content-Digest"]) == (200, b"some bytes", digest)
+    reply = ask(domain, "HEAD", f"/v2/{name}/blobs/{digest}")
+    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "10")
+    for words, part in (
+        ("bytes=2-4", b"me "),
+        ("bytes=5-", b"bytes"),
+        ("bytes=-3", b"tes"),
+        ("bytes=0-99", b"some bytes"),
+    ):
+        reply = ask(domain, "GET", f"/v2/{name}/blobs/{digest}", Range=words)
+        assert (reply.status, reply.body) == (206, part)
+    assert ask(domain, "GET", f"/v2/{name}/blobs/{digest}", Range="bytes=10-").status == 416
+    assert ask(domain, "HEAD", f"/v2/{name}/blobs/{NOWHERE}").status == 404
+    assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{NOWHERE}"), 404, "BLOB_UNKNOWN")
+    assert_error(ask(domain, "GET", f"/v2/{name}/blobs/sha256:abc"), 400, "DIGEST_INVALID")
+
+
+def test_end_3_manifests(domain: str, name: str, image: MadeImage) -> None:
+    give_image(domain, name, "v1", image)
+    for reference in ("v1", image.digest):
+        reply = ask(domain, "GET", f"/v2/{name}/manifests/{reference}", Accept=OCI_MANIFEST)
+        assert (reply.status, reply.body, reply.headers["Content-Type"]) == (200, image.manifest, OCI_MANIFEST)
+        assert reply.headers["Docker-Content-Digest"] == image.digest
+        reply = ask(domain, "HEAD", f"/v2/{name}/manifests/{reference}")
+        assert (reply.status, reply.headers["Content-Length"]) == (200, str(len(image.manifest)))
+    for reference in ("other", NOWHERE):
+        assert_error(ask(domain, "GET", f"/v2/{name}/manifests/{reference}"), 404, "MANIFEST_UNKNOWN")
+        assert ask(domain, "HEAD", f"/v2/{name}/manifests/{reference}").status == 404
+
+
+# -- push ------------------------------------------------------------------------------------------------------------
+
+
+def test_end_4a_5_6_streamed_and_in_chunks(domain: str, name: str) -> None:
+    blob = os.urandom(3000)
+    location = begin(domain, name)
+    reply = ask(domain, "PATCH", location, blob, Content_Type="application/octet-stream")
+    assert (reply.status, reply.headers["Range"]) == (202, "0-2999")
+    assert ask(domain, "PUT", with_digest(reply.headers["Location"], digest_of(blob)), b"").status == 201
+    location, other = begin(domain, name), os.urandom(3000)
+    reply = ask(domain, "PATCH", location, other[1000:2000], Content_Range="1000-1999")
+    assert reply.status == 416  # out of order
+    reply = ask(domain, "PATCH", location, other[:1000], Content_Range="0-999")
+    assert (reply.status, reply.headers["Range"]) == (202, "0-999")
+    assert ask(domain, "PATCH", reply.headers["Location"], other[:1000], Content_Range="0-999").status == 416
+    status = ask(domain, "GET", reply.headers["Location"])
+    assert (status.status, status.headers["Range"]) == (204, "0-999")
+    reply = ask(domain, "PATCH", status.headers["Location"], other[1000:2000], Content_Range="1000-1999")
+    last = with_digest(reply.headers["Location"], digest_of(other))
+    reply = ask(domain, "PUT", last, other[2000:], Content_Range="2000-2999")
+    assert (reply.status, reply.headers["Docker-Content-Digest"]) == (201, digest_of(other))
+    assert ask(domain, "GET", reply.headers["Location"]).body == other
+
+
+def test_end_4a_6_monolithic(domain: str, name: str) -> None:
+    blob = os.urandom(100)
+    reply = ask(domain, "PUT", with_digest(begin(domain, name), digest_of(blob)), blob)
+    assert (reply.status, ask(domain, "GET", reply.headers["Location"]).body) == (201, blob)
+    sha512 = f"sha512:{hashlib.sha512(blob).hexdigest()}"
+    assert ask(domain, "PUT", with_digest(begin(domain, name), sha512), blob).status == 201
+    assert ask(domain, "GET", f"/v2/{name}/blobs/{sha512}").body == blob
+    assert_error(ask(domain, "PUT", with_digest(begin(domain, name), NOWHERE), blob), 400, "DIGEST_INVALID")
+    assert_error(ask(domain, "PUT", begin(domain, name), blob), 400, "DIGEST_INVALID")
+    gone = begin(domain, name).rpartition("/")[0] + "/" + "0" * 32
+    assert_error(ask(domain, "PUT", with_digest(gone, digest_of(blob)), blob), 404, "BLOB_UPLOAD_UNKNOWN")
+
+
+def test_end_4b_one_request(domain: str, name: str) -> None:
+    digest = give(domain, name, b"in one go")
+    assert ask(domain, "HEAD", f"/v2/{name}/blobs/{digest}").status == 200
+    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={NOWHERE}", b"other")
+    assert_error(reply, 400, "DIGEST_INVALID")
+    assert ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={digest}", b"").status in (201, 202, 400)
+    assert_error(ask(domain, "POST", "/v2/Not-A-Name/blobs/uploads/", b""), 400, "NAME_INVALID")
+
+
+def test_end_7_manifests(domain: str, name: str, image: MadeImage) -> None:
+    reply = ask(domain, "PUT", f"/v2/{name}/manifests/v1", image.manifest, Content_Type=OCI_MANIFEST)
+    assert_error(reply, 400, "MANIFEST_BLOB_UNKNOWN")
+    reply = give_image(domain, name, "v1", image)
+    assert (reply.status, reply.headers["Docker-Content-Digest"]) == (201, image.digest)
+    assert ask(domain, "GET", reply.headers["Location"]).body == image.manifest
+    assert (
+        ask(domain, "PUT", f"/v2/{name}/manifests/{image.digest}", image.manifest, Content_Type=OCI_MANIFEST).status
+        == 201
+    )
+    assert_error(put(domain, name, NOWHERE, json.loads(image.manifest)), 400, "DIGEST_INVALID")
+    assert_error(put(domain, name, "v2", {"schemaVersion": 2}), 400, "MANIFEST_INVALID")
+    give(domain, name, EMPTY)
+    no_layers = {**artifact(EMPTY, "application/x", "n"), "layers": []}
+    del no_layers["subject"]
+    assert put(domain, name, "no-layers", no_layers).status == 201
+    entry = {"mediaType": OCI_MANIFEST, "digest": image.digest, "size": len(image.manifest)}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}
+    assert put(domain, name, "several", index, OCI_INDEX).status == 201
+    index["manifests"] = [{**entry, "digest": NOWHERE}]
+    assert_error(put(domain, name, "several", index, OCI_INDEX), 400, "MANIFEST_BLOB_UNKNOWN")
+    large = image.manifest + b" " * (4 << 20)
+    assert ask(domain, "PUT", f"/v2/{name}/manifests/large", large, Content_Type=OCI_MANIFEST).status in (400, 413)
+
+
+def test_end_11_mount(domain: str, name: str) -> None:
+    digest = give(domain, f"{name}/source", b"shared")
+    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?mount={digest}&from={name}/source", b"")
+    assert (reply.status, reply.headers["Location"]) == (201, f"/v2/{name}/blobs/{digest}")
+    assert ask(domain, "GET", reply.headers["Location"]).body == b"shared"
+    for query in (f"mount={NOWHERE}&from={name}/source", f"mount={digest}&from=no/such", f"mount={digest}"):
+        reply = ask(domain, "POST", f"/v2/{name}/other/blobs/uploads/?{query}", b"")
+        assert reply.status == 202
+        assert ask(domain, "PUT", with_digest(reply.headers["Location"], digest), b"shared").status == 201
+
+
+def test_end_13_how_far(domain: str, name: str) -> None:
+    location = begin(domain, name)
+    ask(domain, "PATCH", location, b"12345")
+    reply = ask(domain, "GET", location)
+    assert (reply.status, reply.headers["Range"], reply.headers["Location"]) == (204, "0-4", location)
+    assert ask(domain, "DELETE", location).status == 204
+    assert_error(ask(domain, "GET", location), 404, "BLOB_UPLOAD_UNKNOWN")
+
+
+def test_uploads_are_of_their_repository(domain: str, name: str) -> None:
+    location = begin(domain, name)
+    stolen = location.replace(name, "other/one")
+    assert_error(ask(domain, "PATCH", stolen, b"x"), 404, "BLOB_UPLOAD_UNKNOWN")
+
+
+def test_a_body_without_a_length_is_taken(domain: str, name: str) -> None:
+    """docker streams layers in HTTP/1.1 chunks."""
+    location = begin(domain, name)
+    connection = http.client.HTTPConnection(domain, timeout=60)
+    try:
+        connection.request(
+            "PATCH", location, iter([b"one ", b"two"]), encode_chunked=True, headers={"Transfer-Encoding": "chunked"}
+        )
+        reply = Reply(connection.getresponse())
+    finally:
+        connection.close()
+    assert (reply.status, reply.headers["Range"]) == (202, "0-6")
+    assert ask(domain, "PUT", with_digest(location, digest_of(b"one two")), b"").status == 201
+
+
+# -- discovery -------------------------------------------------------------------------------------------------------
+
+
+def test_end_8_tags(domain: str, name: str, image: MadeImage) -> None:
+    for tag in ("b", "d", "a", "c"):
+        give_image(domain, name, tag, image)
+    assert ask(domain, "GET", f"/v2/{name}/tags/list").json == {"name": name, "tags": ["a", "b", "c", "d"]}
+    reply = ask(domain, "GET", f"/v2/{name}/tags/list?n=2")
+    assert reply.json["tags"] == ["a", "b"]
+    target = reply.headers["Link"].partition(">")[0].lstrip("<")
+    reply = ask(domain, "GET", target)
+    assert reply.json["tags"] == ["c", "d"]
+    assert "Link" not in reply.headers
+    assert ask(domain, "GET", f"/v2/{name}/tags/list?n=3&last=b").json["tags"] == ["c", "d"]
+    assert ask(domain, "GET", f"/v2/{name}/tags/list?n=0").json["tags"] == []
+    assert ask(domain, "GET", f"/v2/{name}/tags/list?last=x").json["tags"] == []
+    assert_error(ask(domain, "GET", "/v2/no/such/tags/list"), 404, "NAME_UNKNOWN")
+
+
+def test_end_12_referrers(domain: str, name: str, image: MadeImage) -> None:
+    give(domain, name, EMPTY)
+    early = artifact(image.manifest, "application/a", "before its subject")
+    reply = put(domain, name, digest_of(json.dumps(early).encode()), early)
+    assert (reply.status, reply.headers["OCI-Subject"]) == (201, image.digest)
+    give_image(domain, name, "v1", image)
+    late = {**artifact(image.manifest, "application/b", "after it"), "layers": []}
+    assert put(domain, name, "named", late).headers["OCI-Subject"] == image.digest
+    by_config = artifact(image.manifest, "", "type of the config")
+    del by_config["artifactType"]
+    assert put(domain, name, "by-config", by_config).status == 201
+    index = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "artifactType": "application/b",
+        "manifests": [],
+        "subject": early["subject"],
+        "annotations": {"note": "index"},
+    }
+    assert put(domain, name, "an-index", index, OCI_INDEX).headers["OCI-Subject"] == image.digest
+    reply = ask(domain, "GET", f"/v2/{name}/referrers/{image.digest}")
+    assert (reply.status, reply.headers["Content-Type"], reply.json["mediaType"]) == (200, OCI_INDEX, OCI_INDEX)
+    found = {each["annotations"]["note"]: each["artifactType"] for each in reply.json["manifests"]}
+    assert found == {
+        "before its subject": "application/a",
+        "after it": "application/b",
+        "type of the config": EMPTY_TYPE,
+        "index": "application/b",
+    }
+    reply = ask(domain, "GET", f"/v2/{name}/referrers/{image.digest}?artifactType=application/b")
+    assert reply.headers["OCI-Filters-Applied"] == "artifactType"
+    assert {each["annotations"]["note"] for each in reply.json["manifests"]} == {"after it", "index"}
+    reply = ask(domain, "GET", f"/v2/{name}/referrers/{NOWHERE}")
+    assert (reply.status, reply.json["manifests"]) == (200, [])
+    assert ask(domain, "DELETE", f"/v2/{name}/manifests/{digest_of(json.dumps(early).encode())}").status == 202
+    assert len(ask(domain, "GET", f"/v2/{name}/referrers/{image.digest}").json["manifests"]) == 3
+    assert_error(ask(domain, "GET", f"/v2/{name}/referrers/nonsense"), 400, "DIGEST_INVALID")
+
+
+# -- management ------------------------------------------------------------------------------------------------------
+
+
+def test_end_9_and_10_deletes(domain: str, name: str, image: MadeImage) -> None:
+    for tag in ("one", "two"):
+        give_image(domain, name, tag, image)
+    assert ask(domain, "DELETE", f"/v2/{name}/manifests/one").status == 202
+    assert_error(ask(domain, "GET", f"/v2/{name}/manifests/one"), 404, "MANIFEST_UNKNOWN")
+    assert ask(domain, "GET", f"/v2/{name}/manifests/{image.digest}").status == 200
+    assert ask(domain, "DELETE", f"/v2/{name}/manifests/{image.digest}").status == 202
+    for reference in ("two", image.digest):
+        assert_error(ask(domain, "GET", f"/v2/{name}/manifests/{reference}"), 404, "MANIFEST_UNKNOWN")
+        assert_error(ask(domain, "DELETE", f"/v2/{name}/manifests/{reference}"), 404, "MANIFEST_UNKNOWN")
+    assert ask(domain, "GET", f"/v2/{name}/tags/list").json["tags"] == []
+    blob = image.layers[0]
+    assert ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}").status == 202
+    assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
+    assert_error(ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
