@@ -115,7 +115,16 @@ class Container:
 
     @property
     def ports(self) -> dict[str, Any]:
-        return {}
+        """Where its ports are reached: {"80/tcp": [{"HostIp", "HostPort"}] or None}; empty while it does not run."""
+        from .networksettings import ports
+
+        return ports(self, self.runtime_state())
+
+    def port_lines(self, port: str | None = None) -> list[str]:
+        """As `docker port` prints them; of one `port` (`80/tcp`) only, when given."""
+        from .networksettings import port_lines
+
+        return port_lines(self.ports, port)
 
     @property
     def health(self) -> str:

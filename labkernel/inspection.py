@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .networksettings import exposed_ports, network_settings, port_bindings, summarize_networks
 from .runtime import healthcheck
 from .runtime.logs import timestamp
 from .runtime.sharing import parse_device
@@ -44,7 +45,7 @@ def inspect_container(container: Container) -> dict[str, Any]:
         "GraphDriver": _graph_driver(own["rootfs"]),
         "Mounts": [_mount(mount) for mount in container.record.get("mounts", ())],
         "Config": _config(container, config),
-        "NetworkSettings": _network_settings(network_mode(container.settings)),
+        "NetworkSettings": network_settings(container, state),
         "Labkernel": {"Driver": container._containers.driver_name, "Warnings": container.warnings},
     }
 
@@ -52,13 +53,15 @@ def inspect_container(container: Container) -> dict[str, Any]:
 def summarize_container(container: Container) -> dict[str, Any]:
     """The parts of the document that `ps` shows; costs one state file."""
     args = container.record.get("args") or container.command or [""]
+    state = container.runtime_state()
     return {
         "Id": container.id,
         "Created": _time(container.created_at),
         "Path": args[0],
         "Args": args[1:],
-        "State": _state(container.runtime_state()),
+        "State": _state(state),
         "HostConfig": {"NetworkMode": network_mode(container.settings)},
+        "NetworkSettings": summarize_networks(container, state),
         "Mounts": [_mount(mount) for mount in container.record.get("mounts", ())],
         "Config": {"Image": container.image_ref, "Labels": container.labels},
     }
@@ -97,7 +100,7 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "ContainerIDFile": "",
         "LogConfig": _log_config(settings),
         "NetworkMode": network_mode(container.settings),
-        "PortBindings": {},
+        "PortBindings": port_bindings(settings),
         "RestartPolicy": {"Name": restart["name"], "MaximumRetryCount": restart["max_retries"]},
         "AutoRemove": bool(settings.get("auto_remove")),
         "VolumeDriver": "",
@@ -205,7 +208,7 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
         "AttachStdin": "stdin" in attached,
         "AttachStdout": "stdout" in attached,
         "AttachStderr": "stderr" in attached,
-        "ExposedPorts": image_config.get("ExposedPorts"),
+        "ExposedPorts": {port: {} for port in exposed_ports(container, image_config.get("ExposedPorts") or ())} or None,
         "Tty": process["terminal"],
         "OpenStdin": bool(settings.get("stdin_open")),
         "StdinOnce": bool(settings.get("stdin_once")),
@@ -220,24 +223,4 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
         "Labels": container.labels,
         "StopSignal": str(config["labkernel"]["stop_signal"]),
         "StopTimeout": settings.get("stop_timeout"),
-    }
-
-
-def _network_settings(mode: str) -> dict[str, Any]:
-    return {
-        "Bridge": "",
-        "SandboxID": "",
-        "SandboxKey": "",
-        "Ports": {},
-        "EndpointID": "",
-        "Gateway": "",
-        "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0,
-        "IPAddress": "",
-        "IPPrefixLen": 0,
-        "IPv6Gateway": "",
-        "MacAddress": "",
-        "Networks": {mode: {"NetworkID": "", "IPAddress": "", "Gateway": "", "MacAddress": ""}}
-        if mode in ("none", "host")
-        else {},
     }

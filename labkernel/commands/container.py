@@ -349,14 +349,12 @@ def diff(ctx: click.Context, container: str) -> Listing:
 @click.pass_context
 def port(ctx: click.Context, container: str, private_port: str | None) -> Listing:
     """List port mappings or a specific mapping for the container."""
-    host_of(ctx).engine.containers.get(container)
-    if private_port:
-        raise UsageError(
-            f"No public port '{private_port}' published for {container}",
-            resolution="bridge networks and published ports come in a later release",
-            exit_code=1,
-        )
-    return Listing()
+    found = host_of(ctx).engine.containers.get(container)
+    wanted = private_port and (private_port if "/" in private_port else f"{private_port}/tcp")
+    lines = found.port_lines(wanted)
+    if wanted and not lines:
+        raise LabkernelError(f"No public port '{wanted}' published for {container}", exit_code=1)
+    return Listing(lines, text="\n".join(lines))
 
 
 @command("export", "[OPTIONS] CONTAINER")

@@ -273,6 +273,15 @@ class VolumeName(click.ParamType[str]):
         return _complete(incomplete, lambda: [v.name for v in host_of(ctx).engine.volumes.list()])
 
 
+class NetworkName(click.ParamType[str]):
+    """A network's name."""
+
+    name = "network"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        return _complete(incomplete, lambda: [n.name for n in host_of(ctx).engine.networks.list()])
+
+
 def image_tags(host: Host) -> list[str]:
     """The names of the images there are, `:latest` left out."""
     found = [tag for image in host.engine.images.list() for tag in image.tags]
@@ -282,6 +291,7 @@ def image_tags(host: Host) -> list[str]:
 CONTAINER = ContainerName()
 IMAGE = ImageName()
 VOLUME = VolumeName()
+NETWORK = NetworkName()
 
 
 def _complete(incomplete: str, names: Callable[[], list[str]]) -> list[Any]:

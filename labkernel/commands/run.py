@@ -11,13 +11,12 @@ from typing import Any
 import click
 
 from ..errors import ContainerExit, LabkernelError, NoSuchContainer, UsageError
-from . import foreground
+from . import foreground, netflags
 from .grammar import CONTAINER, IMAGE, command, flag, host_of, many, option, words
 from .host import Host
 from .settings import environment_of, settings_of
 from .values import RunResult, explain
 
-_NETWORKS = "bridge networks come in a later release"
 RUN_USAGE = "[OPTIONS] IMAGE [COMMAND] [ARG...]"
 
 
@@ -67,7 +66,7 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     many("--cap-drop", help="Drop Linux capabilities"),
     many("--security-opt", help="Security options (seccomp=…, no-new-privileges)"),
     flag("--privileged", help="Give extended privileges to this container"),
-    option("--network", "--net", metavar="network", help="Connect a container to a network (none, host)"),
+    *netflags.FLAGS,
     flag("-i", "--interactive", help="Keep STDIN open even if not attached"),
     flag("-t", "--tty", help="Allocate a pseudo-TTY"),
     flag("--init", help="Run an init inside the container that forwards signals and reaps processes"),
@@ -85,7 +84,6 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     many("--dns", help="Set custom DNS servers"),
     many("--dns-search", help="Set custom DNS search domains"),
     many("--dns-option", help="Set DNS options"),
-    many("-p", "--publish", help="Publish a container's port to the host (kept; networks come in a later release)"),
     option("--cidfile", metavar="string", help="Write the container ID to the file"),
     option(
         "--pull",
@@ -104,8 +102,8 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     option("--cgroupns", metavar="string", help="Cgroup namespace to use (private, host)"),
     option("--blkio-weight", metavar="uint16", type=int, help="Block IO (relative weight), between 10 and 1000"),
     _absent("--gpus", why="containers see docker's default devices only"),
-    _absent("--network-alias", "--ip", "--ip6", "--mac-address", "--link", why=_NETWORKS),
-    _absent("--expose", "-P", "--publish-all", why=_NETWORKS),
+    _absent("--ip6", why="networks are IPv4 in this release"),
+    _absent("--link", why="a network of your own resolves names: `network create NAME`, then --network NAME"),
     _absent("--cgroup-parent", why="leave it out"),
     option("--health-cmd", metavar="string", help="Command to run to check health"),
     option("--health-interval", metavar="duration", help="Time between running the check (ms|s|m|h) (default 30s)"),
@@ -255,9 +253,7 @@ def _pull(host: Host, image: str, policy: str) -> None:
 
 def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:
     for warning in container.warnings or ():
-        # That there is no bridge network is no news after the first time; a limit that does not hold always is.
-        told_once = flags["network"] is None and not flags["publish"] and "network" in warning
-        (host.warn_once if told_once else host.warn)(warning)
+        host.warn(warning)
     if flags["cidfile"]:
         path = host.working_dir() / flags["cidfile"]
         if path.exists():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from ..errors import LabkernelError, UsageError
+from .netflags import network_settings
 
 # Flag (as click names it) → keyword of the service, where the value goes over as it is.
 _PLAIN = {
@@ -32,7 +33,6 @@ _PLAIN = {
     "pids_limit": "pids_limit",
     "read_only": "read_only",
     "privileged": "privileged",
-    "network": "network_mode",
     "tty": "tty",
     "init": "init",
     "shm_size": "shm_size",
@@ -86,8 +86,7 @@ def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, 
         settings["extra_hosts"] = dict(_pair(word, ":", "--add-host") for word in flags["add_host"])
     if flags.get("sysctl"):
         settings["sysctls"] = dict(_pair(word, "=", "--sysctl") for word in flags["sysctl"])
-    if flags.get("publish"):
-        settings["ports"] = ports(flags["publish"])
+    settings.update(network_settings(flags))
     if flags.get("log_driver") or flags.get("log_opt"):
         options = dict(_pair(word, "=", "--log-opt") for word in flags.get("log_opt") or ())
         settings["log_config"] = {"Type": flags.get("log_driver") or "json-file", "Config": options}
@@ -180,19 +179,6 @@ def ulimit(text: str) -> dict[str, Any]:
         return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}
     except ValueError:
         raise UsageError(f"invalid ulimit argument: {text}", resolution="for example nofile=1024:2048") from None
-
-
-def ports(words: Sequence[str]) -> dict[str, Any]:
-    """`[[HOST_IP:]HOST_PORT:]PORT[/PROTOCOL]` as the SDK's {"80/tcp": host port or (ip, port) or None}."""
-    result: dict[str, Any] = {}
-    for word in words:
-        rest, _, protocol = word.partition("/")
-        *host, inside = rest.rsplit(":", 2)
-        if not inside.isdigit() or not all(part.isdigit() or not part for part in host[-1:]):
-            raise UsageError(f"invalid containerPort: {word}", resolution="for example -p 8080:80")
-        outside = int(host[-1]) if host and host[-1] else None
-        result[f"{inside}/{protocol or 'tcp'}"] = (host[0], outside) if len(host) == 2 else outside
-    return result
 
 
 def _mounts(settings: dict[str, Any], flags: Mapping[str, Any], cwd: Path) -> None:

@@ -32,6 +32,7 @@ ENTRIES = {
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
     "daemon": Entry("daemon:daemon", "Serve the Docker Engine API to docker's client and SDKs", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
+    "network": Entry("network:network", "Manage networks", _MANAGEMENT),
     "registry": Entry("registry:registry", "The private registry", _MANAGEMENT),
     "system": Entry("system:system", "Manage the store and look at the machine", _MANAGEMENT),
     "vm": Entry("vm:vm", "Images as virtual machines", _MANAGEMENT),
@@ -68,10 +69,8 @@ ENTRIES = {
 }
 
 _REGISTRY = "leave it out: `pull`, `push` and `image inspect` are there"
-_NETWORK = "containers have their own loopback, or the machine's network with --network host"
 ABSENT = {
     **dict.fromkeys(("search", "manifest"), _REGISTRY),
-    "network": _NETWORK,
     **dict.fromkeys(("swarm", "service", "stack", "node", "secret", "config"), "`compose` runs services here"),
     **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx"), "leave it out"),
 }

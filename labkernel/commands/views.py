@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..display import human_age, human_duration, human_size, joined_command
+from ..networksettings import port_words
 
 CONTAINER_TITLES = {
     "ID": "CONTAINER ID",
@@ -94,7 +95,7 @@ def container_view(container: Any, *, no_trunc: bool = False) -> dict[str, Any]:
     short = command if no_trunc or len(command) <= 20 else f"{command[:19]}…"
     labels = config.get("Labels") or {}
     mounts = [str(m.get("Name") or m.get("Source") or "") for m in attrs.get("Mounts") or ()]
-    mode = (attrs.get("HostConfig") or {}).get("NetworkMode") or "none"
+    network: Mapping[str, Any] = attrs.get("NetworkSettings") or {}
     created = epoch(attrs.get("Created"))
     return {
         "ID": container.id if no_trunc else container.id[:12],
@@ -102,14 +103,14 @@ def container_view(container: Any, *, no_trunc: bool = False) -> dict[str, Any]:
         "Command": f'"{short}"',
         "CreatedAt": created_at(created),
         "RunningFor": age(created),
-        "Ports": "",
+        "Ports": port_words(network.get("Ports") or {}),
         "State": str((attrs.get("State") or {}).get("Status", "created")),
         "Status": container_status(attrs.get("State") or {}),
         "Size": human_size(attrs["SizeRw"]) if attrs.get("SizeRw") is not None else "0B",
         "Names": container.name,
         "Labels": ",".join(f"{key}={value}" for key, value in sorted(labels.items())),
         "Mounts": ",".join(m if no_trunc or len(m) <= 15 else f"{m[:14]}…" for m in mounts),
-        "Networks": mode,
+        "Networks": ",".join(network.get("Networks") or ()),
         "LocalVolumes": str(sum(1 for m in attrs.get("Mounts") or () if m.get("Type") == "volume")),
         "Label": lambda name: labels.get(name, ""),
     }
