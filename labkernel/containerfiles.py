@@ -137,6 +137,11 @@ def commit(
     conf: Mapping[str, Any] | None,
 ) -> Image:
     """See `Container.commit`."""
+    if not container.image_id:
+        raise UsageError(
+            "a container of a root file system has no image to put a layer on",
+            resolution=f"`container export {container.name} | labkernel import - NAME` makes an image of all of it",
+        )
     rootfs = _overlay(container, "commit")
     service = container._containers
     images = service.images

@@ -29,10 +29,11 @@ from .errors import (
     UsageError,
 )
 from .events import container_attributes, insert_event
-from .provision import Programs, find_warnings, inherited_mounts, make_mounts, spec_mount
-from .runtime import prootprogram
+from .provision import Programs, RootDirectory, find_warnings, inherited_mounts, make_mounts, spec_mount
+from .runtime import prootprogram, sharing
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
+from .runtime.instances import is_alive
 from .runtime.names import random_name
 from .runtime.settings import NAME, normalize, parse_command
 from .runtime.spec import finalize_args, finalize_spec
@@ -117,10 +118,7 @@ class Containers:
         """
         given = normalize(settings)
         name = given.pop("name", None)
-        for key in ("pid_mode", "network_mode"):
-            kind, colon, other = str(given.get(key) or "").partition(":")
-            if kind == "container" and colon:
-                given[key] = f"container:{self.get(other).id}"
+        sharing.resolve(given, self.get)
         inherited = inherited_mounts(given, self.get)
         found = self._image(image, notify)
         ref = image if isinstance(image, str) else (found.tags or [found.id])[0]
@@ -279,7 +277,7 @@ class Containers:
             if not os.path.exists(f"{self.layout.root}/containers/{id}/config.json"):
                 raise NoSuchContainer(id[:12])
             return {"id": id, "status": "created"}
-        if state["status"] in ("running", "paused") and not _is_alive(state):
+        if state["status"] in ("running", "paused") and not is_alive(state):
             # It ended a moment ago, or the machine was switched off: the supervisor knows or finds out.
             fresh = self.runtime.states([id]).get(id)
             if fresh is None and not self._is_there(id):
@@ -354,18 +352,24 @@ class Containers:
     def _image(self, image: str | Image, notify: Notify | None) -> Image:
         if not isinstance(image, str):
             return image
+        if image.startswith("/"):
+            return RootDirectory(image)  # type: ignore[return-value]
         if not image:
             raise UsageError("invalid reference format: no image")
         return self.images.resolve(image, notify=notify or (lambda line: None))
 
     def _lower(self, image: Image) -> Words:
         """The image's layer directories, top first, remembered while they are there."""
+        if not image.id:
+            return []
         known = self._layers.get(image.id)
         if known is None or not all(map(os.path.isdir, known)):
             known = self._layers[image.id] = [str(path) for path in self.images.layer_dirs(image)]
         return known
 
     def _rootfs(self, directory: str, image: Image, settings: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(image, RootDirectory):
+            return image.rootfs(directory, self.driver)
         lower = self._lower(image)
         if self.driver.overlay == "copy":
             target = f"{directory}/rootfs"
@@ -399,7 +403,7 @@ class Containers:
             limits=self.driver.cgroup_version != 0,
             devices=self.driver.name == "root" and self.driver.cgroups.get("devices") == "kernel",
             seccomp_program=program,
-            cgroup_parent=self.cgroup_parent,
+            cgroup_parent=str(settings.get("cgroup_parent") or "") + self.cgroup_parent,
             hidden=masked,
         )
         if self.driver.name == "proot":
@@ -417,7 +421,7 @@ class Containers:
             created_at = time.time()
             try:
                 with self.db.transaction() as tx:
-                    if tx.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone() is None:
+                    if image.id and tx.execute("SELECT 1 FROM images WHERE id = ?", (image.id,)).fetchone() is None:
                         raise NoSuchImage(ref)  # removed by somebody else since we looked
                     tx.execute(
                         "INSERT INTO containers (id, name, image_id, image_ref, created_at, settings) "
@@ -583,14 +587,3 @@ def _read_state(path: str) -> dict[str, Any] | None:
             return found
     except FileNotFoundError:
         return None
-
-
-def _is_alive(state: Mapping[str, Any]) -> bool:
-    """Whether the process of the state file is still that process (man 5 proc, starttime)."""
-    try:
-        with open(f"/proc/{state['pid']}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except (OSError, KeyError):
-        return False
-    started = state.get("pid_start")
-    return not started or int(fields[19]) == int(started)

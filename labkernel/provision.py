@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import LabkernelError, UsageError
 from .runtime import prootprogram
+from .runtime.devicelimits import RATES
 from .runtime.driver import Driver
 from .runtime.spec import finalize_capabilities, network_mode, security_options
 from .volumes import ANONYMOUS_LABEL, Volumes
@@ -26,7 +27,7 @@ _LIMITS = {
     "cpu": ("nano_cpus", "cpu_quota", "cpu_shares", "cpu_period"),
     "pids": ("pids_limit",),
     "cpuset": ("cpuset_cpus", "cpuset_mems"),
-    "blkio": ("blkio_weight",),
+    "blkio": ("blkio_weight", "blkio_weight_device", *RATES),
 }
 
 
@@ -130,6 +131,35 @@ def spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
         "source": mount["source"],
         "options": ["rbind", access, propagation],
     }
+
+
+class RootDirectory:
+    """A directory in the place of an image (`run --rootfs DIR`): nothing of it is copied, and the container writes into
+    it; with `:O` at its end, over it."""
+
+    id = ""
+    architecture = ""
+    uses_host = False
+    host_masks: tuple[list[str], list[dict[str, Any]]] = ([], [])
+
+    def __init__(self, path: str) -> None:
+        self.path = path.removesuffix(":O")
+        self.over = path.endswith(":O")
+        self.tags: list[str] = []
+        self.config: dict[str, Any] = {}
+        self.layers: list[Any] = []
+        self.short_id = self.path
+        if not os.path.isdir(self.path):
+            raise UsageError(f"root file system {self.path}: no such directory", exit_code=125)
+
+    def rootfs(self, directory: str, driver: Driver) -> dict[str, Any]:
+        """The property "rootfs" of config.json."""
+        if not self.over:
+            return {"kind": "dir", "path": self.path}
+        if driver.overlay == "copy":
+            raise UsageError("a directory cannot be used with :O where there is no overlay", exit_code=125)
+        upper = {"upper": f"{directory}/upper", "work": f"{directory}/work", "userxattr": driver.userxattr}
+        return {"kind": "overlay", "lower": [self.path], "volatile": False, **upper}
 
 
 class Programs:

@@ -91,7 +91,7 @@ def test_modes_that_are_none(engine: Engine) -> None:
         with pytest.raises(UsageError):
             engine.containers.create("busybox", **settings)
     with pytest.raises(UsageError, match="not in this release"):
-        engine.containers.create("busybox", ipc_mode="container:other")
+        engine.containers.create("busybox", uts_mode="container:other")
     with pytest.raises(UsageError, match="hostname and the UTS mode"):
         engine.containers.create("busybox", uts_mode="host", hostname="mine")
 

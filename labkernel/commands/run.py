@@ -11,9 +11,10 @@ from typing import Any
 import click
 
 from ..errors import ContainerExit, LabkernelError, NoSuchContainer, UsageError
-from . import foreground, netflags
+from . import foreground, netflags, resourceflags
 from .grammar import CONTAINER, IMAGE, command, flag, host_of, many, option, words
 from .host import Host
+from .resourceflags import absent as _absent
 from .settings import environment_of, settings_of
 from .values import RunResult, explain
 
@@ -25,16 +26,6 @@ def run_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in reversed(_RUN_FLAGS):
         function = decorate(function)
     return function
-
-
-def _absent(*names: str, why: str, metavar: str = "value") -> Callable[[Any], Any]:
-    """A flag docker has and this release has not: a clear error instead of `unknown flag`."""
-
-    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        if value:
-            raise UsageError(f"{param.opts[-1]}: not in this release of labkernel", resolution=why)
-
-    return click.option(*names, multiple=True, metavar=metavar, hidden=True, expose_value=False, callback=refuse)
 
 
 _RUN_FLAGS: list[Callable[[Any], Any]] = [
@@ -96,7 +87,7 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     many("--volumes-from", help="Mount volumes from the specified container(s)"),
     many("--sysctl", help="Sysctl options of the container's own namespaces"),
     option("--pid", metavar="string", help="PID namespace to use (host, container:<name|id>)"),
-    option("--ipc", metavar="string", help="IPC mode to use (private, shareable, host)"),
+    option("--ipc", metavar="string", help="IPC mode to use (private, shareable, host, container:<name|id>)"),
     option("--uts", metavar="string", help="UTS namespace to use (host)"),
     option("--userns", metavar="string", help="User namespace to use (host)"),
     option("--cgroupns", metavar="string", help="Cgroup namespace to use (private, host)"),
@@ -104,17 +95,7 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     _absent("--gpus", why="containers see docker's default devices only"),
     _absent("--ip6", why="networks are IPv4 in this release"),
     _absent("--link", why="a network of your own resolves names: `network create NAME`, then --network NAME"),
-    _absent("--cgroup-parent", why="leave it out"),
-    option("--health-cmd", metavar="string", help="Command to run to check health"),
-    option("--health-interval", metavar="duration", help="Time between running the check (ms|s|m|h) (default 30s)"),
-    option("--health-timeout", metavar="duration", help="Maximum time to allow one check to run (default 30s)"),
-    option("--health-retries", metavar="int", type=int, help="Consecutive failures needed to report unhealthy"),
-    option("--health-start-period", metavar="duration", help="Time the container has before failures count"),
-    option("--health-start-interval", metavar="duration", help="Time between checks during the start period"),
-    flag("--no-healthcheck", help="Disable any container-specified HEALTHCHECK"),
-    option("--log-driver", metavar="string", help="Logging driver for the container (json-file, local, none)"),
-    many("--log-opt", help="Log driver options (max-size=10m, max-file=3, labels=…, env=…)"),
-    _absent("--device-read-bps", "--device-write-bps", why="leave it out"),
+    *resourceflags.FLAGS,
 ]  # fmt: skip
 
 
@@ -159,9 +140,9 @@ def _run_foreground(
     stdin = interactive and (not wanted or "stdin" in wanted)
     before = time.monotonic()
     settings["auto_remove"] = flags["rm"]
-    _pull(host, image, flags["pull"])
+    image, notify = _source(host, image, flags)
     container, attachment = host.engine.containers.run_attached(
-        image, list(arguments) or None, notify=host.note, **settings
+        image, list(arguments) or None, notify=notify, **settings
     )
     _announce(host, container, flags)
     try:
@@ -240,15 +221,35 @@ def create(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flag
 
 
 def _create(host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]) -> Any:
-    _pull(host, image, flags["pull"])
-    container = host.engine.containers.create(image, list(arguments) or None, notify=host.note, **settings)
+    image, notify = _source(host, image, flags)
+    container = host.engine.containers.create(image, list(arguments) or None, notify=notify, **settings)
     _announce(host, container, flags)
     return container
 
 
-def _pull(host: Host, image: str, policy: str) -> None:
-    if policy == "never":
+def _source(host: Host, image: str, flags: dict[str, Any]) -> tuple[str, Callable[[str], None]]:
+    """The image, or the directory of --rootfs, and who hears of a pull."""
+
+    def silent(_line: str) -> None:
+        pass
+
+    notify = silent if flags["quiet"] else host.note
+    if flags["rootfs"]:
+        path, over = image.removesuffix(":O"), image.endswith(":O")
+        return f"{os.path.abspath(host.working_dir() / path)}{':O' if over else ''}", notify
+    if image.startswith(("/", ".")):
+        raise UsageError("invalid reference format", resolution=f"--rootfs {image} runs a directory", exit_code=125)
+    if flags["pull"] == "never":
         host.engine.images.get(image)
+    elif flags["pull"] == "always":
+        from ..pulls import parse_name
+
+        images, wanted = host.engine.images, parse_name(image)
+        if images.is_builtin(wanted) or not images.registry_answers(wanted.domain, fresh=True):
+            images.resolve(image, notify=notify, ask=False)
+        else:
+            host.engine.pulls.pull(image, notify=notify)
+    return image, notify
 
 
 def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:

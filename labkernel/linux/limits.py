@@ -19,6 +19,14 @@ DEVICE_RULES: list[dict[str, object]] = [
     {"allow": True, "type": "c", "major": 136, "access": "rwm"},
 ]
 
+# Property of `blockIO`, docker's flag, file of version 1, word of io.max in version 2.
+_RATES = (
+    ("throttleReadBpsDevice", "device-read-bps", "blkio.throttle.read_bps_device", "rbps"),
+    ("throttleWriteBpsDevice", "device-write-bps", "blkio.throttle.write_bps_device", "wbps"),
+    ("throttleReadIOPSDevice", "device-read-iops", "blkio.throttle.read_iops_device", "riops"),
+    ("throttleWriteIOPSDevice", "device-write-iops", "blkio.throttle.write_iops_device", "wiops"),
+)
+
 # Controllers that version 2 calls otherwise.
 V2_NAMES = {"blkio": "io"}
 
@@ -53,6 +61,12 @@ class _Settings:
         value = (self._resources.get(controller) or {}).get(name)
         return str(value) if value else None
 
+    def devices(self, name: str, what: str) -> list[tuple[str, int]]:
+        """("MAJOR:MINOR", value) of a list in `blockIO`."""
+        items = (self._resources.get("blockIO") or {}).get(name) or []
+        assert isinstance(items, list)
+        return [(f"{item['major']}:{item['minor']}", int(item[what])) for item in items]
+
     def raw(self) -> dict[str, object]:
         return self._resources.get("unified") or {}
 
@@ -72,6 +86,12 @@ def _plan_v1(settings: _Settings) -> list[tuple[str, str, str, str]]:
         ("blkio-weight", "blkio", "blkio.weight", settings.number("blockIO", "weight")),
     ]
     writes = [(setting, where, name, str(value)) for setting, where, name, value in plan if value is not None]
+    if settings.number("memory", "disableOOMKiller"):
+        writes.append(("oom-kill-disable", "memory", "memory.oom_control", "1"))
+    for key, setting, name, _ in _RATES:
+        writes += [(setting, "blkio", name, f"{device} {rate}") for device, rate in settings.devices(key, "rate")]
+    weights = settings.devices("weightDevice", "weight")
+    writes += [("blkio-weight-device", "blkio", "blkio.weight_device", f"{dev} {weight}") for dev, weight in weights]
     pids = settings.number("pids", "limit")
     if pids is not None:
         writes.append(("pids-limit", "pids", "pids.max", str(pids) if pids > 0 else "max"))
@@ -110,6 +130,12 @@ def _plan_v2(settings: _Settings) -> list[tuple[str, str, str, str]]:
     weight = settings.number("blockIO", "weight")
     if weight:
         writes.append(("blkio-weight", "blkio", "io.weight", str(1 + (weight - 10) * 9999 // 990)))
+    if settings.number("memory", "disableOOMKiller"):
+        writes.append(("oom-kill-disable", "memory", "memory.oom_control", "1"))  # version 2 has no such file
+    for key, setting, _, word in _RATES:
+        writes += [(setting, "blkio", "io.max", f"{dev} {word}={rate}") for dev, rate in settings.devices(key, "rate")]
+    weights = settings.devices("weightDevice", "weight")
+    writes += [("blkio-weight-device", "blkio", "io.weight", f"{device} {weight}") for device, weight in weights]
     writes += [("unified", name.split(".")[0], name, str(value)) for name, value in settings.raw().items()]
     return writes
 

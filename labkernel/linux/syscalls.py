@@ -57,6 +57,7 @@ _NR_CLOSE_RANGE = 436
 _NR_OPENAT2 = 437
 _NR_OPEN_TREE = 428
 _NR_MOVE_MOUNT = 429
+_NR_MOVE_MOUNT = 429
 _NR_MOUNT_SETATTR = 442
 
 _long = ctypes.c_long
@@ -257,6 +258,13 @@ def open_tree(path: str) -> int:
     if result < 0:
         raise _fail(path)
     return result
+
+
+def move_mount(fd: int, target: str) -> None:
+    """Attach a mount that `open_tree` has made, here and at `target`. Source: man 2 move_mount."""
+    flags = ctypes.c_uint(4)  # MOVE_MOUNT_F_EMPTY_PATH
+    if _libc.syscall(_long(_NR_MOVE_MOUNT), ctypes.c_int(fd), b"", ctypes.c_int(-100), _bytes(target), flags) < 0:
+        raise _fail(target)
 
 
 def mount_setattr(dir_fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0) -> None:

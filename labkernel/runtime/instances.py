@@ -238,6 +238,17 @@ def read_state(directory: str) -> dict[str, Any] | None:
     return state if isinstance(state, dict) and "status" in state else None
 
 
+def is_alive(state: dict[str, Any]) -> bool:
+    """Whether the process of the state file is still that process (man 5 proc, starttime)."""
+    try:
+        with open(f"/proc/{state['pid']}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (OSError, KeyError):
+        return False
+    started = state.get("pid_start")
+    return not started or int(fields[19]) == int(started)
+
+
 def process_start(pid: int) -> int:
     """Start time of a process in clock ticks since boot (man 5 proc_pid_stat, field 22); 0 when there is none."""
     try:

@@ -10,7 +10,7 @@ import os
 import socket
 from typing import Any
 
-from ..linux import syscalls
+from ..linux import mounts, syscalls
 from ..linux.cgroups import Cgroup, Hierarchy
 from ..linux.namespaces import FLAGS, clone_into_pid_namespace
 from . import init, proot
@@ -123,9 +123,23 @@ def _join(sock: socket.socket, join: dict[str, int]) -> None:
         for name, pidfd in join.items():
             if name != "pid":
                 syscalls.setns(pidfd, FLAGS[name])
+        if "ipc" in join:
+            _share_memory(join["ipc"])
     except OSError as err:
         init.report(sock, f"cannot join the other container's {next(iter(join))} namespace: {err.strerror}", 125)
         os._exit(125)
+
+
+def _share_memory(pidfd: int) -> None:
+    """Put the other container's /dev/shm over this mount namespace's own; the configuration binds that one."""
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    syscalls.setns(pidfd, syscalls.CLONE_NEWNS)
+    fd = syscalls.open_tree("/dev/shm")
+    syscalls.setns(own, syscalls.CLONE_NEWNS)
+    os.close(own)
+    mounts.make_private("/")
+    syscalls.move_mount(fd, "/dev/shm")
+    os.close(fd)
 
 
 def dismiss(warm: Warm) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import UsageError
-from . import healthcheck, logsettings, netsettings, sharing
+from . import devicelimits, healthcheck, logsettings, netsettings, sharing
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -41,13 +41,10 @@ _MOUNT_MODES = frozenset(
 # Docker SDK names that mean something here later; refused, since ignoring them would be a lie.
 _LATER = {
     "device_requests": "devices of the machine by request",
-    "volume_driver": "volume drivers",
-    "runtime": "other runtimes",
     "isolation": "isolation technologies",
     "use_config_proxy": "proxy settings",
     "link": "links between containers",
     "links": "links between containers",
-    "oom_kill_disable": "switching the out-of-memory killer off",
 }
 
 
@@ -412,10 +409,13 @@ def _words(value: Any) -> list[str]:
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "attach": lambda value: [str(word).lower() for word in value],
+    "annotations": _labels,
     "auto_remove": _flag,
     "blkio_weight": _number,
+    "blkio_weight_device": devicelimits.weights,
     "cap_add": _capabilities("CapAdd"),
     "cap_drop": _capabilities("CapDrop"),
+    "cgroup_parent": sharing.cgroup_parent,
     "cgroupns": sharing.mode_check("cgroupns", "private", "host"),
     "console_size": lambda value: [int(number) for number in value],
     "cpu_period": _number,
@@ -423,6 +423,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cpu_shares": _number,
     "cpuset_cpus": _text,
     "cpuset_mems": _text,
+    **{setting: devicelimits.rates(setting) for setting in devicelimits.RATES},
+    "device_cgroup_rules": devicelimits.rules,
     "devices": sharing.devices,
     "dns": _words,
     "dns_opt": _words,
@@ -436,7 +438,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "healthcheck": healthcheck.check,
     "hostname": _hostname,
     "init": _flag,
-    "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host"),
+    "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host", container=True),
     "labels": _labels,
     "log_config": logsettings.check,
     "mac_address": netsettings.mac_address,
@@ -451,6 +453,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "network_disabled": _flag,
     "network_mode": _network_mode,
     "networking_config": netsettings.networking_config,
+    "oom_kill_disable": _flag,
     "oom_score_adj": _oom_score_adj,
     "pid_mode": sharing.mode_check("pid", "host", container=True),
     "pids_limit": _number,
@@ -460,6 +463,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "publish_all_ports": _flag,
     "read_only": _flag,
     "restart_policy": _restart_policy,
+    "runtime": sharing.only("runtime", "unknown or invalid runtime name", "labkernel", "runc"),
     "security_opt": _security_opt,
     "shm_size": _shm_size,
     "stdin_once": _flag,
@@ -473,6 +477,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "user": _text,
     "userns_mode": sharing.mode_check("userns", "host"),
     "uts_mode": sharing.mode_check("uts", "host"),
+    "volume_driver": sharing.only("volume driver", "no such volume driver", "local"),
     "volumes": _volumes,
     "volumes_from": _words,
     "working_dir": _working_dir,

@@ -30,11 +30,46 @@ def mode_check(flag: str, *words: str, container: bool = False) -> Callable[[Any
         text = str(value)
         if text in words or (container and text.startswith("container:") and text != "container:"):
             return text
-        if text.startswith("container:"):
+        if text.startswith("container:") and not container:
             raise UsageError(f"--{flag} {text}: sharing this namespace with a container is not in this release")
         raise UsageError(f"--{flag}: invalid {flag} mode: {text}")
 
     return check
+
+
+def only(what: str, complaint: str, *words: str) -> Callable[[Any], str]:
+    """A check of a setting docker has many values for and this engine one (spelled in `words`)."""
+
+    def check(value: Any) -> str:
+        if str(value) not in words:
+            raise UsageError(f"{complaint}: {value}", resolution=f"the {what} here is {words[0]}")
+        return str(value)
+
+    return check
+
+
+def cgroup_parent(value: Any) -> str:
+    """`--cgroup-parent`: a path below each hierarchy's root (below the delegated group in version 2)."""
+    path = os.path.normpath(f"/{value}").replace("//", "/")
+    if ".." in str(value).split("/") or path == "/" or path.endswith(".slice"):
+        raise UsageError(f"invalid cgroup parent: {value}", resolution="a path such as /lab/class-1")
+    return path
+
+
+def resolve(settings: dict[str, Any], find: Callable[[str], Any]) -> None:
+    """Put ids where `container:NAME` was said. Raises UsageError for IPC of a container that keeps it private."""
+    for key in ("pid_mode", "network_mode", "ipc_mode"):
+        kind, colon, other = str(settings.get(key) or "").partition(":")
+        if kind == "container" and colon:
+            donor = find(other)
+            settings[key] = f"container:{donor.id}"
+            mode = str(donor.settings.get("ipc_mode") or "private")
+            if key == "ipc_mode" and mode == "private":
+                raise UsageError(
+                    f"can't join IPC of container {donor.id}: non-shareable IPC "
+                    "(hint: use IpcMode:shareable for the donor container)",
+                    resolution=f"run {donor.name} with --ipc shareable",
+                )
 
 
 def sysctls(value: Any) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..linux.limits import DEVICE_RULES
-from . import healthcheck, logsettings
+from . import devicelimits, healthcheck, logsettings
 from .sharing import SHARED, device_rules, find_devices
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -90,6 +90,7 @@ def finalize_spec(
         "root": {"path": "rootfs", "readonly": bool(settings.get("read_only"))},
         "hostname": hostname,
         **({"domainname": settings["domainname"]} if settings.get("domainname") else {}),
+        **({"annotations": settings["annotations"]} if settings.get("annotations") else {}),
         "mounts": [*_default_mounts(settings, single_id=single_id, cgroup=limits), *_ordered(settings, mounts)],
         "linux": {
             "namespaces": _namespaces(settings),
@@ -220,6 +221,8 @@ def finalize_resources(
         memory["swap"] = settings.get("memswap_limit") or 2 * limit
     if settings.get("mem_reservation"):
         memory["reservation"] = settings["mem_reservation"]
+    if settings.get("oom_kill_disable"):
+        memory["disableOOMKiller"] = 1
     if settings.get("mem_swappiness") is not None and settings["mem_swappiness"] >= 0:
         memory["swappiness"] = settings["mem_swappiness"]
     if memory:
@@ -241,12 +244,16 @@ def finalize_resources(
         resources["cpu"] = cpu
     if settings.get("pids_limit", 0) > 0:
         resources["pids"] = {"limit": settings["pids_limit"]}
+    block_io = devicelimits.block_io(settings)
     if settings.get("blkio_weight"):
-        resources["blockIO"] = {"weight": settings["blkio_weight"]}
+        block_io["weight"] = settings["blkio_weight"]
+    if block_io:
+        resources["blockIO"] = block_io
     if devices:
         # Not the type `a`: version 1 takes that for a group without children only.
+        own_rules = [*DEVICE_RULES, *device_rules(nodes), *devicelimits.cgroup_rules(settings)]
         everything = [DEVICE_RULES[0], *({"allow": True, "type": kind, "access": "rwm"} for kind in "cb")]
-        resources["devices"] = everything if settings.get("privileged") else [*DEVICE_RULES, *device_rules(nodes)]
+        resources["devices"] = everything if settings.get("privileged") else own_rules
     return resources
 
 
@@ -349,7 +356,7 @@ def _default_mounts(settings: Mapping[str, Any], *, single_id: bool, cgroup: boo
             "options": [*_HARD, "mode=1777", f"size={shm // 1024}k"],
         },
     ]
-    if settings.get("ipc_mode") == "host":
+    if str(settings.get("ipc_mode")).startswith(("host", "container:")):
         bind = {"type": "bind", "source": "/dev/shm", "options": ["rbind", "rw", "rprivate"]}
         mounts[-1] = {"destination": "/dev/shm", **bind}
     if cgroup:

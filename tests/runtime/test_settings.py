@@ -76,7 +76,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_signal": "SIGFOO"}, "invalid signal: SIGFOO"),
     ({"oom_score_adj": 2000}, r"range for oom score adj is \[-1000, 1000\]"),
     ({"shm_size": -5}, "SHM size can not be less than 0"),
-    ({"runtime": "runc"}, "not available in this release: runtime"),
+    ({"runtime": "kata"}, "unknown or invalid runtime name: kata"),
     ({"pid_mode": "sideways"}, "invalid pid mode"),
     ({"network_mode": "ns:x"}, "invalid network mode"),
     ({"memlimit": "64m"}, "unknown setting of a container: memlimit"),
