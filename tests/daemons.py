@@ -42,7 +42,11 @@ class Daemon:
         command = [*self.argv, sys.executable, "-m", "labkernel.cli", "daemon", "-H", self.address, *self.words]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 -- as long as the process
         self.process = subprocess.Popen(command, env=self.environment, stdout=self.log, stderr=self.log)
-        wait_until(self._answers, "an answer of the daemon")
+        try:
+            wait_until(self._answers, "an answer of the daemon")
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
 
     def _answers(self) -> bool:
         assert self.process is not None

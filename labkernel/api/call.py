@@ -217,14 +217,11 @@ class Call:
             # As docker. A web page can send a form to a socket on this machine, but no JSON.
             raise UsageError(f"unsupported Content-Type header ({kind_of_body}): must be 'application/json'")
         try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError as err:
-            # To docker, which is Go, a null says as little as a field that is not there.
-            bare = _without_nulls(msgspec.json.decode(data))
             try:
-                return msgspec.convert(bare, type=kind)
+                return msgspec.json.decode(data, type=kind)
             except msgspec.ValidationError:
-                raise UsageError(f"invalid JSON: {err}") from None
+                # To docker, which is Go, a null says as little as a field that is not there.
+                return msgspec.convert(_without_nulls(msgspec.json.decode(data)), type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             raise UsageError(f"invalid JSON: {err}") from None
 
@@ -259,8 +256,15 @@ class Call:
         """The same for something iterable that `make` gives."""
 
         def work(emit: Callable[[Any], None]) -> None:
-            for item in make():
-                emit(item)
+            items = make()
+            try:
+                for item in items:
+                    emit(item)
+            finally:
+                # A generator that its reader left has threads and descriptors of its own to end.
+                close = getattr(items, "close", None)
+                if close is not None:
+                    close()
 
         async for items in self.produce(work):
             yield items

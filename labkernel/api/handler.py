@@ -280,13 +280,12 @@ class DaemonHandler(Dispatch, web.RequestHandler):
         return self._host
 
     def prepare(self) -> None:
-        refused = "Origin" in self.request.headers or not self._is_addressed_to_us()
+        # A browser reaches plain TCP on this machine, and nothing else of ours.
+        refused = self._guarded and ("Origin" in self.request.headers or not self._is_addressed_to_us())
         self.begin_call() if not refused else self._refuse()
 
     def _is_addressed_to_us(self) -> bool:
         """Whether no web page can have sent this by a name of its own for 127.0.0.1 (DNS rebinding)."""
-        if not self._guarded:
-            return True
         name = (self.request.host or "").rpartition("]")[0].strip("[]") or self.request.host.partition(":")[0]
         return name in ("", "localhost", "docker") or name.replace(".", "").isdigit() or ":" in name
 

@@ -5,6 +5,7 @@ Tornado has one, but as a handler of its own; here it has to be one end of an at
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import struct
@@ -16,6 +17,7 @@ from .errors import ClientGone
 from .hijack import Duplex
 
 MAX_MESSAGE_BYTES = 1 << 20
+LEAVE_S = 2.0
 _CONTINUATION, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
@@ -105,9 +107,14 @@ class WebSocket:
             await self._duplex.gone()
 
     async def end(self) -> None:
-        """Tell the client that no more comes."""
-        with suppress(ClientGone):
+        """Tell the client that no more comes, and let it take its leave, too."""
+        with suppress(ClientGone, TimeoutError):
             await self._send(_CLOSE, struct.pack(">H", 1000))
+            await asyncio.wait_for(self._drain(), LEAVE_S)
+
+    async def _drain(self) -> None:
+        while await self._duplex.receive():
+            pass
 
     def close(self) -> None:
         self._duplex.close()

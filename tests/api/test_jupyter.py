@@ -72,13 +72,14 @@ def test_status_counts_containers_below_the_base_url(server: str, engine: Engine
     engine.containers.create("lab/busybox", "true")
     status, body = get(f"{server}labkernel/status", TOKEN)
     assert status == 200
+    daemon = body.pop("daemon")
+    assert daemon is None or str(daemon).startswith("unix://"), "that of another test, where one ran before"
     assert body == {
         "driver": engine.driver.name,
         "running": 1,
         "total": 2,
         "version": __version__,
         "problem": None,
-        "daemon": None,
     }
     container.remove(force=True)
     assert get(f"{server}labkernel/status", TOKEN)[1]["running"] == 0
