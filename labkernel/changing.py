@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConflictError, UsageError
+from .runtime.devicelimits import RATES
 from .runtime.settings import normalize
 from .runtime.spec import finalize_resources
 
@@ -21,14 +22,23 @@ LIMITS = frozenset(
     "blkio_weight cpu_period cpu_quota cpu_shares cpuset_cpus cpuset_mems mem_limit mem_reservation memswap_limit "  # noqa: SIM905
     "nano_cpus pids_limit".split()
 )
+# What stays as it is and is written again with the rest.
+_RESOURCES = LIMITS | {"mem_swappiness", "oom_kill_disable", "blkio_weight_device", *RATES}
 _CPU = {"nano_cpus": ("cpu_quota", "cpu_period"), "cpu_quota": ("nano_cpus",), "cpu_period": ("nano_cpus",)}
 
 
 def update(container: Container, changes: Mapping[str, Any]) -> dict[str, Any]:
     """See `Container.update`."""
-    unknown = changes.keys() - LIMITS - {"restart_policy"}
+    from .remounting import PLACES, remount
+
+    unknown = changes.keys() - LIMITS - {"restart_policy"} - PLACES
     if unknown:
         raise UsageError(f"unknown argument: {min(unknown)}")
+    places = {key: changes[key] for key in PLACES & changes.keys()}
+    if places:
+        warnings = remount(container, places)
+        rest = {key: value for key, value in changes.items() if key not in PLACES}
+        return {"Warnings": [*warnings, *(update(container, rest)["Warnings"] if rest else ())]}
     given = normalize(dict(changes))
     settings = container.settings
     for key in given:
@@ -38,7 +48,7 @@ def update(container: Container, changes: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConflictError(
                     f"Conflicting options: {words[key]} cannot be updated as {words[other]} has already been set"
                 )
-    limits = {key: settings[key] for key in LIMITS & settings.keys()} | {
+    limits = {key: settings[key] for key in _RESOURCES & settings.keys()} | {
         key: given[key] for key in LIMITS & given.keys()
     }
     if "mem_limit" in given and 0 < limits.get("memswap_limit", 0) < given["mem_limit"]:
@@ -52,7 +62,7 @@ def update(container: Container, changes: Mapping[str, Any]) -> dict[str, Any]:
     restart = given.get("restart_policy")
     warnings = container._containers.runtime.update(container.id, _steps(container, resources, given), restart)
     _write(container, resources, restart)
-    container._containers.replace_settings(container, {**settings, **given})
+    container._containers.replace_record(container, {**container.record, "settings": {**settings, **given}})
     container._containers.tell(container, "update")
     return {"Warnings": warnings}
 
@@ -74,6 +84,11 @@ def _write(container: Container, resources: dict[str, Any], restart: dict[str, A
     config["linux"]["resources"] = {**resources, **({"devices": devices} if devices else {})}
     if restart:
         config["labkernel"]["restart"] = restart
+    write_config(container, config)
+
+
+def write_config(container: Container, config: dict[str, Any]) -> None:
+    """Replace config.json, whole or not at all."""
     path = f"{container.directory}/config.json"
     temporary = f"{path}.{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:

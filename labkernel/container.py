@@ -233,7 +233,9 @@ class Container:
 
     def update(self, **limits: Any) -> dict[str, Any]:
         """Other limits (`mem_limit`, `nano_cpus`, `cpu_shares`, `pids_limit`, …) and `restart_policy`, at once when it
-        runs: {"Warnings": [...]}. Raises UsageError, ConflictError, RuntimeFailure when the kernel refuses."""
+        runs: {"Warnings": [...]}. Other `volumes`, `mounts`, `tmpfs` and `remove_mounts` (destinations) make it anew
+        over its own files: one that runs is stopped and started. Raises UsageError, ConflictError, RuntimeFailure when
+        the kernel refuses."""
         from .changing import update
 
         return update(self, limits)
@@ -524,8 +526,14 @@ class Container:
     def _repr_html_(self) -> str:
         import html
 
+        from .guarantees import as_html, guarantees
+
         notes = "".join(f"<div class='labkernel-warning'>{html.escape(line)}</div>" for line in self.warnings)
-        return ContainerList([self])._repr_html_() + notes
+        try:
+            held = as_html(guarantees(self), self._containers.driver_name)
+        except NoSuchContainer:
+            held = ""
+        return ContainerList([self])._repr_html_() + notes + held
 
 
 class ContainerList(list[Container]):

@@ -303,9 +303,8 @@ class Containers:
         about = container_attributes(container.name, container.image_ref, container.labels)
         self.db.add_event("container", action, container.id, {**about, **attributes})
 
-    def replace_settings(self, container: Container, settings: dict[str, Any]) -> None:
-        """Keep other settings in the row of a container."""
-        record = {**container.record, "settings": settings}
+    def replace_record(self, container: Container, record: dict[str, Any]) -> None:
+        """Keep something else in the row of a container."""
         with self.db.transaction() as tx:
             tx.execute("UPDATE containers SET settings = ? WHERE id = ?", (json.dumps(record), container.id))
         container._record = record

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from .guarantees import guarantees
 from .networksettings import exposed_ports, network_settings, port_bindings, summarize_networks
 from .runtime import healthcheck
 from .runtime.logs import timestamp
@@ -46,7 +47,11 @@ def inspect_container(container: Container) -> dict[str, Any]:
         "Mounts": [_mount(mount) for mount in container.record.get("mounts", ())],
         "Config": _config(container, config),
         "NetworkSettings": network_settings(container, state),
-        "Labkernel": {"Driver": container._containers.driver_name, "Warnings": container.warnings},
+        "Labkernel": {
+            "Driver": container._containers.driver_name,
+            "Warnings": container.warnings,
+            **guarantees(container),
+        },
     }
 
 

@@ -315,6 +315,8 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
 @option("--memory-swap", metavar="bytes", help="Memory plus swap: -1 for unlimited swap")
 @option("--pids-limit", metavar="int", type=int, help="Limit of processes and threads (-1 for unlimited)")
 @option("--restart", metavar="string", help="Restart policy to apply when a container exits")
+@many("--mount", metavar="mount", help="Add or replace a mount (as run --mount); one that runs is stopped and started")
+@many("--mount-rm", metavar="path", help="Take the mount at this path away")
 @words("containers", least=1, kind=CONTAINER)
 @click.pass_context
 def update(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> Any:
@@ -323,6 +325,8 @@ def update(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> 
 
     host = host_of(ctx)
     limits = settings_of(flags)
+    if flags["mount_rm"]:
+        limits["remove_mounts"] = list(flags["mount_rm"])
     if not limits:
         raise UsageError("you must provide one or more flags when using this command", exit_code=1)
 

@@ -55,6 +55,7 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 NAMESPACES = ("mount", "uts", "ipc", "pid", "network", "cgroup")
 
 _HARD = ["nosuid", "noexec", "nodev"]
+_KERNELS = ("/proc", "/dev", "/dev/pts", "/sys", "/sys/fs/cgroup", "/dev/mqueue", "/dev/shm")
 
 
 def finalize_spec(
@@ -91,7 +92,10 @@ def finalize_spec(
         "hostname": hostname,
         **({"domainname": settings["domainname"]} if settings.get("domainname") else {}),
         **({"annotations": settings["annotations"]} if settings.get("annotations") else {}),
-        "mounts": [*_default_mounts(settings, single_id=single_id, cgroup=limits), *_ordered(settings, mounts)],
+        "mounts": [
+            *_default_mounts(settings, single_id=single_id, cgroup=limits),
+            *order_mounts([*mounts, *tmpfs_mounts(settings.get("tmpfs") or {})]),
+        ],
         "linux": {
             "namespaces": _namespaces(settings),
             "resources": finalize_resources(settings, devices=devices, nodes=nodes),
@@ -366,18 +370,19 @@ def _default_mounts(settings: Mapping[str, Any], *, single_id: bool, cgroup: boo
     return mounts
 
 
-def _ordered(settings: Mapping[str, Any], mounts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Volumes and tmpfs, parents before what lies in them."""
-    found = list(mounts)
-    for path, options in (settings.get("tmpfs") or {}).items():
+def tmpfs_mounts(tmpfs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """`--tmpfs PATH:OPTIONS` as runtime-spec mounts."""
+    found = []
+    for path, options in tmpfs.items():
         given = [word for word in options.split(",") if word]
         defaults = [word for word in ("nosuid", "nodev", "noexec") if word.removeprefix("no") not in given]
-        found.append(
-            {
-                "destination": os.path.normpath(path),
-                "type": "tmpfs",
-                "source": "tmpfs",
-                "options": [*(word for word in defaults if word not in given), *given],
-            }
-        )
-    return sorted(found, key=lambda mount: mount["destination"].rstrip("/").count("/"))
+        own = [*(word for word in defaults if word not in given), *given]
+        found.append({"destination": os.path.normpath(path), "type": "tmpfs", "source": "tmpfs", "options": own})
+    return found
+
+
+def order_mounts(mounts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The kernel's file systems in their order, then volumes and tmpfs, parents before what lies in them."""
+    given = [mount for mount in mounts if mount["destination"] not in _KERNELS]
+    first = [mount for mount in mounts if mount["destination"] in _KERNELS]
+    return [*first, *sorted(given, key=lambda mount: mount["destination"].rstrip("/").count("/"))]
