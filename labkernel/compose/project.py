@@ -273,7 +273,7 @@ class _Loader:
                     self.around.warnings.append(line)
         services = node.get("services")
         for name, item in keys(services, "services", services.value).items() if services and services.value else ():
-            if not isinstance(item.value, dict):
+            if not isinstance(item.value, dict) and item.tag != "!reset":
                 raise item.error(f"services.{name} must be a mapping")
         self._known[file] = node
         return node
@@ -284,7 +284,11 @@ class _Loader:
         services = document.get("services")
         if services is None or not isinstance(services.value, dict):
             return document
-        done = {name: self._extend(document, name, []) for name in services.value if not name.startswith("x-")}
+        done = {
+            name: self._extend(document, name, []) if isinstance(item.value, dict) else item
+            for name, item in services.value.items()
+            if not name.startswith("x-")
+        }
         return document.with_value({**document.value, "services": services.with_value(done)})
 
     def _extend(self, document: Node, name: str, trail: list[tuple[str, str]]) -> Node:
