@@ -149,8 +149,14 @@ class LabkernelHook(BuildHookInterface):  # type: ignore[type-arg]
             if problem:
                 # Containers work without it, and `vm run` compiles it when a compiler appears.
                 self.app.display_warning(f"virtual machines will need a C compiler: {problem}")
+        bench = Path(self.root) / f"labkernel/measuring/bench-{platform.machine()}"
+        if not compiling.is_current(bench, bench.with_name("bench.c")):
+            # As with the guest's init: what needs it compiles it, or says what is missing.
+            compiling.compile_init(bench.with_name("bench.c"), bench, platform.machine())
         if self._target.exists():
             # A program for one processor is inside, so the wheel is for that one.
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-linux_{platform.machine()}"
             os.chmod(self._target, 0o755)
+        if bench.exists():
+            os.chmod(bench, 0o755)

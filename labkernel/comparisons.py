@@ -14,17 +14,24 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
+from .measuring import density, isolation, portability
 from .measuring.bench import Bench, warnings_of
 from .measuring.comparison import FIGURES, FORMAT, KINDS, Comparison, Kind, Run
+from .measuring.experiments import experiments_of
+from .measuring.laboratory import Laboratory
+from .measuring.measurements import Measurements
+from .measuring.procedure import DEFAULT_ROWS, measure
 from .measuring.words import disk_text, machine_text, memory_bytes, memory_text, ratio_text, seconds_text
 
 if TYPE_CHECKING:
+    from .builds import Builds
     from .containers import Containers
     from .images import Images
+    from .store.layout import Layout
     from .vms import VMs
 
 __all__ = [
-    "FIGURES", "FORMAT", "KINDS", "Comparison", "Comparisons", "Kind", "Run",
+    "FIGURES", "FORMAT", "KINDS", "Comparison", "Comparisons", "Kind", "Measurements", "Run",
     "disk_text", "machine_text", "memory_bytes", "memory_text", "ratio_text", "seconds_text",
 ]  # fmt: skip
 
@@ -34,10 +41,92 @@ _SHARED_SETTINGS = {"environment", "user", "working_dir", "entrypoint", "hostnam
 class Comparisons:
     """The service `engine.comparisons`."""
 
-    def __init__(self, containers: Containers, vms: VMs, images: Images) -> None:
+    def __init__(
+        self,
+        containers: Containers,
+        vms: VMs,
+        images: Images,
+        *,
+        builds: Callable[[], Builds],
+        layout: Layout,
+        open_engine: Callable[..., Any],
+    ) -> None:
         self._containers = containers
         self._vms = vms
         self._images = images
+        self._builds = builds
+        self._layout = layout
+        self._open_engine = open_engine
+
+    def _laboratory(self, notify: Callable[[str], None] | None) -> Laboratory:
+        parts = self._containers, self._vms, self._images, self._builds, self._open_engine
+        say = notify or (lambda _line: None)
+        return Laboratory(*parts, cache=self._layout.root / "bench", scratch=self._layout.tmp, say=say)
+
+    def measure(
+        self,
+        image: str = "busybox",
+        workload: str | Sequence[str] = "all",
+        *,
+        command: Sequence[str] = (),
+        runs: int = 3,
+        rows: Sequence[str] | str = DEFAULT_ROWS,
+        docker_context: str = "",
+        notify: Callable[[str], None] | None = None,
+        **settings: Any,
+    ) -> Measurements:
+        """Measure named experiments side by side in every way to run that works here.
+
+        `workload`: `all`, or of `start idle disk cpu syscall exec memory file fsync network`. With a `command`, that
+        command is measured instead. `rows`: of `bare root rootless proot vm vm-cold docker`; one that cannot run here
+        is left out with its reason. Drivers other than the engine's get a store of their own, removed in the end.
+
+        Raises UsageError, NoSuchImage, and what the row of this engine's driver raises.
+        """
+        if runs < 1:
+            raise UsageError(f"runs={runs}: at least one run is needed")
+        chosen = rows.split(",") if isinstance(rows, str) else list(rows)
+        return measure(
+            self._laboratory(notify),
+            image,
+            experiments_of(workload),
+            runs=runs,
+            rows=chosen,
+            command=list(command),
+            context=docker_context,
+            settings=settings,
+        )
+
+    def saved(self, *texts: str) -> Comparison | Measurements:
+        """What `to_json` wrote; two texts of measurements are put side by side. Raises UsageError."""
+        if len(texts) == 1 and FORMAT in texts[0][:60]:
+            return Comparison.from_json(texts[0])
+        found = [Measurements.from_json(text) for text in texts]
+        return found[0] if len(found) == 1 else found[0].beside(found[1])
+
+    def density(
+        self,
+        image: str = "busybox",
+        *,
+        memory: str | int | None = None,
+        containers: Sequence[int] = density.CONTAINERS,
+        machines: Sequence[int] = density.MACHINES,
+        notify: Callable[[str], None] | None = None,
+    ) -> density.Density:
+        """How many idle containers and machines of `image` fit into `memory` (default: this machine's): some are run
+        and measured, in the counts given, the rest is extrapolated and marked so. Raises UsageError, NoSuchImage."""
+        lab = self._laboratory(notify)
+        return density.density(lab, image, memory_bytes=memory_bytes(memory), containers=containers, machines=machines)
+
+    def isolation(self, image: str = "busybox", *, notify: Callable[[str], None] | None = None) -> isolation.Isolation:
+        """What a program sees from inside a container and a virtual machine of `image`, beside this machine."""
+        return isolation.isolation(self._laboratory(notify), image)
+
+    def portability(
+        self, image: str = "busybox", *, docker_context: str = "", notify: Callable[[str], None] | None = None
+    ) -> portability.Portability:
+        """The same image digest run in each way that works here, with a digest of the files each of them saw."""
+        return portability.portability(self._laboratory(notify), image, context=docker_context)
 
     def compare(
         self,

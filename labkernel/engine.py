@@ -181,7 +181,8 @@ class Engine:
     def comparisons(self) -> Comparisons:
         from .comparisons import Comparisons
 
-        return Comparisons(self.containers, self.vms, self.images)
+        parts = {"builds": lambda: self.builds, "layout": self.layout, "open_engine": Engine.open}
+        return Comparisons(self.containers, self.vms, self.images, **parts)
 
     def ping(self) -> bool:
         """Whether the engine answers: it is embedded, so it does."""

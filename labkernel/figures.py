@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 CONTAINER, MACHINE = "#0072B2", "#D55E00"
 _TINT = {"container": "#c9e0f0", "vm": "#fbe9de"}  # opaque: one area over another must not become a third colour
 PALETTE = (CONTAINER, MACHINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-_INK, _MUTED, _GRID, _LIMIT = "#1b1f24", "#57606a", "#d8dee4", "#8c1d40"
+INK, MUTED, GRID, LIMIT = "#1b1f24", "#57606a", "#d8dee4", "#8c1d40"
 _MIB = 1 << 20
 
 
-def _dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") -> None:
+def dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") -> None:
     """Our look, set on the axes themselves: rcParams are global, and a live plot ends in a thread of its own."""
     axes.set_facecolor("white")
     axes.set_axisbelow(True)
-    axes.grid(visible=True, color=_GRID, linewidth=0.7)
-    axes.tick_params(colors=_MUTED, labelsize=9.5)
+    axes.grid(visible=True, color=GRID, linewidth=0.7)
+    axes.tick_params(colors=MUTED, labelsize=9.5)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_MUTED)
+        spine.set_color(MUTED)
     if title:
-        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=_INK)
-    axes.set_ylabel(y_label, color=_INK, fontsize=9.5)
-    axes.set_xlabel(x_label, color=_INK, fontsize=9.5)
+        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK)
+    axes.set_ylabel(y_label, color=INK, fontsize=9.5)
+    axes.set_xlabel(x_label, color=INK, fontsize=9.5)
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,7 +74,7 @@ def mimebundle(figure: Figure, text: str, *, width: int | None = None) -> tuple[
 
 def comparison_figure(comparison: Comparison) -> Figure:
     """CPU and memory over time with both curves, and each figure of the table on a scale where the container is 1."""
-    figure = _new_figure(11.0, 5.6)
+    figure = new_figure(11.0, 5.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1), hspace=0.06, wspace=0.06)
     cpu = figure.add_subplot(grid[0, 0])
     memory = figure.add_subplot(grid[1, 0], sharex=cpu)
@@ -84,26 +84,31 @@ def comparison_figure(comparison: Comparison) -> Figure:
     cpu.tick_params(labelbottom=False)
     longest = max((run.wall_s for run in comparison.runs), default=1.0)
     memory.set_xlim(0, longest * 1.03)
-    _headline(figure, f"{comparison.image}: {_shortened(comparison.command_text, 80)}")
-    figure.supxlabel(_plain(_footnote(comparison)), x=0.01, ha="left", fontsize=8, color=_MUTED, linespacing=1.5)
+    headline(figure, f"{comparison.image}: {shortened(comparison.command_text, 80)}")
+    footnote(figure, _conditions(comparison))
     return figure
 
 
-def _headline(figure: Figure, text: str) -> None:
-    figure.suptitle(_plain(text), x=0.01, ha="left", fontsize=13, fontweight="bold", color=_INK)
+def headline(figure: Figure, text: str) -> None:
+    figure.suptitle(plain(text), x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
 
 
-def _plain(text: str) -> str:
+def footnote(figure: Figure, text: str) -> None:
+    """Small lines below everything."""
+    figure.supxlabel(plain(text), x=0.01, ha="left", fontsize=8, color=MUTED, linespacing=1.5)
+
+
+def plain(text: str) -> str:
     """Text as it is: between two dollar signs matplotlib would read a formula, and shell commands are full of them."""
     return text.replace("$", r"\$")
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _footnote(comparison: Comparison) -> str:
+def _conditions(comparison: Comparison) -> str:
     kernels = comparison.kernels
     words = {"tcg": "TCG (processor emulated in software; KVM would be faster)", "kvm": "KVM"}
     how = {"cold": ", cold boot", "template": ", restored from a template"}.get(comparison.start, "")
@@ -180,11 +185,11 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
                 if run.first_instruction_s is not None:
                     x = run.first_instruction_s
                     axes.plot([x], [0], marker="^", markersize=8, color=colour, clip_on=False, zorder=5, linestyle="")
-    axes.plot([], [], marker="^", color=_MUTED, linestyle="", label="first instruction of the command")
+    axes.plot([], [], marker="^", color=MUTED, linestyle="", label="first instruction of the command")
     axes.set_ylim(0, max(axes.get_ylim()[1], 110.0) * 1.02)
     if comparison.cpus:
         _limit(axes, comparison.cpus * 100, f"container's CPU limit: {comparison.cpus:g}")
-    _dress(axes, "CPU", y_label="% of one core")
+    dress(axes, "CPU", y_label="% of one core")
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: (labels[i] != "container", i))
     axes.legend(
@@ -195,7 +200,7 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
         ncols=3,
         frameon=False,
         fontsize=9,
-        labelcolor=_INK,
+        labelcolor=INK,
         borderaxespad=0.1,
         handlelength=2.2,
     )
@@ -223,7 +228,7 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
     axes.set_ylim(0, max(top, 1.0) * 1.12)
     measured = "largest process" if comparison.by_rusage("container") else "cgroup"
     title = f"Memory: the container's {measured}, the process of QEMU"
-    _dress(axes, title, y_label="MiB", x_label="seconds since the run was asked for")
+    dress(axes, title, y_label="MiB", x_label="seconds since the run was asked for")
 
 
 def memory_curve(run: Run) -> tuple[list[float], list[float]]:
@@ -237,7 +242,7 @@ def memory_curve(run: Run) -> tuple[list[float], list[float]]:
 
 
 def _limit(axes: Axes, y: float, text: str) -> None:
-    axes.axhline(y, color=_LIMIT, linewidth=1.1, linestyle=(0, (6, 3)))
+    axes.axhline(y, color=LIMIT, linewidth=1.1, linestyle=(0, (6, 3)))
     axes.annotate(
         text,
         (1, y),
@@ -246,7 +251,7 @@ def _limit(axes: Axes, y: float, text: str) -> None:
         textcoords="offset points",
         ha="right",
         fontsize=8,
-        color=_LIMIT,
+        color=LIMIT,
         bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.65, "linewidth": 0},
     )
 
@@ -268,7 +273,7 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         ]
         ends = min(spread[0]), max(spread[1])
         reach += ends
-        axes.plot([1, ratio], [place, place], color=_GRID, linewidth=3.5, solid_capstyle="round", zorder=1)
+        axes.plot([1, ratio], [place, place], color=GRID, linewidth=3.5, solid_capstyle="round", zorder=1)
         for kind, centre, marker in zip(KINDS, (1.0, ratio), "oD", strict=True):
             colour = _look(kind, comparison)[0]
             values = [value / ours for value in comparison.values(kind, figure)]
@@ -281,12 +286,12 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         _value(axes, ends[1], place, say(right), colours[1], side=1)
         _text = f"{label}:  {ratio_text(theirs / ours)}"
         axes.annotate(
-            _text, (0.01, place + 0.24), xycoords=("axes fraction", "data"), fontsize=9.5, fontweight="bold", color=_INK
+            _text, (0.01, place + 0.24), xycoords=("axes fraction", "data"), fontsize=9.5, fontweight="bold", color=INK
         )
     low, high = min(reach), max(reach)
     span = max(math.log10(high / low), 0.5)
     axes.set_xscale("log")
-    _dress(axes, f"{comparison.vm_label} / container", x_label="relative to the container (logarithmic)")
+    dress(axes, f"{comparison.vm_label} / container", x_label="relative to the container (logarithmic)")
     axes.grid(visible=False, axis="y")
     axes.set_xlim(low / 10 ** (span * 0.42), high * 10 ** (span * 0.42))
     axes.set_ylim(-0.45, len(rows) - 0.35)
@@ -318,15 +323,15 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     panels = ["cpu", "memory", *(["throttled"] if throttled else []), "pids"]
     origin = min((s.samples[0].time_s for s in series if s.samples), default=0.0)
     heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
-    figure = _new_figure(9.0, 0.9 + 1.05 * sum(heights))
+    figure = new_figure(9.0, 0.9 + 1.05 * sum(heights))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, name in zip([row[0] for row in grid], panels, strict=True):
         _draw_history(axes, series, name, origin)
-    grid[-1][0].set_xlabel("seconds", color=_INK, fontsize=9.5)
-    _headline(figure, title or ", ".join(s.name for s in series))
+    grid[-1][0].set_xlabel("seconds", color=INK, fontsize=9.5)
+    headline(figure, title or ", ".join(s.name for s in series))
     if len(series) > 1:
         handles, labels = grid[0][0].get_legend_handles_labels()
-        place: Any = {"loc": "outside upper right", "ncols": min(4, len(series)), "frameon": False, "labelcolor": _INK}
+        place: Any = {"loc": "outside upper right", "ncols": min(4, len(series)), "frameon": False, "labelcolor": INK}
         figure.legend(handles, labels, **place)
     return figure
 
@@ -351,7 +356,7 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         colour = PALETTE[index % len(PALETTE)]
         times, values = _history_points(one, name, origin)
         top = max([top, *(v for v in values if v == v)])
-        axes.plot(times, values, color=colour, linestyle=styles[index % 4], linewidth=1.6, label=_plain(one.name))
+        axes.plot(times, values, color=colour, linestyle=styles[index % 4], linewidth=1.6, label=plain(one.name))
         for event in one.events if name == "cpu" or len(series) == 1 else ():
             _draw_event(axes, event.time_s - origin, event.kind, event.text, colour, named=name == "cpu")
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
@@ -360,11 +365,11 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
             _limit(axes, limit, words)
             top = max(top, limit)
         elif limit:
-            place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": _LIMIT}
+            place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": LIMIT}
             axes.annotate(f"{words}, far above", (0.995, 0.98), **place)
     axes.set_ylim(0, top * 1.15)
     axes.locator_params(axis="y", nbins=3 if name in ("throttled", "pids") else 5, integer=True)
-    _dress(axes, y_label=label)
+    dress(axes, y_label=label)
 
 
 def _history_points(series: Series, name: str, origin: float) -> tuple[list[float], list[float]]:
@@ -384,7 +389,7 @@ def _history_points(series: Series, name: str, origin: float) -> tuple[list[floa
 
 
 def _draw_event(axes: Axes, x: float, kind: str, text: str, colour: str, *, named: bool) -> None:
-    axes.axvline(x, color=_LIMIT if kind == "oom" else colour, linewidth=0.9, linestyle=":", alpha=0.8)
+    axes.axvline(x, color=LIMIT if kind == "oom" else colour, linewidth=0.9, linestyle=":", alpha=0.8)
     if named:
         words = {"oom": "OOM", "start": "start", "stop": f"stop ({text})" if text else "stop"}.get(kind, kind)
         axes.annotate(
@@ -396,5 +401,5 @@ def _draw_event(axes: Axes, x: float, kind: str, text: str, colour: str, *, name
             ha="left" if kind == "start" else "right",
             va="top",
             fontsize=7.5,
-            color=_LIMIT if kind == "oom" else _MUTED,
+            color=LIMIT if kind == "oom" else MUTED,
         )

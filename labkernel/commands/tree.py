@@ -22,7 +22,7 @@ ENTRIES = {
     "logout": Entry("transfers:logout", "Log out from a registry", _COMMON),
     "version": Entry("system:version", "Show the version information", _COMMON),
     "info": Entry("system:info", "Display system-wide information", _COMMON),
-    "compare": Entry("vm:compare", "A command as container and as virtual machine, side by side", _LAB),
+    "compare": Entry("compare:compare", "Containers and virtual machines side by side, measured", _LAB),
     "doctor": Entry("system:doctor", "Try each capability of this machine", _LAB),
     "dockerfile": Entry("dockerfile:dockerfile", "The Dockerfile language on its own: JSON in and out", _LAB),
     "metrics": Entry("metrics:metrics", "Figures of what runs: table, CSV, JSON, Prometheus", _LAB),
