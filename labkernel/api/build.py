@@ -7,6 +7,7 @@ Source: Docker Engine API, ImageBuild, BuildPrune. What docker's CLI and SDKs lo
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import posixpath
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ..building.result import BuildStep
     from ..engine import Engine
 
+_BLOCK = 512
 # Limits of a RUN's container that the builder does not set; 0 is what clients send when they were not asked for.
 _LIMITS = {
     "memswap": "--memory-swap",
@@ -154,8 +156,37 @@ def _context(call: Call) -> Iterator[Path | bytes]:
         with git_context(layout, f"https://{remote}" if remote.startswith("github.com/") else remote) as path:
             yield path
     else:
-        with stream_context(layout, call.reader()) as found:  # type: ignore[arg-type]
+        with stream_context(layout, _Ended(call.reader())) as found:  # type: ignore[arg-type]
             yield found
+
+
+class _Ended(io.RawIOBase):
+    """A context with the end that a tar has: docker's CLI leaves out the last padding and the two zero blocks when it
+    puts a Dockerfile of stdin into the context."""
+
+    def __init__(self, source: io.RawIOBase) -> None:
+        self._source = source
+        self._count = 0
+        self._head = b""
+        self._rest: bytes | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._rest is None:
+            count = self._source.readinto(buffer) or 0
+            if count:
+                self._count += count
+                if len(self._head) < _BLOCK:
+                    self._head += bytes(buffer[: min(count, _BLOCK)])
+                return count
+            plain = self._head[257:262] == b"ustar"
+            self._rest = bytes(-self._count % _BLOCK + 2 * _BLOCK) if plain else b""
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
 
 
 def _dockerfile(context: Path, name: str) -> tuple[str, Path]:
