@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .building.cache import BuildCache
+from .building.checks import surroundings
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
 from .building.finishing import Finisher
@@ -26,6 +27,7 @@ from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.transport import export_cache, export_directory, import_cache
 from .dockerfile.graph import global_scope, stage_dependencies, verify
+from .dockerfile.ignorefile import ignore_matcher
 from .dockerfile.instructions import (
     From,
     Instruction,
@@ -35,7 +37,7 @@ from .dockerfile.instructions import (
     find_stage,
     onbuild_instruction,
 )
-from .dockerfile.lint import Finding, Surroundings, lint, lint_error
+from .dockerfile.lint import Finding, lint, lint_error
 from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
 from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, UsageError
@@ -62,7 +64,8 @@ _SHOWN_LINES = 12
 class BuildOptions:
     """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket; `allow`:
     entitlements; `extra_hosts`: name:address; `cache_from` and `cache_to`: directories; `memory_bytes`: limit of a
-    RUN, 0 for none; `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built."""
+    RUN, 0 for none; `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built;
+    `stopping`: called at the start with what stops the build, from any thread."""
 
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     ssh: Mapping[str, str] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class BuildOptions:
     platform: str | None = None
     cache_from: Sequence[str | Path] = ()
     cache_to: str | Path | None = None
+    stopping: Callable[[Callable[[], None]], None] | None = None
 
     def with_fields(self, given: Mapping[str, Any]) -> BuildOptions:
         known = {item.name for item in fields(self)}
@@ -190,12 +194,17 @@ class Builds:
         """Write the root file system of an image to the directory `target`. Raises UsageError, NoSuchImage."""
         export_directory(self.images, ref, target)
 
-    def check(self, dockerfile: str, *, build_args: Mapping[str, str] | None = None) -> list[Finding]:
-        """The build checks alone (`build --check`). Raises DockerfileError for what could not be built at all."""
+    def check(
+        self, dockerfile: str, *, build_args: Mapping[str, str] | None = None, ignore: str | None = None
+    ) -> list[Finding]:
+        """The build checks alone (`build --check`). `ignore`: the text of the .dockerignore. Raises DockerfileError for
+        what could not be built at all."""
         program = verify(dockerfile)
         given = dict(build_args or {})
         wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
-        return lint(program, wanted, Surroundings(build_args=given))
+        scope = global_scope(program, given, _platform())
+        matcher = ignore_matcher(ignore) if ignore and ignore.strip() else None
+        return lint(program, wanted, surroundings(self.images, program, given, scope, matcher))
 
 
 class _Build:
@@ -245,7 +254,6 @@ class _Build:
     ) -> BuildResult:
         from .building.context import Context
 
-        self._check()
         epoch = self._build_args.get("SOURCE_DATE_EPOCH")
         if epoch is not None and not epoch.isdigit():
             raise UsageError(f"invalid SOURCE_DATE_EPOCH: {epoch}", resolution="seconds since 1970, as a number")
@@ -261,7 +269,10 @@ class _Build:
             extra_hosts=tuple(self._options.extra_hosts),
             memory_bytes=self._options.memory_bytes,
         )
+        if self._options.stopping is not None:
+            self._options.stopping(self._running.stop)
         with Context(directory, files, self._builds.db, ignore=ignore) as self._context, self._finisher:
+            self._check()
             needs = {index: self._needs[index] & set(self._order) for index in self._order}
             carry_out(self._order, needs, self._make_stage, self._running.stop)
         state = self._states[self._target.index]
@@ -280,7 +291,10 @@ class _Build:
 
     def _check(self) -> None:
         wanted = lint_options(self._program.dockerfile, self._build_args.get("BUILDKIT_DOCKERFILE_CHECK"))
-        found = lint(self._program, wanted, Surroundings(build_args=self._build_args))
+        around = surroundings(
+            self._builds.images, self._program, self._build_args, self._scope, self._context.ignore_matcher()
+        )
+        found = lint(self._program, wanted, around)
         self._warnings += [finding.short() for finding in found]
         error = lint_error(found, wanted)
         if error is not None:
@@ -515,7 +529,10 @@ def _hint(status: int, shown: Sequence[str]) -> str:
         return "the command is not in the image at this step: install it in an earlier RUN, or check its spelling"
     if any(word in text for word in ("resolve", "Network is unreachable", "Temporary failure")):
         return "RUN has no network but loopback here: RUN --network=host shares this machine's"
-    return "the output above says why; the steps before it are cached, so the next build starts here"
+    return (
+        "`%container debug` (in a terminal `labkernel debug`) opens a shell in the file system just before this step; "
+        "the steps before it are cached, so the next build starts here"
+    )
 
 
 def _find_target(program: Program, target: str | None) -> Stage:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from .errors import RegistryError, UsageError
 from .logins import find_domain
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG_MAX_BYTES = 4 << 20
 CATALOG_MAX_BYTES = 4 << 20
-_TAG_HINT = "`labkernel login` keeps a log-in; `docker login` sends one with each request"
+_PAGE, _PAGES = 1000, 50
 
 
 class GivenLogins(Credentials):
@@ -122,13 +123,26 @@ def search(pulls: Pulls, term: str, *, limit: int = 25) -> list[dict[str, Any]]:
     if not slash or not ("." in domain or ":" in domain or domain == "localhost"):
         return _search_hub(text, limit)
     with pulls.open(domain, notify=lambda line: None, mirrors=False) as registry:
-        try:
-            with registry.call("GET", "", "_catalog?n=10000", actions="") as response:
-                names = json.loads(response.read(CATALOG_MAX_BYTES, "a catalog")).get("repositories") or []
-        except ValueError:
-            raise RegistryError(f"{domain} answers with something else than a catalog") from None
+        names = _catalog(registry, domain)
     found = sorted(name for name in names if isinstance(name, str) and word.lower() in name.lower())
     return [_found(f"{domain}/{name}") for name in found[:limit]]
+
+
+def _catalog(registry: Registry, domain: str) -> list[Any]:
+    """The names of all repositories, page by page."""
+    names: list[Any] = []
+    query = f"n={_PAGE}"
+    for _ in range(_PAGES):
+        try:
+            with registry.call("GET", "", f"_catalog?{query}", actions="") as response:
+                page = json.loads(response.read(CATALOG_MAX_BYTES, "a catalog")).get("repositories") or []
+        except (ValueError, AttributeError):
+            raise RegistryError(f"{domain} answers with something else than a catalog") from None
+        names += page
+        if len(page) < _PAGE:
+            break
+        query = urlencode({"n": _PAGE, "last": page[-1]})
+    return names
 
 
 def _found(name: str, **facts: Any) -> dict[str, Any]:
@@ -137,7 +151,6 @@ def _found(name: str, **facts: Any) -> dict[str, Any]:
 
 def _search_hub(word: str, limit: int) -> list[dict[str, Any]]:
     from urllib.error import URLError
-    from urllib.parse import urlencode
     from urllib.request import Request, urlopen
 
     url = f"https://index.docker.io/v1/search?{urlencode({'q': word, 'n': limit})}"

@@ -217,6 +217,7 @@ def _settings(call: Call) -> dict[str, Any]:
         extra_hosts=extra,
         memory_bytes=max(0, call.number("memory") or 0),
         platform=call.query("platform") or None,
+        stopping=call.on_gone,
     )
     return {
         "tags": [name for name in call.queries("t") if name],

@@ -268,12 +268,8 @@ def _ulimits(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
     return found
 
 
-def _logging(node: Node, path: str, around: Surroundings) -> dict[str, Any] | None:
-    found = fields(node, path, around, {"driver": text, "options": pairs})
-    if found.get("driver", "json-file") not in ("json-file", "local", "none", "journald", "syslog"):
-        raise node.error(f"{path}.driver: no such log driver here: {found['driver']}")
-    around.warnings.append(f"{path} is ignored: logs are kept as json-file, below the store")
-    return found
+def _logging(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
+    return fields(node, path, around, {"driver": text, "options": pairs})
 
 
 def _pull_policy(node: Node, path: str, around: Surroundings) -> str:

@@ -134,6 +134,9 @@ def container_settings(project: Project, name: str, find: FindContainer) -> dict
         found["healthcheck"] = _healthcheck(service["healthcheck"])
     if "stop_grace_period" in service:
         found["stop_timeout"] = math.ceil(_ns(service["stop_grace_period"]) / 1e9)
+    if "logging" in service:
+        driver, options = service["logging"].get("driver", "json-file"), service["logging"].get("options", {})
+        found["log_config"] = {"Type": driver, "Config": options}
     if service.get("ports"):
         found["ports"] = [_port(port) for port in service["ports"]]
     restart = _restart(service)

@@ -202,7 +202,8 @@ def test_a_builder_whose_client_leaves_ends(daemon: Daemon, engine: Engine, tmp_
     program = shutil.which("docker")
     if program is None:
         pytest.skip("no docker client is installed (Debian: docker.io)")
-    dockerfile = b"FROM lab/busybox\nRUN while true; do echo on; sleep 0.1; done\n"
+    # Silent after its first line, so that no output tells the builder.
+    dockerfile = b"FROM lab/busybox\nRUN echo on; while true; do sleep 0.1; done\n"
     process = subprocess.Popen(
         [program, "build", "-"],
         env={**os.environ, "DOCKER_HOST": daemon.address, "DOCKER_BUILDKIT": "0", "DOCKER_CONFIG": str(tmp_path)},
