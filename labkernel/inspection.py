@@ -51,6 +51,7 @@ def inspect_container(container: Container) -> dict[str, Any]:
             "Driver": container._containers.driver_name,
             "Warnings": container.warnings,
             **guarantees(container),
+            **_denied(state),
         },
     }
 
@@ -161,6 +162,15 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "MaskedPaths": config["linux"].get("maskedPaths", list(MASKED_PATHS)),
         "ReadonlyPaths": config["linux"].get("readonlyPaths", list(READONLY_PATHS)),
     }
+
+
+def _denied(state: Mapping[str, Any]) -> dict[str, Any]:
+    if "denied" not in state:
+        return {}
+    from .linux.seccomp import call_name
+
+    named = {call_name(key): count for key, count in state["denied"].items()}
+    return {"DeniedSystemCalls": dict(sorted(named.items(), key=lambda item: -item[1]))}
 
 
 def _log_config(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SERVICES = {
     "compose",
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
-    *("guarantees", "remounting"),
+    *("guarantees", "remounting", "explaining"),
     *("volumes", "networks", "events", "consistency", "network", "networksettings"),
     # figures and machines
     *("vms", "metrics", "samples", "comparisons", "figures", "measuring"),

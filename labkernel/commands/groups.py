@@ -16,6 +16,7 @@ _CONTAINER = {
     "create": Entry("run:create", "Create a new container"),
     "diff": Entry("container:diff", "Inspect changes on a container's filesystem"),
     "exec": Entry("run:exec_", "Execute a command in a running container"),
+    "explain": Entry("explain:explain", "Show each step the sandbox takes for a run line"),
     "export": Entry("container:export", "Export a container's filesystem as a tar archive"),
     "inspect": Entry("groups:inspect_container", "Display detailed information on one or more containers"),
     "kill": Entry("container:kill", "Kill one or more running containers"),

@@ -52,6 +52,7 @@ _PLAIN = {
     "device_write_iops": "device_write_iops",
     "device_cgroup_rule": "device_cgroup_rules",
     "cgroup_parent": "cgroup_parent",
+    "count_denials": "count_denials",
     "oom_kill_disable": "oom_kill_disable",
     "annotation": "annotations",
     "volume_driver": "volume_driver",

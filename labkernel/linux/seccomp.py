@@ -3,7 +3,7 @@
 `compile` belongs into a service process (tens of milliseconds, needs libseccomp) and its result is kept by
 `cached_program`; `install` belongs into the container's first process and only needs the bytes. A profile has the
 form of Docker's JSON files (runtime-spec config-linux.md, "Seccomp", plus Docker's `includes` and `excludes`).
-Left out: user notification. Source: man 2 seccomp, man 3 seccomp_rule_add.
+Source: man 2 seccomp, man 3 seccomp_rule_add.
 """
 
 from __future__ import annotations
@@ -38,6 +38,16 @@ _ARCHES: dict[str, tuple[str, ...]] = {
 }
 _GO_ARCH = {"x86_64": "amd64", "aarch64": "arm64", "i686": "x86", "armv7l": "arm"}  # the words in Docker's files
 
+# Machine -> number of seccomp(2).
+_SECCOMP_NUMBERS = {
+    "x86_64": 317,
+    "aarch64": 277,
+    "i686": 354,
+    "armv7l": 383,
+    "ppc64le": 358,
+    "s390x": 348,
+    "riscv64": 277,
+}
 _FIRST_COMMON_NUMBER = 424  # from here on every machine gives a new call the same number
 _X32_BIT = 0x40000000
 
@@ -165,6 +175,47 @@ def install(program: bytes) -> None:
     if libc.prctl(pr_set_seccomp, mode_filter, ctypes.c_void_p(ctypes.addressof(fprog)), 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "seccomp")
+
+
+def install_counted(program: bytes) -> int:
+    """`install` of the same filter, which asks where it would have refused with EPERM; returns the descriptor at which
+    it asks (man 2 seccomp_unotify). Raises OSError EBUSY when an outer filter has such a listener already."""
+    import ctypes
+
+    code = ctypes.create_string_buffer(_asking(program), len(program))
+    fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _SECCOMP_NUMBERS.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), "seccomp")
+    set_mode_filter, new_listener = 1, 8
+    fd = libc.syscall(ctypes.c_long(number), set_mode_filter, new_listener, ctypes.c_void_p(ctypes.addressof(fprog)))
+    if fd < 0:
+        failed = ctypes.get_errno()
+        raise OSError(failed, os.strerror(failed), "seccomp")
+    return int(fd)
+
+
+def _asking(program: bytes) -> bytes:
+    """The program with SECCOMP_RET_USER_NOTIF in the place of each SECCOMP_RET_ERRNO|EPERM."""
+    found = bytearray(program)
+    for start in range(0, len(found), 8):
+        code, _, _, value = struct.unpack_from("=HBBI", found, start)
+        if code == 0x06 and value == 0x00050000 | errno.EPERM:  # BPF_RET | BPF_K
+            struct.pack_into("=I", found, start + 4, 0x7FC00000)
+    return bytes(found)
+
+
+def call_name(key: str) -> str:
+    """The name of a system call by its number on this machine (`165` -> `mount`); of a foreign one as it is."""
+    if not key.isdigit():
+        return f"system call {key}"
+    try:
+        library = _library()
+        name = library.resolve_syscall(library.system_arch(), int(key))
+    except (DriverError, ValueError, TypeError, AttributeError):
+        return f"system call {key}"
+    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def library_version() -> str | None:

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from ..linux import capabilities, mounts, netlink, pty, seccomp, syscalls
@@ -30,6 +31,7 @@ _RLIMITS = {
     if name.startswith("RLIMIT_") and isinstance(getattr(resource, name), int)
 }
 _files_soft: int | None = None
+_step = ""
 
 
 class SetupError(Exception):
@@ -107,10 +109,16 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def reach(step: str) -> None:
+    """What is done next, for who asks why a start failed (`container explain` lists the steps)."""
+    global _step
+    _step = step
+
+
 def report(sock: socket.socket, brief: str, exit_code: int) -> None:
     """Tell the supervisor why there will be no exec."""
     try:
-        sock.send(protocol.dumps({"error": brief[:8000], "exit_code": exit_code}))
+        sock.send(protocol.dumps({"error": brief[:8000], "exit_code": exit_code, "step": _step}))
     except OSError:
         pass
 
@@ -118,16 +126,19 @@ def report(sock: socket.socket, brief: str, exit_code: int) -> None:
 def _prepare(settings: dict[str, Any]) -> None:
     cgroup = settings["cgroup"]
     profile = settings["profile"]
+    reach("cgroup")
     if cgroup is not None:
         cgroup.join(0)
         if "cgroup" in profile["namespaces"]:
             # Only now: the namespace's root is the group the process is in at this moment (man 7 cgroup_namespaces).
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     if "network" in profile["namespaces"]:
+        reach("network")
         netlink.loopback_up()
     if profile.get("bounding") is not None:
         # What it may do now it may do until the exec: the bounding set only limits what an exec can give.
         capabilities.drop_bounding(capabilities.mask(profile["bounding"]))
+    reach("kernel file systems")
     paths = cgroup.paths if cgroup is not None else {}
     rootfs.prepare(settings["stage"], cgroup_paths=paths, profile=profile, single_id=settings["single_id"])
 
@@ -139,15 +150,20 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
     if request.get("network"):
+        reach("network")
         own["network"] = _join_network(sock, request["network"])
+    reach("mounts")
     created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"], settings.get("skeleton"))
     notes: dict[str, Any] = {"created": created}
     if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
         socket.sethostname(config["hostname"])
+    reach("sysctls")
     _write_sysctls((config.get("linux") or {}).get("sysctl") or {})
     set_oom_score(process.get("oomScoreAdj"))
+    reach("pivot_root")
     rootfs.enter(settings["stage"], readonly=bool((config.get("root") or {}).get("readonly")))
     master = _attach_stdio(process, fds)
+    reach("rlimits")
     notes["warnings"] = set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
     execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
@@ -264,20 +280,26 @@ def execute(
     bounded: bool = False,
 ) -> None:
     """From inside the root: identity, working directory, privileges, exec. Reports failure on `sock`, never returns."""
+    reach("user")
     env = list(process.get("env") or [])
     user = accounts.resolve(own.get("user_unresolved"), process.get("user") or {})
     if not any(word.startswith("HOME=") for word in env):
         env.append(f"HOME={user.home}")
     _give_stdio(user.uid)
+    reach("working directory")
     _change_directory(process.get("cwd") or "/", create=cwd_create)
     try:
         syscalls.join_session_keyring()
     except OSError:
         pass  # no keys in this kernel, or forbidden by an outer filter
-    set_privileges(process, user, program, bounded=bounded)
+    reach("privileges")
+    counted = bool(own.get("count_denials"))
+    install = (lambda code: _install_counted(sock, code)) if counted else seccomp.install
+    set_privileges(process, user, program, bounded=bounded, install=install)
     # Identity changes make a process dumpable again (man 2 prctl).
     prctl(PR_SET_DUMPABLE, 0)
     os.umask(0o022)
+    reach("exec")
     if own.get("init"):
         _run_as_init(sock)
     replace_program(process["args"], env)
@@ -313,8 +335,24 @@ def _change_directory(path: str, *, create: bool) -> None:
         raise SetupError("the working directory lies outside of the container")
 
 
+def _install_counted(sock: socket.socket, program: bytes) -> None:
+    try:
+        fd = seccomp.install_counted(program)
+    except OSError as err:
+        sock.send(protocol.dumps({"listener": False, "why": err.strerror}))
+        seccomp.install(program)
+        return
+    protocol.send_with_fds(sock, protocol.dumps({"listener": True}), [fd])
+    os.close(fd)
+
+
 def set_privileges(
-    process: dict[str, Any], user: accounts.User, program: bytes | None, *, bounded: bool = False
+    process: dict[str, Any],
+    user: accounts.User,
+    program: bytes | None,
+    *,
+    bounded: bool = False,
+    install: Callable[[bytes], None] = seccomp.install,
 ) -> None:
     """Bounding set (unless `bounded` already), filter, ids, capabilities, in the order runc uses.
 
@@ -327,7 +365,7 @@ def set_privileges(
     if locked:
         prctl(PR_SET_NO_NEW_PRIVS, 1)
     elif program:
-        seccomp.install(program)
+        install(program)
     prctl(PR_SET_KEEPCAPS, 1)
     try:
         os.setgroups(user.groups)
@@ -344,7 +382,7 @@ def set_privileges(
     if sets is not None:
         capabilities.apply(sets)
     if locked and program:
-        seccomp.install(program)
+        install(program)
 
 
 def replace_program(args: list[str], env: list[str]) -> None:

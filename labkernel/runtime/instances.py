@@ -44,6 +44,7 @@ class Instance:
         self.enders: list[Connection] = []
         self.kill_timer: Timer | None = None
         self.restart_timer: Timer | None = None
+        self.denials: Any = None  # its denials.Listener, where they are counted
         self.health: Any = None  # its health.Monitor while it runs and has one
         self.asked_to_stop = False
         self.leaving = False  # its directory is being deleted, or will be in the next idle moment

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ..errors import LabkernelError
-from . import health, instances, networking, restarts, sessions
+from . import denials, health, instances, networking, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -89,6 +89,8 @@ def _adopt_streams(sup: Any, inst: Instance, fds: dict[str, int]) -> None:
         if name == "stdin":
             os.set_blocking(fd, False)
             inst.input = InputPipe(sup.loop, fd, shared=False)
+        elif name == "denials":
+            inst.denials = denials.Listener(sup, inst, fd)
         elif name == "master":
             inst.master = fd
             inst.outputs[fd] = "stdout"

@@ -364,6 +364,7 @@ def _become(
     }
     own = dict(inst.own)
     own["init"] = False
+    own["count_denials"] = False  # its filter would need a listener of its own
     if process.get("user"):
         own["user_unresolved"] = process["user"]
         merged["env"] = [word for word in merged["env"] if not word.startswith("HOME=")]

@@ -417,6 +417,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cap_drop": _capabilities("CapDrop"),
     "cgroup_parent": sharing.cgroup_parent,
     "cgroupns": sharing.mode_check("cgroupns", "private", "host"),
+    "count_denials": _flag,
     "console_size": lambda value: [int(number) for number in value],
     "cpu_period": _number,
     "cpu_quota": _number,

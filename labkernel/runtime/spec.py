@@ -148,6 +148,7 @@ def _own(image_config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         "stop_signal": stop_signal(image_config, settings),
         "stop_timeout_s": float(settings.get("stop_timeout", DEFAULT_STOP_TIMEOUT_S)),
         "init": bool(settings.get("init")),
+        **({"count_denials": True} if settings.get("count_denials") else {}),
         "user_unresolved": settings.get("user") or image_config.get("User") or "0",
         "cwd_create": True,
         "path_search": True,

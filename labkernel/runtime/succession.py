@@ -91,9 +91,10 @@ def _shed(context: keeper.Context, last: int) -> None:
 
 def descriptors(inst: Instance) -> dict[str, int]:
     """What the keeper holds a duplicate of, by name."""
+    fds = {"denials": inst.denials.fd} if inst.denials is not None and inst.denials.fd >= 0 else {}
     if inst.master >= 0:
-        return {"master": inst.master}
-    fds = {stream: fd for fd, stream in inst.outputs.items()}
+        return {"master": inst.master, **fds}
+    fds |= {stream: fd for fd, stream in inst.outputs.items()}
     if inst.input is not None and inst.input.fd >= 0:
         fds["stdin"] = inst.input.fd
     return fds

@@ -20,7 +20,7 @@ from typing import Any
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
-from . import health, instances, keeper, networking, protocol, restarts, takeover
+from . import denials, health, instances, keeper, networking, protocol, restarts, takeover
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -221,7 +221,8 @@ class Supervisor:
 
     def _remember(self, inst: Instance, warm: Warm) -> None:
         state = inst.state
-        state.pop("usage", None)
+        for key in ("usage", "failed_step", "denied"):
+            state.pop(key, None)
         state.update(
             status="created",
             pid=warm.pid,
@@ -258,6 +259,8 @@ class Supervisor:
                     self._adopt_master(inst, fd)
             elif "resolver" in message:
                 networking.take_sockets(self, inst, fds)
+            elif "listener" in message:
+                denials.take(self, inst, message, fds)
             else:
                 inst.setup_error = message
             return
@@ -310,6 +313,7 @@ class Supervisor:
 
     def _start_failed(self, inst: Instance, why: dict[str, Any]) -> None:
         code = int(why.get("exit_code", 125))
+        inst.state["failed_step"] = why.get("step") or ""
         error = StartError(str(why.get("error", "the container's first process died")), exit_code=code)
         starters, inst.starters = inst.starters, []
         self._wait_for(inst.pidfd, inst.pid)
@@ -401,6 +405,7 @@ class Supervisor:
         self.orphans.pop(pid, None)
         self.loop.unwatch(inst.pidfd)
         health.end(inst)
+        denials.end(inst)
         inst.kill_rest()
         for fd, stream in list(inst.outputs.items()):
             while self.pump(inst, fd, stream):
