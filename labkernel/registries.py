@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConflictError, NotFoundError, RegistryError, UsageError
 from .oci import manifest as oci
 from .oci import transfer
+from .oci.connections import Patience
 from .oci.depot import GRACE_S, Depot, Problem
 from .oci.endpoints import split_host
-from .oci.registry import Refused, Registry
+from .oci.registry import Persistence, Refused, Registry
 from .store.layout import Layout
 
 if TYPE_CHECKING:
     import ssl
 
     from .images import Images
-    from .oci.connections import Pool
 
 START_TIMEOUT_S = 15.0
 COLLECT_EVERY_S = 3600.0
@@ -240,15 +240,17 @@ class PullThrough:
     """The upstream of a cache: what is asked for and not here is fetched once, verified and kept."""
 
     def __init__(self, domain: str) -> None:
-        self._registry = Registry(domain)
-
-    @property
-    def pool(self) -> Pool:
-        """Its connections."""
-        return self._registry.pool
+        # Without mirrors: the cache itself may be one in this user's settings.
+        self._registry = Registry(domain, mirrors=False)
+        # Whether a tag has moved is asked with less patience: there is an answer without the upstream, too.
+        patience = Patience(connect_s=3.0, stall_s=5.0, answer_s=5.0)
+        self._asking = Registry(domain, mirrors=False, patience=patience, persistence=Persistence(retries=0))
 
     def manifest(self, depot: Depot, name: str, reference: str) -> None:
-        """See to it that the depot has what the upstream has under this tag now; without an answer it keeps its own."""
+        """See to it that the depot has what the upstream has under this tag now.
+
+        When the upstream fails, or wants fewer requests, what is here is good enough; a clear no is passed on.
+        """
         if oci.is_digest(reference):
             try:
                 depot.find_manifest(name, reference)
@@ -256,7 +258,14 @@ class PullThrough:
                 self._fetch(depot, name, reference)
             return
         try:
-            digest = self._registry.find_digest(name, reference)
+            kept = depot.find_manifest(name, reference)
+        except Problem:
+            self._fetch(depot, name, reference)
+            return
+        try:
+            digest = self._asking.find_digest(name, reference)
+            if digest == kept.digest:
+                return
             if digest is not None:
                 depot.put_tag(name, reference, digest)
                 return
@@ -265,6 +274,7 @@ class PullThrough:
         except Refused as err:
             if err.status in (401, 403, 404):
                 raise
+            return
         except RegistryError:
             return
         self._fetch(depot, name, reference)

@@ -95,6 +95,11 @@ class Answer:
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
+class _Quiet(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes in the middle is nothing to tell."""
+
+
 class Scripted:
     """A registry on 127.0.0.1 that holds images; `rules` (tried first) may answer anything instead."""
 
@@ -103,7 +108,7 @@ class Scripted:
         self.blobs: dict[str, bytes] = {}
         self.rules: list[Callable[[BaseHTTPRequestHandler], Answer | None]] = []
         self.asked: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server = _Quiet(("127.0.0.1", 0), self._handler())
         self.server.daemon_threads = True
         self.domain = f"127.0.0.1:{self.server.server_address[1]}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)

@@ -224,8 +224,9 @@ class Pool:
             except BaseException as err:
                 connection.close()
                 self._forget(connection)
-                # An idle connection may have been closed by the peer meanwhile: once more on a new one.
-                if reused and not fresh and isinstance(err, Broken):
+                # An idle connection may have been closed by the peer meanwhile: once more on a new one. Not with a body
+                # that is on its way: some of it may have arrived, and only who sends it can ask.
+                if reused and not fresh and isinstance(err, Broken) and isinstance(body, bytes):
                     continue
                 raise
             return Response(self, connection, raw, url)

@@ -33,6 +33,9 @@ LIST_MAX = 4 << 20
 LONGEST_WAIT_S = 30.0
 """A registry that asks to wait longer than this is not waited for: the user is told."""
 
+MIRROR_RETRIES = 1
+
+_ENDLESS = 1 << 30
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NEXT_LINK = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?', re.IGNORECASE)
 _PAGES = 1000
@@ -286,7 +289,9 @@ class Registry:
         attempt = 0
         while True:
             pause_s = self.persistence.pause_s * 2**attempt * random.uniform(0.75, 1.25)
-            tired = attempt >= self.persistence.retries or not again
+            # Behind a mirror there is the registry itself.
+            retries = min(self.persistence.retries, MIRROR_RETRIES if site.endpoint.mirror else _ENDLESS)
+            tired = attempt >= retries or not again
             attempt += 1
             try:
                 response = self._authorized(site, method, url, scope, headers, body, size_bytes)

@@ -127,7 +127,10 @@ def upload(
                 )
             _finish(registry, repository, location, digest, sent, size_bytes, open_blob, progress)
             return "pushed"
-        except Broken as err:
+        except (Broken, Refused) as err:
+            # 416: what arrived before the line broke is more than we saw.
+            if isinstance(err, Refused) and err.status != 416:
+                raise
             location, sent = _how_far(registry, repository, location, size_bytes)
             attempt = 0 if sent > before else attempt + 1
             if attempt > registry.persistence.retries:
