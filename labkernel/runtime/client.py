@@ -111,10 +111,7 @@ class Attachment:
                 break
             if self._ended:
                 return None
-            if (
-                deadline is not None
-                and not select.select([self._sock], [], [], max(0.0, deadline - time.monotonic()))[0]
-            ):
+            if deadline is not None and not self._is_readable(deadline):
                 raise TimeoutError("no output in time")
             try:
                 data = self._sock.recv(262144)
@@ -130,6 +127,35 @@ class Attachment:
                 raise SupervisorLost("the connection to the supervisor was lost")
             self._buffer += data
         return self._ready.pop(0)
+
+    def _is_readable(self, deadline: float) -> bool:
+        # not select(): its descriptors end at 1024
+        watch = select.poll()
+        watch.register(self._sock, select.POLLIN)
+        return bool(watch.poll(max(0.0, deadline - time.monotonic()) * 1000))
+
+    def read_now(self, most: int = 1 << 18) -> list[tuple[str, bytes]]:
+        """For an event loop: what there is, up to about `most` bytes; empty at the end. Raises BlockingIOError when
+        there is nothing now, SupervisorLost."""
+        size = sum(len(data) for _, data in self._ready)
+        while size < most and not self._ended:
+            try:
+                data = self._sock.recv(262144, sockets.MSG_DONTWAIT)
+            except BlockingIOError:
+                if self._ready:
+                    break
+                raise
+            except OSError:
+                data = b""
+            if not data:
+                if self._ready or self._sock.fileno() < 0:
+                    break
+                raise SupervisorLost("the connection to the supervisor was lost")
+            self._buffer += data
+            size += len(data)
+            self._take_frames()
+        found, self._ready = self._ready, []
+        return found
 
     def _take_frames(self) -> None:
         for stream, data in protocol.take_frames(self._buffer):
