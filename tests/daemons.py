@@ -75,11 +75,18 @@ class Daemon:
         sock = socket.socket(socket.AF_UNIX)
         sock.settimeout(DEADLINE_S)
         try:
-            sock.connect(self.path)
+            wait_until(lambda: self._try(sock), "room for one more connection")
         except BaseException:
             sock.close()
             raise
         return sock
+
+    def _try(self, sock: socket.socket) -> bool:
+        try:
+            sock.connect(self.path)
+        except BlockingIOError:  # more clients at once than a listening socket holds (man 2 connect, EAGAIN)
+            return False
+        return True
 
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
-BATCH_BYTES = 1 << 18
 
 
 class Streams:
@@ -34,21 +33,11 @@ class Streams:
 
     async def read(self) -> list[tuple[str, bytes]]:
         """What there is, at least one piece; empty at the end. Raises SupervisorLost."""
-        found: list[tuple[str, bytes]] = []
-        size = 0
-        while size < BATCH_BYTES:
+        while True:
             try:
-                piece = self.attachment.read(0)
-            except TimeoutError:
-                if found:
-                    break
+                return self.attachment.read_now()
+            except BlockingIOError:
                 await readable(self.attachment.fileno())
-                continue
-            if piece is None:
-                break
-            found.append(piece)
-            size += len(piece[1])
-        return found
 
     async def write(self, data: bytes) -> None:
         """Input for the container; waits while it does not read."""

@@ -109,7 +109,7 @@ class Call:
         self._queries = queries
         self._transport = transport
         self._gone = asyncio.Event()
-        self._on_gone: list[Callable[[], None]] = []
+        self._on_gone: list[Callable[[], object]] = []
 
     @property
     def engine(self) -> Engine:
@@ -298,7 +298,7 @@ class Call:
         """Whether the client has closed its connection."""
         return self._gone.is_set()
 
-    def on_gone(self, call: Callable[[], None]) -> None:
+    def on_gone(self, call: Callable[[], object]) -> None:
         """Have `call` called when the client leaves (at once when it has left)."""
         if self.gone:
             call()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from .errors import ClientGone
 
 CHUNK = 1 << 18
-HEADERS_TAKEN_S = 0.25
+HEADERS_TAKEN_S = 0.2
 
 
 class Channel(Protocol):
@@ -85,13 +85,14 @@ class Duplex:
         if self._sock.family != socket.AF_UNIX:
             await asyncio.sleep(0.005)
             return
-        end = self._loop.time() + HEADERS_TAKEN_S
-        while not self._closed and self._loop.time() < end:
+        pause = 0.0005
+        while not self._closed and pause < HEADERS_TAKEN_S:
             with suppress(OSError):
                 waiting = struct.unpack("i", fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
                 if not waiting:
                     return
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(pause)
+            pause *= 2
 
     async def gone(self) -> None:
         """Returns when the client has closed both directions, which a half-close does not mean."""

@@ -23,23 +23,39 @@ Piece = tuple[str, bytes]
 
 
 class Clock:
-    """Wakes everybody who waits for its next tick; stands still while nobody does."""
+    """Wakes each follower when its file has grown; stands still while nobody follows."""
 
     def __init__(self, host: Host) -> None:
-        self._host = host
-        self._tick: asyncio.Future[None] | None = None
+        self._waiting: dict[asyncio.Future[None], LogReader | None] = {}
+        self._runs = False
 
-    async def tick(self) -> None:
+    async def change(self, reader: LogReader | None, end: asyncio.Future[None]) -> None:
+        """Returns when there is more to read (or, without a reader, after a moment), or when `end` is done."""
         loop = asyncio.get_running_loop()
-        if self._tick is None:
-            self._tick = loop.create_future()
-            loop.call_later(TICK_S, self._strike, self._tick)
-        await asyncio.shield(self._tick)
+        wake: asyncio.Future[None] = loop.create_future()
+        self._waiting[wake] = reader
 
-    def _strike(self, tick: asyncio.Future[None]) -> None:
-        self._tick = None
-        if not tick.done():
-            tick.set_result(None)
+        def ended(_: Any) -> None:
+            if not wake.done():
+                wake.set_result(None)
+
+        end.add_done_callback(ended)
+        if not self._runs:
+            self._runs = True
+            loop.call_later(TICK_S, self._strike)
+        try:
+            await wake
+        finally:
+            self._waiting.pop(wake, None)
+            end.remove_done_callback(ended)
+
+    def _strike(self) -> None:
+        for wake, reader in self._waiting.items():
+            if not wake.done() and (reader is None or reader.is_behind()):
+                wake.set_result(None)
+        self._runs = bool(self._waiting)
+        if self._runs:
+            asyncio.get_running_loop().call_later(TICK_S, self._strike)
 
 
 def query_of(call: Call) -> LogQuery:
@@ -108,6 +124,7 @@ async def _follow(
     end = asyncio.ensure_future(_end(call, pending))
     opened = None
     try:
+        call.on_gone(end.cancel)
         while not call.gone:
             over = end.done()  # asked first, so that what was written just before the end is still read
             if reader is None:
@@ -120,7 +137,7 @@ async def _follow(
                 await asyncio.sleep(0)
             if over or (reader is not None and reader.over):
                 return
-            await clock.tick()
+            await clock.change(reader, end)
     finally:
         end.cancel()
         if opened is not None:

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from tornado import httpserver, web
 
 from ..errors import ConflictError, UsageError
+from . import routes
 from .background import recorded
 from .call import Host
 from .handler import MAX_BODY_BYTES, DaemonHandler
@@ -182,6 +183,7 @@ def serve(
 
     Raises UsageError, ConflictError. Sockets made here are removed at the end; containers go on.
     """
+    routes.table()  # all handlers are there before the first client is
     listeners = inherited()
     try:
         for address in addresses:
