@@ -56,7 +56,8 @@ def sockets_inside(pidfd: int) -> list[int]:
     if pid == 0:
         try:
             syscalls.setns(pidfd, syscalls.CLONE_NEWNET)
-            socket.send_fds(theirs, [b"ok"], [sock.fileno() for sock in netlink.resolver_sockets()])
+            made = netlink.resolver_sockets()  # kept: a socket nobody names is closed
+            socket.send_fds(theirs, [b"ok"], [sock.fileno() for sock in made])
         except OSError as err:
             theirs.send(b"%d" % (err.errno or 1))
         finally:

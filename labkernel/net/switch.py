@@ -165,11 +165,13 @@ class Switch:
         try:
             interfaces = [self._plug(member, each, pid, number) for number, each in enumerate(info["endpoints"])]
             self._bind_ports(member, info.get("ports") or [])
-        except BaseException as err:
+        except StartError:
             self.detach(inst)
-            if isinstance(err, OSError):
-                raise StartError(f"failed to set up container networking: {err.strerror}", exit_code=125) from err
             raise
+        except Exception as err:
+            self.detach(inst)
+            words = err.strerror if isinstance(err, OSError) else f"{type(err).__name__}: {err}"
+            raise StartError(f"failed to set up container networking: {words}", exit_code=125) from err
         gateway = next((each for each in member.endpoints if not each["internal"]), None)
         for interface, each in zip(interfaces, member.endpoints, strict=True):
             interface["gateway"] = each["gateway"] if each is gateway else ""
@@ -258,6 +260,13 @@ class Switch:
             for each in member.endpoints:
                 self.bridges[each["bridge"]] = each
         if mine and self.open():
+            assert self.route is not None
+            links = self.route.links()
+            for name in list(self.bridges):
+                if name in links:
+                    self.bridges[name] = {**self.bridges[name], "index": links[name]}
+                else:
+                    del self.bridges[name]  # somebody has deleted it: made anew for the next container
             for member in self.members.values():
                 self._bind_again(member)
                 if member.resolver:
@@ -448,11 +457,14 @@ class Switch:
             return True
         return not inst.own.get("dns") and (self.mode == "user" or not _reachable_servers())
 
-    def _open_resolver(self, member: Member) -> None:
+    def _open_resolver(self, member: Member, tries: int = 100) -> None:
         try:
             fds = helpers.sockets_inside(member.inst.pidfd)
-        except OSError:
-            return  # it has ended, or uses the address itself
+        except OSError as err:
+            # The process that has served until now is about to end; or the container uses the address itself.
+            if err.errno == errno.EADDRINUSE and tries and self.members.get(member.inst.id) is member:
+                self.sup.loop.later(0.02, lambda: self._open_resolver(member, tries - 1))
+            return
         self._tell_names(member.inst.id, fds)
         for fd in fds:
             os.close(fd)

@@ -6,6 +6,7 @@ somebody holds a descriptor of it. Standard library only. Sources: man 1 slirp4n
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
@@ -115,20 +116,30 @@ def connect(namespace: int) -> tuple[int, int] | str:
 def _start_slirp(path: str, namespace: int) -> tuple[int, int] | str:
     ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
     stay_r, stay_w = os.pipe2(os.O_CLOEXEC)
+    words_r, words_w = os.pipe2(os.O_CLOEXEC)
     options = ["--configure", f"--mtu={MTU}", "--disable-host-loopback", "--disable-dns"]
     pid = os.fork()
     if pid == 0:
-        _become([path, *options, "--exit-fd=3", "--ready-fd=4", "--netns-type=path", "/proc/self/fd/5", _TAP],
-                [stay_r, ready_w, namespace])  # fmt: skip
-    os.close(ready_w)
-    os.close(stay_r)
+        argv = [path, *options, "--exit-fd=3", "--ready-fd=4", "--netns-type=path", "/proc/self/fd/5", _TAP]
+        _become(argv, [stay_r, ready_w, namespace], errors=words_w)
+    for fd in (ready_w, stay_r, words_w):
+        os.close(fd)
     ready = select.select([ready_r], [], [], _READY_S)[0] and os.read(ready_r, 1) == b"1"
     os.close(ready_r)
-    if ready:
-        return pid, stay_w
-    os.close(stay_w)
-    _end(pid)
-    return "it did not come up"
+    if not ready:
+        _end(pid)
+        os.close(stay_w)
+    os.set_blocking(words_r, False)
+    words = _read_words(words_r) if not ready else ""
+    os.close(words_r)
+    return (pid, stay_w) if ready else words or "it did not come up"
+
+
+def _read_words(fd: int) -> str:
+    try:
+        return os.read(fd, 2000).decode(errors="replace").strip().replace("\n", "; ")
+    except BlockingIOError:
+        return ""
 
 
 def _start_pasta(path: str, namespace: int) -> tuple[int, int] | str:
@@ -166,17 +177,14 @@ def _has_route() -> bool:
         return any(prefix == 0 for _, prefix, _ in sock.routes())
 
 
-def _become(argv: list[str], fds: list[int]) -> None:
-    """In a child: descriptors 3, 4, … are `fds`, everything else but 0 to 2 is closed. Never returns."""
+def _become(argv: list[str], fds: list[int], *, errors: int = -1) -> None:
+    """In a child: descriptors 3, 4, … are `fds`, 2 is `errors`, everything else is closed. Never returns."""
     try:
-        copies = [os.dup(fd) for fd in fds]
-        high = [os.dup2(fd, 100 + number) for number, fd in enumerate(copies)]
-        for number, fd in enumerate(high):
-            os.dup2(fd, 3 + number, inheritable=True)
-        syscalls.close_range(3 + len(fds))
         null = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
-            os.dup2(null, number)
+        high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 1000) for fd in (null, null, null if errors < 0 else errors, *fds)]
+        for number, fd in enumerate(high):
+            os.dup2(fd, number, inheritable=True)
+        syscalls.close_range(len(high))
         os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
     finally:
         os._exit(127)
