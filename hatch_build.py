@@ -108,13 +108,13 @@ class Extension:
 
 
 class LabkernelHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Compiles `labkernel/qemu/guest/init.c` and builds `extension/`."""
+    """Compiles `labkernel/qemu/guest/*.c` and builds `extension/`."""
 
     PLUGIN_NAME = "custom"
 
     @property
     def _source(self) -> Path:
-        return Path(self.root) / "labkernel/qemu/guest/init.c"
+        return Path(self.root) / "labkernel/qemu/guest"
 
     @property
     def _target(self) -> Path:

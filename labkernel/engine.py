@@ -169,7 +169,7 @@ class Engine:
     def vms(self) -> VMs:
         from .vms import VMs
 
-        return VMs(self.layout, self.runtime, self.images)
+        return VMs(self.layout, self.db, self.runtime, self.driver, self.images, self.volumes)
 
     @cached_property
     def metrics(self) -> Metrics:

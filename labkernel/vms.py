@@ -1,7 +1,12 @@
 """The QEMU baseline: the same image and command as a container, in a virtual machine with a kernel of its own.
 
-`run` waits for the command and gives a `VMResult`; `start` gives a running `VM`. Machines belong to this process: they
-end with it, leave nothing behind, and have no network but `lo`. What a guest writes to its disk is thrown away.
+A machine is to the store what a container is: a row, a directory, and a first process of the supervisor, here QEMU's
+monitor (qemu/monitor.py). So any process may list it, run commands in it, follow its log and stop it; one that was
+started in the foreground ends with who started it.
+
+    vm/disks/<layers>.img      the disk of an image's layers, shared and never written to
+    vm/machines/<id>/          config.json state.json log.json as for containers; machine.json; disk.qcow2 (its own
+                               writes); snapshots/<name>/
 """
 
 from __future__ import annotations
@@ -9,422 +14,485 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import secrets
-import shlex
-import signal
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from .display import human_memory, human_size, table_html, table_text
-from .errors import ConflictError, LabkernelError, NoSuchVM, UsageError, VMError
+from . import vmplans
+from .errors import ConflictError, LabkernelError, NoSuchContainer, NoSuchVM, StartError, TaskError, UsageError, VMError
+from .events import container_attributes, insert_event
 from .oci.ownership import OWNER_XATTR
+from .provision import make_mounts
 from .qemu import disk, guest, kernel
-from .qemu.machine import MEMORY_FLOOR_MIB, Boot, Machines
-from .qemu.session import Command, GuestCommand, Session
-from .runtime.settings import normalize, parse_command, parse_size
-from .runtime.spec import finalize_args, finalize_environment
-from .samples import Sample, reader_for
+from .qemu.command import Machine
+from .qemu.machine import Machines
+from .qemu.qcow2 import make_overlay
+from .runtime import instances
+from .runtime.copies import remove_tree
+from .runtime.driver import cgroup_parent
+from .runtime.names import random_name
+from .runtime.settings import parse_command
+from .runtime.spec import finalize_args
 from .store.locks import Locks
+from .vm import VM, VMList, started_error
+from .vmresults import Usage, VMResult
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from .image import Image
     from .images import Images
-    from .runtime.client import Runtime
+    from .runtime.client import Attachment, Runtime
+    from .runtime.driver import Driver
     from .runtime.probe import Capability
+    from .store.database import Database
     from .store.layout import Layout
+    from .volumes import Volumes
 
-DEFAULT_MEMORY = "256m"
-_LOG_KEPT_BYTES = 8 << 20
-_STOP_TIMEOUT_S = 10.0
+DEFAULT_MEMORY = vmplans.DEFAULT_MEMORY
+LEFTOVER_AGE_S = 60.0
+_REATTACH_ATTEMPTS = 4
 
 Capabilities = list["Capability"]  # in the class below, `list` is a method
+Words = list[str]
+Found = list[VM]
 OnOutput = Callable[[str, bytes], None]
 Notify = Callable[[str], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Usage:
-    """What a run cost. `cpu_s` and `peak_rss_bytes` are those of the QEMU process, as the host sees them.
-
-    `inside` is the command's rusage in the guest (`user_us`, `system_us`, `maxrss_kib`, …): its CPU times count the
-    guest's clock, which lies when the host is busy.
-    """
-
-    cpu_s: float
-    peak_rss_bytes: int
-    rss_bytes: int
-    inside: Mapping[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class VMResult:
-    """How a command in a VM ended.
-
-    `timings`, all in seconds since QEMU was asked for: `ready_s` (the root is mounted), `exec_s` (the command's first
-    instruction), `wall_s` (its end); `prepare_s` is what came before and is not in them (disk, kernel, template).
-    `start` is `template` or `cold`, `accelerator` `kvm` or `tcg`, with the reason. `disk_bytes` is what the image's
-    disk takes on the host, plus what this run wrote.
-    """
-
-    image: str
-    command: tuple[str, ...]
-    exit_code: int
-    stdout: bytes
-    stderr: bytes
-    timings: Mapping[str, float]
-    usage: Usage
-    accelerator: str
-    accelerator_reason: str
-    start: str
-    kernel: str
-    memory_bytes: int
-    disk_bytes: int
-    warnings: tuple[str, ...] = ()
-
-    def _rows(self) -> list[tuple[str, str]]:
-        return [
-            ("exit code", str(self.exit_code)),
-            ("kernel", self.kernel),
-            ("accelerator", f"{self.accelerator.upper()} ({self.accelerator_reason})"),
-            ("start", self.start),
-            ("root ready", f"{self.timings['ready_s']:.2f} s"),
-            ("first instruction", f"{self.timings['exec_s']:.2f} s"),
-            ("wall", f"{self.timings['wall_s']:.2f} s"),
-            ("CPU of QEMU", f"{self.usage.cpu_s:.2f} s"),
-            ("peak memory of QEMU", human_memory(self.usage.peak_rss_bytes)),
-            ("memory of the machine", human_memory(self.memory_bytes)),
-            ("disk", human_size(self.disk_bytes)),
-        ]
-
-    def __repr__(self) -> str:
-        return table_text(("VM", self.image), self._rows())
-
-    def _repr_html_(self) -> str:
-        return table_html(("VM", self.image), self._rows(), caption=shlex.join(self.command))
-
-
-class VM:
-    """A virtual machine of this process, running one command. Ends with that command, `stop()`, or this process."""
+class VMs:
+    """The virtual machines of one store. Safe to use from several threads and processes at once."""
 
     def __init__(
-        self, *, name: str, image: str, command: Sequence[str], memory_bytes: int, base_bytes: int, prepare_s: float
+        self, layout: Layout, db: Database, runtime: Runtime, driver: Driver, images: Images, volumes: Volumes
     ) -> None:
-        self.id = secrets.token_hex(32)
-        self.name = name or f"vm-{self.id[:8]}"
-        self.image = image
-        self.command = tuple(command)
-        self.memory_bytes = memory_bytes
-        self.warnings: tuple[str, ...] = ()
-        self.accelerator = ""
-        self.accelerator_reason = ""
-        self.start = ""
-        self.kernel = ""
-        self._base_bytes = base_bytes
-        self._prepare_s = prepare_s
-        self._session: Session | None = None
-        self._boot: Boot | None = None
-        self._main: GuestCommand | None = None
-        self._log: list[tuple[str, bytes]] = []
-        self._log_bytes = 0
-        self._done = threading.Event()
-        self._finish_lock = threading.Lock()
-        self._code: int | None = None
-        self._wall_s: float | None = None
-
-    # -- life, called by the service
-
-    def _attach(self, session: Session) -> None:
-        self._session = session
-
-    def _run(self, boot: Boot, command: Command) -> None:
-        self._boot = boot
-        self.accelerator, self.accelerator_reason = boot.accelerator, boot.reason
-        self.start, self.kernel, self.warnings = boot.start, boot.kernel, boot.warnings
-        self._main = boot.session.start(command)
-
-    def _keep(self, stream: str, data: bytes) -> None:
-        self._log.append((stream, data))
-        self._log_bytes += len(data)
-        while self._log_bytes > _LOG_KEPT_BYTES and len(self._log) > 1:
-            self._log_bytes -= len(self._log.pop(0)[1])
-
-    def _finish(self) -> None:
-        """Note how it ended and end QEMU. Idempotent; any thread."""
-        with self._finish_lock:
-            if self._done.is_set():
-                return
-            main, boot = self._main, self._boot
-            if main is not None and boot is not None:
-                ended = main.ended_at or time.monotonic()
-                self._wall_s = ended - boot.asked_at
-                self._code = main.exit_code
-            if self._session is not None:
-                self._session.close()
-            if self._code is None:
-                self._code = main.error.exit_code if main is not None and main.error else 137
-            self._done.set()
-
-    def _follow(self) -> None:
-        assert self._main is not None
-        for stream, data in self._main:
-            self._keep(stream, data)
-        self._finish()
-
-    # -- looking at it
-
-    @property
-    def short_id(self) -> str:
-        return self.id[:12]
-
-    @property
-    def pid(self) -> int | None:
-        """The process of QEMU on this machine; None once it has ended."""
-        session = self._session
-        return None if session is None or session.process.ended.is_set() else session.process.pid
-
-    @property
-    def status(self) -> str:
-        """`created`, `running` or `exited`."""
-        if self._done.is_set() or (self._session is not None and self._session.over):
-            return "exited"
-        return "running" if self._main is not None else "created"
-
-    @property
-    def exit_code(self) -> int | None:
-        """Of its command; 137 when the machine was killed; None while it runs."""
-        return self._code
-
-    def sample(self) -> Sample | None:
-        """CPU and memory of the QEMU process, as for a container; None once it has ended."""
-        pid = self.pid
-        reader = reader_for(pid) if pid else None
-        if reader is None:
-            return None
-        try:
-            return reader.read()
-        finally:
-            reader.close()
-
-    def inside(self) -> dict[str, int]:
-        """The guest's own view: CPU times in µs, memory in KiB. Raises VMError when it does not answer."""
-        return self._running().inside()
-
-    def logs(self, *, stdout: bool = True, stderr: bool = True) -> bytes:
-        """What the command has written so far (the last 8 MiB)."""
-        wanted = {"stdout"} if stdout else set()
-        wanted |= {"stderr"} if stderr else set()
-        return b"".join(data for stream, data in list(self._log) if stream in wanted)
-
-    def __repr__(self) -> str:
-        how = f", {self.accelerator}" if self.accelerator else ""
-        return f"<VM {self.name}: {self.image}, {self.status}{how}>"
-
-    def _repr_html_(self) -> str:
-        rows = [(self.name, self.image, shlex.join(self.command), self.status, self.accelerator, str(self.pid or ""))]
-        return table_html(("name", "image", "command", "status", "accelerator", "pid of QEMU"), rows)
-
-    # -- acting on it
-
-    def _running(self) -> Session:
-        if self._session is None or self.status != "running":
-            raise ConflictError(f"VM {self.name} is not running")
-        return self._session
-
-    def exec_run(self, command: str | Sequence[str], *, user: str = "", workdir: str = "/") -> tuple[int, bytes]:
-        """Run one more command in the guest; returns (exit code, stdout and stderr).
-
-        It gets the environment of the machine's command. Raises StartError (126, 127), ConflictError, VMError.
-        """
-        session = self._running()
-        assert self._main is not None
-        added = session.start(Command(parse_command(command), env=self._env, cwd=workdir, user=user or self._user))
-        output = b"".join(data for _, data in added)
-        if added.error is not None:
-            raise added.error
-        if added.exit_code is None:
-            raise VMError("the VM ended while the command ran")
-        return added.exit_code, output
-
-    _env: Sequence[str] = ()
-    _user: str = ""
-
-    def stop(self, timeout: float = _STOP_TIMEOUT_S) -> None:
-        """Ask the command to end (SIGTERM), then end the machine."""
-        if self._main is not None and self.status == "running":
-            self._main.kill(signal.SIGTERM)
-            self._done.wait(timeout)
-        self.kill()
-
-    def kill(self) -> None:
-        """End the machine at once."""
-        if self._session is not None:
-            self._session.close()
-        self._finish()
-
-    def wait(self, timeout: float | None = None) -> dict[str, int]:
-        """Wait for the command: `{"StatusCode": …}`. Raises VMError after `timeout` seconds."""
-        if not self._done.wait(timeout):
-            raise VMError(f"VM {self.name} did not end in {timeout:g} s")
-        return {"StatusCode": self._code if self._code is not None else 137}
-
-    def result(self) -> VMResult:
-        """The figures of an ended machine. Raises ConflictError while it runs, StartError when nothing was started."""
-        if not self._done.is_set():
-            raise ConflictError(f"VM {self.name} is running", resolution="wait() for it first")
-        boot, main, session = self._boot, self._main, self._session
-        if boot is None or main is None or session is None:
-            raise VMError(f"VM {self.name} never came up")
-        if main.error is not None:
-            raise main.error
-        if main.exit_code is None:
-            raise VMError("the VM ended before its command did", details=session.process.last_words() or None)
-        outside = session.outside()
-        overlay = outside.overlay_bytes if outside else 0
-        return VMResult(
-            image=self.image,
-            command=self.command,
-            exit_code=main.exit_code,
-            stdout=self.logs(stderr=False),
-            stderr=self.logs(stdout=False),
-            timings={
-                "ready_s": boot.ready_s,
-                "exec_s": (main.started_at or boot.asked_at) - boot.asked_at,
-                "wall_s": self._wall_s or 0.0,
-                "prepare_s": self._prepare_s,
-            },
-            usage=Usage(
-                cpu_s=outside.cpu_s if outside else 0.0,
-                peak_rss_bytes=outside.peak_rss_bytes if outside else 0,
-                rss_bytes=outside.rss_bytes if outside else 0,
-                inside=dict(main.usage),
-            ),
-            accelerator=boot.accelerator,
-            accelerator_reason=boot.reason,
-            start=boot.start,
-            kernel=boot.kernel,
-            memory_bytes=self.memory_bytes,
-            disk_bytes=self._base_bytes + overlay,
-            warnings=(*boot.warnings, *_warnings(main)),
-        )
-
-
-def _warnings(command: GuestCommand) -> Iterator[str]:
-    if command.dropped_bytes:
-        yield f"{human_size(command.dropped_bytes)} of output were dropped: nobody read them"
-
-
-class VMs:
-    """The service `engine.vms`."""
-
-    def __init__(self, layout: Layout, runtime: Runtime, images: Images) -> None:
-        self._layout, self._runtime, self._images = layout, runtime, images
+        self.layout, self.db, self.runtime, self.driver = layout, db, runtime, driver
+        self.images, self.volumes = images, volumes
         self._locks = Locks(layout.locks)
-        self._known: dict[str, VM] = {}
+        self._parent = cgroup_parent(layout)
 
-    # -- what clients call
+    @property
+    def driver_name(self) -> str:
+        return self.driver.name
+
+    # -- making -----------------------------------------------------------------------------------------------------
 
     def run(
         self,
         image: str | Image,
         command: str | Sequence[str] | None = None,
         *,
-        timeout_s: float | None = None,
+        detach: bool = False,
+        remove: bool | None = None,
         on_output: OnOutput | None = None,
         on_start: Callable[[VM], None] | None = None,
         stdin: bytes | BinaryIO | None = None,
         **settings: Any,
-    ) -> VMResult:
-        """Run `command` (default: the image's) of `image` in a VM and wait for its end.
+    ) -> Any:
+        """Run `command` (default: the image's) of `image` in a VM: the `VMResult` after its end, or with `detach` the
+        running `VM`, which then lives until it ends or is stopped.
 
-        `settings` are those of `start`. `on_output(stream, data)` is called in this thread as output comes; `on_start`
-        gets the VM as soon as its QEMU runs, before the guest has booted: a sampler can follow it from there. `stdin`
-        is bytes or a binary file, read to its end. An interrupt ends the machine.
+        `settings` are those of `create`. Not detached, the machine ends with this process and is removed at its end
+        (unless `remove` is off); `on_output(stream, data)` is called in this thread as output comes, and `on_start`
+        gets the VM before its QEMU runs, so that a sampler sees it from its first moment. `stdin` is bytes or a binary
+        file, read to its end. An interrupt ends the machine.
 
         Raises StartError (126, 127), VMError (no QEMU, no kernel, no answer, `timeout_s` is over), NoSuchImage,
         UsageError. A command that ends with a status other than 0 is a result, not an error.
         """
-        began = time.monotonic()
-        vm, boot_options, guest_command = self._create(image, command, stdin=stdin is not None, **settings)
+        if detach:
+            vm = self.create(image, command, auto_remove=bool(remove), **settings)
+            with self._taken_back(vm, always=True):
+                vm.start()
+            return vm
+        vm = self.create(image, command, stdin_open=stdin is not None, **settings)
+        output: dict[str, list[bytes]] = {"stdout": [], "stderr": []}
         try:
-            self._boot(vm, boot_options, guest_command, on_start=on_start, keep_all=True)
-            main = vm._main
-            assert main is not None
+            if on_start is not None:
+                on_start(vm)
+            attachment = self.attach_start(vm, ephemeral=remove is not False)
             if stdin is not None:
-                threading.Thread(target=_feed, args=(main, stdin), daemon=True, name="labkernel-vm-stdin").start()
-            deadline = None if timeout_s is None else began + timeout_s
-            while True:
-                try:
-                    piece = main.read(deadline)
-                except TimeoutError:
-                    raise VMError(
-                        f"the command did not end within {timeout_s:g} s; the machine was stopped",
-                        resolution="give it more time (`--timeout`)",
-                    ) from None
-                if piece is None:
-                    break
-                vm._keep(*piece)
-                if on_output is not None:
-                    on_output(*piece)
-            vm._finish()
-            return vm.result()
+                threading.Thread(target=_feed, args=(attachment, stdin), daemon=True, name="labkernel-vm-stdin").start()
+            self._follow(vm, attachment, output, on_output)
+            out, err = (b"".join(output[name]) for name in ("stdout", "stderr"))
+            return dataclasses.replace(vm.result(), stdout=out, stderr=err)
+        except BaseException:
+            remove = True
+            raise
         finally:
-            vm.kill()
-            self._known.pop(vm.id, None)
+            if remove is not False:
+                with contextlib.suppress(NoSuchVM):
+                    vm.remove(force=True, v=True)
 
-    def start(
+    def create(
         self,
         image: str | Image,
         command: str | Sequence[str] | None = None,
         *,
-        on_start: Callable[[VM], None] | None = None,
-        **settings: Any,
+        cpus: float | None = None,
+        cold: bool = False,
+        kernel: str | os.PathLike[str] | None = None,
+        timeout_s: float | None = None,
+        notify: Notify | None = None,
+        **given: Any,
     ) -> VM:
-        """Start `command` of `image` in a VM and return it running.
+        """A new machine that was not started; the disk of the image is made when there is none yet.
 
-        settings: `mem_limit` ("256m" or bytes: the guest's RAM), `cpus` (virtual ones, default 1), `cold` (boot from
-        nothing instead of restoring a template), `notify(line)`, and those of containers: `name`, `environment`,
-        `user`, `working_dir`, `entrypoint`, `hostname`, `read_only`. Raises as `run` does.
+        settings: `mem_limit` ("256m" or bytes: the guest's RAM), `cpus` (virtual processors; a fraction is a limit on
+        QEMU's process), `cold` (boot from nothing instead of restoring a template), `kernel` (a vmlinuz or vmlinux),
+        `timeout_s` (it is ended after so many seconds), `notify(line)`, and those of containers: `name`, `environment`,
+        `user`, `working_dir`, `entrypoint`, `hostname`, `read_only`, `labels`, `volumes`, `mounts`, `ports`,
+        `network_mode` ("none", the default, or "bridge"), `tty`, `stdin_open`, `auto_remove`, `stop_signal`.
+
+        Raises UsageError, VMError (no QEMU, no mke2fs), NoSuchImage, ConflictError for a name that is taken.
         """
-        vm, boot_options, guest_command = self._create(image, command, stdin=False, **settings)
-        try:
-            self._boot(vm, boot_options, guest_command, on_start=on_start, keep_all=False)
-        except BaseException:
-            vm.kill()
-            self._known.pop(vm.id, None)
-            raise
-        threading.Thread(target=vm._follow, name=f"labkernel-{vm.name}", daemon=True).start()
+        began = time.monotonic()
+        say = notify or (lambda _line: None)
+        settings, wanted = vmplans.check_settings(given, cpus=cpus)
+        name = settings.pop("name", None)
+        if timeout_s is not None and timeout_s <= 0:
+            raise UsageError(f"a time limit of {timeout_s:g} s: it must be positive")
+        guest.find_qemu()  # before anything is prepared
+        found = self.images.resolve(image, notify=say) if isinstance(image, str) else image
+        words = parse_command(command)
+        record: dict[str, Any] = {
+            "command": words,
+            "args": finalize_args(words, found.config, settings),
+            "settings": settings,
+            "labels": {**(found.config.get("Labels") or {}), **settings.get("labels", {})},
+            "warnings": self._warnings(wanted),
+            "machine": {
+                "cold": cold,
+                "kernel": os.path.abspath(kernel) if kernel else None,
+                "timeout_s": timeout_s,
+                "network": vmplans.network_of(settings),
+                "cpus": vmplans.processors(wanted),
+                "config": {key: found.config.get(key) for key in ("Env", "User", "WorkingDir", "StopSignal")},
+            },
+        }
+        path, disk_bytes = self._disk(found, say)
+        record["machine"].update(disk=str(path), disk_bytes=disk_bytes, ports=vmplans.choose_ports(settings))
+        ref = image if isinstance(image, str) else (found.tags or [found.short_id])[0]
+        vm = self._make(name, found, ref, record)
+        vm.prepare_s = time.monotonic() - began
+        vm.notify = say
         return vm
 
-    def get(self, name: str) -> VM:
-        """The VM of this process with this name, id, or unique beginning of an id. Raises NoSuchVM."""
-        found = [vm for vm in self._known.values() if name and (vm.name == name or vm.id.startswith(name))]
-        if len(found) != 1:
-            raise NoSuchVM(name)
-        return found[0]
+    def _make(self, name: str | None, image: Image, ref: str, record: dict[str, Any]) -> VM:
+        """Directory, volumes and row of a new machine; nothing is left behind when one of them fails."""
+        id = secrets.token_hex(32)
+        directory = self.layout.vm_dir(id)
+        directory.mkdir(mode=0o700, parents=True)
+        made: Words = []
+        try:
+            record["mounts"] = make_mounts(self.volumes, {}, record["settings"], [], made)
+            return self._insert(id, name, image, ref, record)
+        except BaseException as err:
+            remove_tree(str(directory))
+            for volume in made:
+                self.volumes.remove(volume, force=True)
+            if isinstance(err, OSError):
+                raise TaskError.from_oserror("create virtual machine", err) from err
+            raise
 
-    def list(self, all: bool = False) -> list[VM]:  # noqa: FBT001, FBT002 - the Docker SDK's signature
-        """VMs of this process: the running ones, or all that were started and not removed."""
-        return [vm for vm in self._known.values() if all or vm.status == "running"]
+    def _warnings(self, wanted: float) -> Words:
+        if wanted % 1 and self.driver.cgroups.get("cpu") != "kernel":
+            return [f"the limit of {wanted:g} processors is not enforced here: no cpu cgroup"]
+        return []
 
-    def remove(self, vm: VM) -> None:
-        """End `vm` if it runs, and forget it."""
-        vm.kill()
-        self._known.pop(vm.id, None)
+    def _insert(self, id: str, name: str | None, image: Image, ref: str, record: dict[str, Any]) -> VM:
+        for attempt in range(20):
+            chosen, created_at = name or random_name(attempt), time.time()
+            try:
+                with self.db.transaction() as tx:
+                    tx.execute(
+                        "INSERT INTO vms (id, name, image_id, image_ref, created_at, settings) "
+                        "VALUES (?, ?, ?, ?, ?, ?)",
+                        (id, chosen, image.id, ref, created_at, json.dumps(record)),
+                    )
+                    insert_event(tx, "vm", "create", id, container_attributes(chosen, ref, record["labels"]))
+            except sqlite3.IntegrityError:
+                row = self.db.find("SELECT * FROM vms WHERE name = ?", (chosen,))
+                if row is not None and not self._is_there(row["id"]):
+                    self._forget(self._vm(row))
+                elif name is not None:
+                    raise self._name_taken(name) from None
+                continue
+            return VM(self, id, chosen, image.id, ref, created_at, record)  # type: ignore[arg-type]
+        raise ConflictError("no free name was found for the machine", resolution="give it one: --name NAME")
 
-    def prune(self) -> int:
-        """Remove kept disks, templates and kernels; they are made again when needed. Returns the bytes freed."""
-        freed = 0
-        for path in [*self._layout.vm.glob("disks/*"), *self._layout.vm.glob("templates/*")]:
-            with contextlib.suppress(OSError):
-                size = path.stat().st_blocks * 512
-                path.unlink()
+    def _name_taken(self, name: str) -> ConflictError:
+        return ConflictError(
+            f'Conflict. The VM name "/{name}" is already in use',
+            resolution=f"`vm rm -f {name}`, or choose another --name",
+            exit_code=125,
+        )
+
+    # -- starting ---------------------------------------------------------------------------------------------------
+
+    def boot(self, vm: VM) -> None:
+        """See `VM.start`."""
+        self.prepare(vm, ephemeral=bool(vm.settings.get("auto_remove")))
+        self.begin(vm, lambda: self.runtime.start(vm.id))
+
+    def attach_start(self, vm: VM, *, ephemeral: bool = False, tied: bool = True) -> Attachment:
+        """Start it and return its live streams. `tied`: it ends with this process; `ephemeral`: nobody will look at its
+        disk again. Raises as `VM.start`."""
+        self.prepare(vm, ephemeral=ephemeral or bool(vm.settings.get("auto_remove")))
+        stdin = bool(vm.settings.get("stdin_open"))
+        found: Attachment = self.begin(vm, lambda: self.runtime.run(vm.id, stdin=stdin, tied=tied))
+        return found
+
+    def begin(self, vm: VM, act: Callable[[], Any]) -> Any:
+        """Let the supervisor start what config.json says. Raises StartError, VMError."""
+        vm._facts = None
+        try:
+            found = act()
+        except StartError as err:
+            raise started_error(vm, err) from err
+        # The supervisor answers before it writes the state file, and takes one request after the other: once it has
+        # answered this, other processes see the machine run, too.
+        self.runtime.states([vm.id])
+        return found
+
+    def prepare(self, vm: VM, *, ephemeral: bool = False) -> None:
+        """Make all ready that a start needs (kernel, template, disk) and write config.json. Raises VMError."""
+        began = time.monotonic()
+        machine, settings = vm.record["machine"], vm.settings
+        notes = self._own_disk(vm)
+        wanted = Machine(
+            qemu="",
+            accelerator="",
+            memory_mib=settings["mem_limit"] >> 20,
+            kernel=Path(),
+            initramfs=Path(),
+            disk=vm.directory / "disk.qcow2",
+            cpus=machine["cpus"],
+            network=machine["network"],
+            ports=vmplans.ports_of(machine),
+        )
+        machines = self._machines(vm.notify)
+        plan = machines.plan(wanted, cold=machine["cold"], given_kernel=machine["kernel"])
+        plan.update(
+            overlay=str(wanted.disk),
+            ephemeral=ephemeral,
+            timeout_s=machine["timeout_s"],
+            network=machine["network"],
+            shares=vmplans.shares_of(vm.record["mounts"]),
+            warnings=notes,
+        )
+        self._write_config(vm, plan)
+        vm.prepare_s += time.monotonic() - began
+
+    def _write_config(self, vm: VM, plan: dict[str, Any]) -> None:
+        config = vmplans.finalize_config(vm, plan, vm.record["machine"]["config"], self.driver, self._parent)
+        partial = vm.directory / "config.json.new"
+        partial.write_text(json.dumps(config, separators=(",", ":")))
+        partial.replace(vm.directory / "config.json")
+
+    def _own_disk(self, vm: VM) -> Words:
+        """The overlay with the machine's own writes; a new one where a power cut may have left it half written."""
+        path, base = vm.directory / "disk.qcow2", Path(vm.record["machine"]["disk"])
+        facts, notes = vm.facts, []
+        if path.exists() and facts.get("phase") == "ended" and facts.get("clean"):
+            return []
+        if path.exists() and facts.get("exec_at"):
+            notes = ["the machine was killed when it ran last: its disk starts anew from the image"]
+        if not base.exists():
+            try:
+                self._disk(self.images.get(vm.image_id), vm.notify)
+            except LabkernelError as err:
+                raise VMError(f"the disk of {vm.name} is gone: {err.brief}", resolution=f"`vm rm {vm.name}`") from err
+        make_overlay(path, base, disk.SIZE_BYTES)
+        return notes
+
+    def _follow(
+        self, vm: VM, attachment: Attachment, output: dict[str, list[bytes]], on_output: OnOutput | None
+    ) -> None:
+        """Read until the end. When the supervisor is lost on the way, its successor tells everything from the start."""
+        from .runtime.client import SupervisorLost
+
+        for attempt in range(_REATTACH_ATTEMPTS):
+            told = {name: sum(map(len, pieces)) for name, pieces in output.items()}
+            for pieces in output.values():
+                pieces.clear()
+            try:
+                with attachment:
+                    for stream, data in attachment:
+                        output[stream].append(data)
+                        fresh = data[min(told[stream], len(data)) :]
+                        told[stream] -= len(data) - len(fresh)
+                        if fresh and on_output is not None:
+                            on_output(stream, fresh)
+                return
+            except SupervisorLost:
+                if attempt == _REATTACH_ATTEMPTS - 1:
+                    raise
+                attachment = self.runtime.attach(vm.id, logs=True)
+
+    @contextlib.contextmanager
+    def _taken_back(self, vm: VM, *, always: bool = False) -> Any:
+        try:
+            yield
+        except BaseException:
+            if always or vm.settings.get("auto_remove"):
+                with contextlib.suppress(LabkernelError):
+                    vm.remove(force=True, v=True)
+            raise
+
+    # -- finding ----------------------------------------------------------------------------------------------------
+
+    def get(self, vm_id: str) -> VM:
+        """The VM with this name, id, or unique beginning of an id. Raises NoSuchVM, UsageError."""
+        wanted = str(vm_id).removeprefix("/")
+        rows = self.db.query("SELECT * FROM vms WHERE id = ? OR name = ?", (wanted, wanted))
+        if not rows and wanted and all(letter in "0123456789abcdef" for letter in wanted):
+            rows = self.db.query("SELECT * FROM vms WHERE id >= ? AND id < ?", (wanted, wanted + "g"))
+            rows = [row for row in rows if self._is_there(row["id"])]
+            if len(rows) > 1:
+                raise UsageError(f"multiple IDs found with provided prefix: {wanted}", resolution="give more digits")
+        for row in rows:
+            if self._is_there(row["id"]):
+                return self._vm(row)
+            self._forget(self._vm(row))
+        raise NoSuchVM(vm_id)
+
+    def list(
+        self,
+        all: bool = False,  # noqa: FBT001, FBT002 - the Docker SDK's signature
+        *,
+        filters: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+    ) -> VMList:
+        """Running machines, newest first; all of them with `all`, or the `limit` newest. Filters as for containers."""
+        from .filters import select_containers
+
+        found = select_containers(self, self._all(), dict(filters or {}), everything=all, limit=limit)  # type: ignore[arg-type]
+        return VMList(found)
+
+    def _all(self) -> Found:
+        found = []
+        for row in self.db.query("SELECT * FROM vms ORDER BY created_at DESC, rowid DESC"):
+            vm = self._vm(row)
+            if self._is_there(vm.id):
+                found.append(vm)
+            else:
+                self._forget(vm)
+        return found
+
+    def _vm(self, row: Any) -> VM:
+        row_of = (row["id"], row["name"], row["image_id"], row["image_ref"], row["created_at"], row["settings"])
+        return VM(self, *row_of)  # type: ignore[arg-type]
+
+    def _is_there(self, id: str) -> bool:
+        return self.layout.vm_dir(id).is_dir()
+
+    def state(self, id: str) -> dict[str, Any]:
+        """What the supervisor keeps of it (contract: state.json). Raises NoSuchVM."""
+        directory = str(self.layout.vm_dir(id))
+        state = instances.read_state(directory)
+        if state is None:
+            if not os.path.isdir(directory):
+                raise NoSuchVM(id[:12])
+            return {"id": id, "status": "created"}
+        if state["status"] in ("running", "paused"):
+            started = instances.process_start(int(state["pid"]))
+            if not started or started != int(state["pid_start"] or started):
+                # It ended a moment ago, or the machine was switched off: the supervisor knows or finds out.
+                fresh = self.runtime.states([id]).get(id)
+                if fresh is None and not os.path.isdir(directory):
+                    raise NoSuchVM(id[:12])
+                return fresh or {**state, "status": "exited", "exit_code": 255, "pid": 0}
+        return state
+
+    # -- what VM calls ----------------------------------------------------------------------------------------------
+
+    def remove(self, vm: VM, *, force: bool = False, volumes: bool = False) -> None:
+        """See `VM.remove`."""
+        with contextlib.suppress(NoSuchVM, NoSuchContainer):
+            status = self.state(vm.id)["status"]
+            if status in ("running", "paused") and not force:
+                raise ConflictError(
+                    f'cannot remove VM "{vm.name}": it is {status}: stop it before removing or force remove',
+                    resolution=f"`vm stop {vm.name}`, or `vm rm -f`",
+                )
+            if (vm.directory / "config.json").exists():
+                self.runtime.remove(vm.id, force=force)
+        remove_tree(str(vm.directory))
+        self._forget(vm, volumes=volumes or bool(vm.settings.get("auto_remove")))
+
+    def _forget(self, vm: VM, *, volumes: bool = False) -> None:
+        with self.db.transaction() as tx:
+            tx.execute("DELETE FROM vms WHERE id = ?", (vm.id,))
+        if volumes or vm.settings.get("auto_remove"):
+            for mount in vm.record.get("mounts", ()):
+                if mount.get("anonymous"):
+                    with contextlib.suppress(LabkernelError):
+                        self.volumes.remove(mount["name"], force=True)
+
+    def rename(self, vm: VM, name: str) -> None:
+        """See `Container.rename`."""
+        try:
+            with self.db.transaction() as tx:
+                tx.execute("UPDATE vms SET name = ? WHERE id = ?", (name, vm.id))
+        except sqlite3.IntegrityError:
+            raise self._name_taken(name) from None
+        vm.name = name
+
+    def tell(self, vm: VM, action: str, **attributes: Any) -> None:
+        """Record an event of a machine which the supervisor does not see."""
+        about = container_attributes(vm.name, vm.image_ref, vm.labels)
+        self.db.add_event("vm", action, vm.id, {**about, **attributes})
+
+    # -- the store --------------------------------------------------------------------------------------------------
+
+    def prune(self, filters: Mapping[str, Any] | None = None, *, all: bool = False) -> dict[str, Any]:
+        """Remove machines that do not run, and kept disks and templates that no machine needs: with `all` every one of
+        these, else disks of images that are gone. Returns {"VMsDeleted": ids, "SpaceReclaimed": bytes}."""
+        from .container import disk_bytes
+        from .filters import select_stopped
+
+        deleted, freed = [], 0
+        for vm in select_stopped(self._all(), dict(filters or {})):
+            size = disk_bytes(vm.directory)
+            with contextlib.suppress(NoSuchVM, ConflictError):
+                vm.remove()
+                deleted.append(vm.id)
                 freed += size
-        return freed
+        for path in self.leftovers():
+            freed += disk_bytes(path)
+            remove_tree(str(path))
+        for path in self._unneeded(all=all):
+            with contextlib.suppress(OSError):
+                freed += path.stat().st_blocks * 512
+                path.unlink()
+        return {"VMsDeleted": deleted, "SpaceReclaimed": freed}
+
+    def leftovers(self) -> Sequence[Path]:
+        """Directories that no machine owns: a crash left them."""
+        known = {row["id"] for row in self.db.query("SELECT id FROM vms")}
+        found = []
+        for path in (self.layout.vm / "machines").glob("*"):
+            with contextlib.suppress(OSError):
+                if path.name not in known and time.time() - path.stat().st_mtime > LEFTOVER_AGE_S:
+                    found.append(path)
+        return found
+
+    def _unneeded(self, *, all: bool) -> Sequence[Path]:
+        used = {vm.record["machine"]["disk"] for vm in self._all()}
+        kept = set() if all else {str(self._disk_path(image)) for image in self.images.list(all=True)}
+        found = [path for path in self.layout.vm.glob("disks/*") if str(path) not in used | kept]
+        return [*found, *(self.layout.vm.glob("templates/*") if all else ())]
+
+    def usage(self) -> dict[str, int]:
+        """Bytes on disk: {"machines", "disks", "templates", "kernels"}, for `system df`."""
+        from .container import disk_bytes
+
+        return {name: disk_bytes(self.layout.vm / name) for name in ("machines", "disks", "templates", "kernels")}
 
     def probe(self, *, fresh: bool = False) -> Capabilities:
         """What virtual machines need, tried, for `doctor`."""
@@ -433,9 +501,9 @@ class VMs:
         found = []
         for name, what, ask in (
             ("vm qemu", "virtual machines", guest.find_qemu),
-            ("vm init", "virtual machines", lambda: guest.get_init(self._layout.vm)),
+            ("vm init", "virtual machines", lambda: guest.get_init(self.layout.vm)),
             ("vm mke2fs", "disks of virtual machines", disk.find_mke2fs),
-            ("vm kernel", "virtual machines", lambda: kernel.describe(self._layout.vm / "kernels")),
+            ("vm kernel", "virtual machines", lambda: kernel.describe(self.layout.vm / "kernels")),
         ):
             try:
                 found.append(Capability(name, ok=True, cause=str(ask()), needed_for=what))
@@ -451,87 +519,12 @@ class VMs:
         )
         return found
 
-    # -- how it is done
-
     def _machines(self, notify: Notify) -> Machines:
-        return Machines(self._layout.vm, self._layout.runtime_dir, self._locks.exclusive, notify)
+        return Machines(self.layout.vm, self.layout.runtime_dir, self._locks.exclusive, notify, self.runtime.task)
 
-    def _create(
-        self,
-        image: str | Image,
-        command: str | Sequence[str] | None,
-        *,
-        stdin: bool,
-        mem_limit: str | int | None = None,
-        cpus: int = 1,
-        cold: bool = False,
-        notify: Notify | None = None,
-        **given: Any,
-    ) -> tuple[VM, dict[str, Any], Command]:
-        began = time.monotonic()
-        say = notify or (lambda _line: None)
-        memory_bytes = parse_size(mem_limit if mem_limit is not None else DEFAULT_MEMORY, "memory")
-        _check_memory(memory_bytes)
-        available = len(os.sched_getaffinity(0))
-        if not 1 <= cpus <= available or cpus != int(cpus):
-            raise UsageError(f"cpus={cpus}: a VM gets whole processors, from 1 to {available}")
-        allowed = {"name", "environment", "user", "working_dir", "entrypoint", "hostname", "read_only"}
-        for key in given:
-            if key not in allowed:
-                raise UsageError(f"unknown setting of a virtual machine: {key}")
-        settings = normalize(given)
-        name = settings.get("name") or ""
-        if any(vm.name == name and vm.status == "running" for vm in self._known.values()):
-            raise ConflictError(f"The VM name {name} is already in use", resolution="stop it, or choose another name")
-        guest.find_qemu()  # before anything is prepared
-        found = self._images.resolve(image, notify=say) if isinstance(image, str) else image
-        label = image if isinstance(image, str) else (found.tags or [found.short_id])[0]
-        args = finalize_args(parse_command(command), found.config, settings)
-        path, base_bytes = self._disk(found, say)
-        machines = self._machines(say)
-        vm = VM(
-            name=name,
-            image=label,
-            command=args,
-            memory_bytes=memory_bytes,
-            base_bytes=base_bytes,
-            prepare_s=time.monotonic() - began,
-        )
-        hostname = settings.get("hostname") or vm.id[:12]
-        vm._env = finalize_environment(found.config, settings, hostname)
-        vm._user = settings.get("user") or found.config.get("User") or ""
-        cwd = settings.get("working_dir") or found.config.get("WorkingDir") or "/"
-        boot_options = {
-            "machines": machines,
-            "disk": path,
-            "memory_mib": memory_bytes >> 20,
-            "cpus": int(cpus),
-            "cold": cold,
-            "hostname": hostname,
-            "readonly": bool(settings.get("read_only")),
-        }
-        self._known[vm.id] = vm
-        return vm, boot_options, Command(args, env=vm._env, cwd=cwd, user=vm._user, stdin=stdin)
-
-    def _boot(
-        self,
-        vm: VM,
-        options: dict[str, Any],
-        command: Command,
-        *,
-        on_start: Callable[[VM], None] | None,
-        keep_all: bool,
-    ) -> None:
-        def started(session: Session) -> None:
-            vm._attach(session)
-            if on_start is not None:
-                on_start(vm)
-
-        machines: Machines = options.pop("machines")
-        began = time.monotonic()
-        boot = machines.boot(options.pop("disk"), keep_all=keep_all, on_start=started, **options)
-        vm._prepare_s += boot.asked_at - began
-        vm._run(boot, command)
+    def _disk_path(self, image: Image) -> Path:
+        facts = [f"{disk.FORMAT}", f"{disk.SIZE_BYTES}", *(layer.diff_id for layer in image.layers)]
+        return self.layout.vm / "disks" / f"{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:32]}.img"
 
     def _disk(self, image: Image, notify: Notify) -> tuple[Path, int]:
         """The kept disk of the image's layers, made when it is not there, and its bytes on the host."""
@@ -540,17 +533,15 @@ class VMs:
                 "lab/host cannot run in a virtual machine: its root is this machine's own, not an image's",
                 resolution="use lab/busybox or lab/debian",
             )
-        options = self._images.layer_options
-        facts = [f"{disk.FORMAT}", f"{disk.SIZE_BYTES}", *(layer.diff_id for layer in image.layers)]
-        key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
-        path = self._layout.vm / "disks" / f"{key}.img"
-        with self._locks.exclusive(f"vm-disk-{key}"):
+        options = self.images.layer_options
+        path = self._disk_path(image)
+        with self._locks.exclusive(f"vm-disk-{path.stem}"):
             if not path.exists():
                 disk.find_mke2fs()
                 notify("making the machine's disk from the image's layers (once for each image)")
-                lowers = [str(directory) for directory in self._images.layer_dirs(image)]
-                self._layout.vm.joinpath("disks").mkdir(mode=0o700, parents=True, exist_ok=True)
-                made = self._runtime.task(
+                lowers = [str(directory) for directory in self.images.layer_dirs(image)]
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                made = self.runtime.task(
                     "labkernel.qemu.disk:make_disk",
                     lowers=lowers,
                     out=str(path),
@@ -563,21 +554,15 @@ class VMs:
         return path, path.stat().st_blocks * 512
 
 
-def _check_memory(memory_bytes: int) -> None:
-    floor = MEMORY_FLOOR_MIB << 20
-    if memory_bytes < floor:
-        raise UsageError(
-            f"a guest kernel needs at least {MEMORY_FLOOR_MIB} MiB; {human_memory(max(0, memory_bytes))} were given",
-            resolution=f"`--memory {MEMORY_FLOOR_MIB}m` or more; a container has no kernel of its own to feed",
-        )
-
-
-def _feed(command: GuestCommand, source: bytes | BinaryIO) -> None:
+def _feed(attachment: Attachment, source: bytes | BinaryIO) -> None:
     """Give the guest's command its stdin, then the end of it; runs in a thread and ends with the command."""
     with contextlib.suppress(OSError, ValueError):  # a source that breaks is an early end of stdin
         if isinstance(source, bytes):
-            command.send(source)
+            attachment.send(source)
         else:
-            while not command.ended and (data := source.read(65536)):
-                command.send(data)
-    command.close_stdin()
+            while attachment.exit_code is None and (data := source.read(65536)):
+                attachment.send(data)
+    attachment.close_stdin()
+
+
+__all__ = ["VM", "Usage", "VMList", "VMResult", "VMs"]

@@ -27,7 +27,7 @@ SERVICES = {
     *("guarantees", "remounting", "explaining"),
     *("volumes", "networks", "events", "consistency", "network", "networksettings"),
     # figures and machines
-    *("vms", "metrics", "samples", "comparisons", "figures", "measuring"),
+    *("vms", "vm", "vmplans", "vmresults", "vminspection", "vmsnapshots", "metrics", "samples", "comparisons", "figures", "measuring"),
 }
 FACES = {"magics", "cli", "terminal", "kernel", "commands", "widgets", "api", "grading"}
 

@@ -1,42 +1,280 @@
-"""Images as virtual machines, through the engine."""
+"""Images as virtual machines, through the engine and from other processes. Booting costs seconds, so one machine serves
+most tests; `box` is it."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, NoSuchImage, NoSuchVM, StartError, UsageError, VMError
 from labkernel.metrics import Sampler
+from labkernel.qemu import guest, kernel
 from labkernel.vms import VM, VMResult
 
 IMAGE = "lab/busybox"
 MEMORY = "128m"
+DEADLINE_S = 120.0
+TICKS = "echo hello; i=0; while sleep 0.2; do i=$((i+1)); echo $i > /ticks; done"
 
 
-@pytest.fixture
-def lab(engine: Engine, needs: Callable[..., None]) -> Engine:
-    needs("vm qemu", "vm init", "vm mke2fs", "vm kernel")
-    return engine
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def lab(shared_engine: Engine) -> Iterator[Engine]:
+    for capability in shared_engine.vms.probe():
+        if not capability.ok and capability.name != "vm kvm":
+            pytest.skip(f"{capability.name}: {capability.cause}")
+    yield shared_engine
+    for vm in shared_engine.vms.list(all=True):
+        vm.remove(force=True, v=True)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shared")
+    (path / "a").write_text("from the host\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def box(lab: Engine, shared: Path) -> VM:
+    found = lab.vms.run(
+        IMAGE,
+        ["sh", "-c", TICKS],
+        detach=True,
+        name="box",
+        hostname="lab",
+        mem_limit=MEMORY,
+        environment={"A": "b c"},
+        volumes=[f"{shared}:/data", f"{shared / 'a'}:/etc/one:ro"],
+        ports={"80/tcp": ("127.0.0.1", None)},
+        labels={"lab": "vm"},
+    )
+    assert isinstance(found, VM)
+    return found
+
+
+def output(vm: VM, *words: str, **options: object) -> str:
+    code, data = vm.exec_run(list(words), **options)
+    assert code == 0, data
+    return str(data.decode())
+
+
+# -- one machine, looked at from all sides ---------------------------------------------------------------------------
+
+
+def test_it_is_listed_shown_and_found(lab: Engine, box: VM) -> None:
+    assert box.status == "running"
+    assert lab.vms.get("box") == lab.vms.get(box.id[:8]) == box
+    assert [vm.name for vm in lab.vms.list(filters={"label": "lab=vm"})] == ["box"]
+    assert "box" in repr(lab.vms.list())
+    assert "<table" in box._repr_html_()
+    attrs = box.attrs
+    assert attrs["State"]["Running"]
+    assert attrs["Machine"]["Accelerator"] in ("tcg", "kvm")
+    assert attrs["NetworkSettings"]["Ports"] == box.ports
+    assert attrs["Machine"]["Kernel"] == output(box, "uname", "-r").strip()
+    with pytest.raises(ConflictError, match="already in use"):
+        lab.vms.run(IMAGE, "true", detach=True, name="box", mem_limit=MEMORY)
+    with pytest.raises(NoSuchVM):
+        lab.vms.get("nosuch")
+    assert lab.check() == []
+
+
+def test_commands_run_beside_its_own(box: VM) -> None:
+    code, both = box.exec_run(["sh", "-c", "echo out; echo err >&2; exit 4"], demux=True)
+    assert (code, both) == (4, (b"out\n", b"err\n"))
+    assert output(box, "sh", "-c", "hostname; echo $A; pwd", workdir="/made/up") == "lab\nb c\n/made/up\n"
+    assert abs(int(output(box, "date", "+%s")) - time.time()) < 60
+    assert output(box, "id", "-u", user="nobody") == "65534\n"
+    assert output(box, "sh", "-c", r"printf '\0\377' | od -An -tx1").split() == ["00", "ff"]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [("nosuch", 127, "not found"), ("/etc", 126, "directory"), ("/etc/passwd", 126, "denied")],
+)
+def test_what_cannot_be_started_has_dockers_exit_codes(box: VM, command: str, code: int, words: str) -> None:
+    with pytest.raises(StartError, match=words) as caught:
+        box.exec_run([command])
+    assert caught.value.exit_code == code
+    with pytest.raises(StartError, match="unable to find user"):
+        box.exec_run("true", user="nosuch")
+
+
+def test_more_stdin_than_any_buffer_comes_back(box: VM) -> None:
+    data = os.urandom(700_000)
+    attachment = box.open_exec(["cat"], stdin=True)
+
+    def feed() -> None:
+        attachment.send(data)
+        attachment.close_stdin()
+
+    threading.Thread(target=feed, daemon=True).start()
+    with attachment:
+        assert b"".join(piece for _, piece in attachment) == data
+    assert attachment.exit_code == 0
+
+
+def test_a_reader_that_waits_makes_the_guest_wait(box: VM) -> None:
+    attachment = box.open_exec(["sh", "-c", "head -c 6000000 /dev/zero; echo end >&2"])
+    assert output(box, "echo", "another is served meanwhile") == "another is served meanwhile\n"
+    with attachment:
+        pieces = list(attachment)
+    assert sum(len(data) for stream, data in pieces if stream == "stdout") == 6_000_000
+    assert pieces[-1] == ("stderr", b"end\n") or ("stderr", b"end\n") in pieces
+
+
+def test_a_terminal_with_a_size(box: VM) -> None:
+    attachment = box.open_exec(["sh", "-c", "tty; read line; stty size; echo got $line"], tty=True, stdin=True)
+    seen = bytearray()
+    with attachment:
+        attachment.resize(33, 77)
+        attachment.send(b"typed\n")
+        for _, data in attachment:
+            seen += data
+    assert b"/dev/pts/" in seen
+    assert b"33 77" in seen
+    assert b"got typed" in seen
+    assert attachment.exit_code == 0
+
+
+def test_directories_are_shared_both_ways(box: VM, shared: Path) -> None:
+    assert output(box, "cat", "/data/a", "/etc/one") == "from the host\nfrom the host\n"
+    assert box.exec_run(["sh", "-c", "echo x > /etc/one"]).exit_code != 0
+    output(box, "sh", "-c", "mkdir -p /data/d/e && cp /bin/busybox /data/d/e/ && mv /data/d/e /data/f && ls -l /data")
+    assert (shared / "f/busybox").stat().st_size > 100_000
+    (shared / "later").write_text("later\n")
+    assert output(box, "cat", "/data/later") == "later\n"
+    assert output(box, "sh", "-c", "cmp /data/f/busybox /bin/busybox && rm -r /data/f && echo same") == "same\n"
+    assert not (shared / "f").exists()
+
+
+def test_a_published_port_leads_in_and_nothing_leads_out(box: VM) -> None:
+    output(box, "sh", "-c", "mkdir -p /www && echo page > /www/index.html && httpd -p 80 -h /www")
+    port = int(box.ports["80/tcp"][0]["HostPort"])
+    with socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while piece := connection.recv(4096):
+            answer += piece
+    assert answer.endswith(b"page\n")
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        inside = f"10.0.2.2 {ours.getsockname()[1]}"
+        assert box.exec_run(["sh", "-c", f"echo x | timeout 3 nc {inside}"]).exit_code != 0
+
+
+def test_figures_from_outside_and_inside(box: VM) -> None:
+    sample = box.sample()
+    assert sample is not None
+    assert sample.memory_bytes > 16 << 20
+    assert box.inside()["memory_total_kib"] < 128 * 1024
+    stats = box.stats()
+    assert stats["memory_stats"]["usage"] > 16 << 20
+
+
+def test_a_snapshot_is_gone_back_to(box: VM, shared: Path) -> None:
+    wait_for(lambda: box.exec_run("test -s /ticks").exit_code == 0, "the first tick")
+    output(box, "sh", "-c", "echo before > /state; exec 9> /data/open; echo one >&9; sleep 1000 9>&- >/dev/null &")
+    assert box.snapshot("one") == "one"
+    before = int(output(box, "cat", "/ticks"))
+    wait_for(lambda: int(output(box, "cat", "/ticks") or 0) > before, "it goes on")
+    output(box, "sh", "-c", "echo after > /state")
+    box.restore("one")
+    assert (box.status, box.booted, box.snapshots) == ("running", "snapshot", ["one"])
+    assert output(box, "cat", "/state", "/data/a") == "before\nfrom the host\n"
+    assert abs(int(output(box, "date", "+%s")) - time.time()) < 60
+    now = int(output(box, "cat", "/ticks") or 0)
+    wait_for(lambda: int(output(box, "cat", "/ticks") or 0) > now, "it goes on where it was")
+    with pytest.raises(VMError, match="has no snapshot two"):
+        box.restore("two")
+    box.remove_snapshot("one")
+    assert box.snapshots == []
+
+
+def test_another_process_finds_it_and_may_end_the_supervisor(lab: Engine, box: VM) -> None:
+    code = (
+        "import sys; from labkernel.engine import Engine\n"
+        "lab = Engine.open(sys.argv[1], runtime_dir=sys.argv[2]); vm = lab.vms.get('box')\n"
+        "print(vm.status, vm.exec_run('echo there').output, vm.logs().split()[0])"
+    )
+    argv = [sys.executable, "-c", code, str(lab.layout.root), str(lab.layout.runtime_dir)]
+    expected = "running b'there\\n' b'hello'"
+    assert subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S).stdout.strip() == expected
+    qemu = box.pid
+    info = lab.runtime.ensure()
+    os.kill(info.pid, signal.SIGKILL)
+    assert subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE_S).stdout.strip() == expected
+    assert (box.status, box.pid) == ("running", qemu)
+
+
+def test_stopped_and_started_again_its_disk_is_there(lab: Engine, box: VM) -> None:
+    output(box, "sh", "-c", "echo kept > /kept")
+    box.stop(timeout=30)
+    assert (box.status, box.pid, box.sample()) == ("exited", None, None)
+    assert box.wait()["StatusCode"] == box.exit_code == 143
+    with pytest.raises(ConflictError, match="not running"):
+        box.exec_run("true")
+    assert box.logs().startswith(b"hello\n")
+    assert box not in lab.vms.list()
+    assert box in lab.vms.list(all=True)
+    box.start()
+    assert output(box, "cat", "/kept") == "kept\n"
+    qemu = box.pid
+    assert qemu is not None
+    box.kill()
+    wait_for(lambda: not os.path.exists(f"/proc/{qemu}"), "QEMU is gone")
+    assert box.exit_code == 137
+    box.remove()
+    with pytest.raises(NoSuchVM):
+        lab.vms.get("box")
+
+
+# -- runs in the foreground ------------------------------------------------------------------------------------------
 
 
 def test_the_same_image_and_command_with_a_kernel_of_its_own(lab: Engine) -> None:
     live: list[tuple[str, bytes]] = []
-    result = lab.vms.run(
-        IMAGE,
-        ["sh", "-c", "uname -r; id -u; pwd; echo $A; echo err >&2; exit 5"],
-        mem_limit=MEMORY,
-        environment={"A": "b"},
-        user="nobody",
-        working_dir="/tmp/new",
-        on_output=lambda stream, data: live.append((stream, data)),
-    )
-    assert result.exit_code == 5
-    assert result.stdout.decode().split() == [result.kernel, "65534", "/tmp/new", "b"]
+    seen: list[VM] = []
+    with Sampler(hz=50) as sampler:
+
+        def started(vm: VM) -> None:
+            sampler.add(vm, name="vm")
+            seen.append(vm)
+
+        result = lab.vms.run(
+            IMAGE,
+            ["sh", "-c", "uname -r; id -u; pwd; echo $A; cat; echo err >&2; sleep 0.5; exit 5"],
+            mem_limit=MEMORY,
+            cold=True,
+            environment={"A": "b"},
+            user="nobody",
+            working_dir="/tmp",
+            read_only=True,
+            stdin=b"typed\n",
+            on_output=lambda stream, data: live.append((stream, data)),
+            on_start=started,
+        )
+        series = sampler.series("vm")
+    assert isinstance(result, VMResult)
+    assert (result.exit_code, result.start) == (5, "cold")
+    assert result.stdout.decode().split() == [result.kernel, "65534", "/tmp", "b", "typed"]
     assert result.stderr == b"err\n"
     assert b"".join(data for stream, data in live if stream == "stdout") == result.stdout
     assert 0 < result.timings["ready_s"] < result.timings["exec_s"] < result.timings["wall_s"]
@@ -44,109 +282,82 @@ def test_the_same_image_and_command_with_a_kernel_of_its_own(lab: Engine) -> Non
     assert result.usage.peak_rss_bytes > 16 << 20
     assert result.usage.inside["maxrss_kib"] > 0
     assert result.disk_bytes > 0
-    assert result.accelerator in ("kvm", "tcg")
-    assert result.accelerator_reason
-
-
-def test_a_string_is_split_and_cold_is_said(lab: Engine) -> None:
-    result = lab.vms.run(IMAGE, "echo 'a b' c", mem_limit=MEMORY, cold=True)
-    assert (result.stdout, result.start) == (b"a b c\n", "cold")
-    assert "TCG" in repr(result) or "KVM" in repr(result)
+    assert result.accelerator.upper() in repr(result)
     assert "<table" in result._repr_html_()
-
-
-def test_stdin_comes_back(lab: Engine) -> None:
-    data = os.urandom(300_000)
-    assert lab.vms.run(IMAGE, ["cat"], mem_limit=MEMORY, stdin=data).stdout == data
-
-
-def test_a_sampler_follows_the_machine_from_its_start(lab: Engine) -> None:
-    with Sampler(hz=50) as sampler:
-        result = lab.vms.run(IMAGE, "sleep 0.5", mem_limit=MEMORY, on_start=lambda vm: sampler.add(vm, name="vm"))
-        series = sampler.series("vm")
     assert series.kind == "vm"
     assert series.samples
-    assert max(sample.memory_bytes for sample in series.samples) <= result.usage.peak_rss_bytes
+    assert seen[0].status == "removed"
+    assert lab.vms.list(all=True) == []
 
 
-def test_a_started_machine_runs_more_commands_and_stops(lab: Engine) -> None:
-    vm = lab.vms.start(IMAGE, ["sh", "-c", "echo hello; sleep 1000"], name="box", mem_limit=MEMORY)
-    try:
-        assert vm.status == "running"
-        assert lab.vms.get("box") is vm
-        assert vm in lab.vms.list()
-        assert vm.exec_run(["sh", "-c", "echo out; exit 4"]) == (4, b"out\n")
-        with pytest.raises(StartError):
-            vm.exec_run("nosuch")
-        sample = vm.sample()
-        assert sample is not None
-        assert sample.memory_bytes > 0
-        assert vm.inside()["memory_total_kib"] < 128 * 1024
-        with pytest.raises(ConflictError, match="already in use"):
-            lab.vms.start(IMAGE, "true", name="box", mem_limit=MEMORY)
-        vm.stop(timeout=5)
-        assert vm.logs() == b"hello\n"
-        assert (vm.status, vm.pid, vm.sample()) == ("exited", None, None)
-        assert vm.wait()["StatusCode"] == vm.exit_code
-        with pytest.raises(ConflictError, match="not running"):
-            vm.exec_run("true")
-    finally:
-        lab.vms.remove(vm)
-    with pytest.raises(NoSuchVM):
-        lab.vms.get("box")
+def test_two_machines_of_one_template_draw_different_random_numbers(lab: Engine) -> None:
+    command = ["sh", "-c", "head -c 16 /dev/urandom | od -An -tx1; touch /kept"]
+    drawn = [lab.vms.run(IMAGE, command, mem_limit=MEMORY) for _ in range(2)]
+    assert drawn[0].start == drawn[1].start == "template"
+    assert drawn[0].stdout != drawn[1].stdout
 
 
-def test_a_machine_ends_with_its_command(lab: Engine) -> None:
-    vm = lab.vms.start(IMAGE, ["sh", "-c", "echo done; exit 7"], mem_limit=MEMORY)
-    try:
-        assert vm.wait(60) == {"StatusCode": 7}
-        result = vm.result()
-        assert isinstance(result, VMResult)
-        assert result.stdout == b"done\n"
-        assert "exited" in vm._repr_html_()
-    finally:
-        lab.vms.remove(vm)
-
-
-def test_an_interrupt_ends_the_machine(lab: Engine) -> None:
-    seen: list[VM] = []
-
-    def interrupt(_stream: str, _data: bytes) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        lab.vms.run(
-            IMAGE, ["sh", "-c", "echo up; sleep 1000"], mem_limit=MEMORY, on_output=interrupt, on_start=seen.append
-        )
-    assert seen[0].pid is None
-    assert seen[0].status == "exited"
-    assert lab.vms.list() == []
-
-
-def test_a_machine_that_is_killed_under_a_run_is_an_error(lab: Engine) -> None:
-    def kill(vm: VM) -> None:
-        def when_running() -> None:
-            while vm.status != "running":
-                threading.Event().wait(0.01)
-            vm.kill()
-
-        threading.Thread(target=when_running).start()
-
-    with pytest.raises(VMError, match="ended before its command"):
-        lab.vms.run(IMAGE, "sleep 1000", mem_limit=MEMORY, on_start=kill)
+def test_a_damaged_template_is_replaced_by_a_cold_boot(lab: Engine) -> None:
+    lab.vms.run(IMAGE, "true", mem_limit=MEMORY)
+    for path in (lab.layout.vm / "templates").glob("*.vm"):
+        path.write_bytes(path.read_bytes()[: 1 << 20])
+    result = lab.vms.run(IMAGE, "true", mem_limit=MEMORY)
+    assert (result.exit_code, result.start) == (0, "cold")
+    assert "the first try failed" in result.warnings[0]
 
 
 def test_a_time_limit_ends_the_machine(lab: Engine) -> None:
     with pytest.raises(VMError, match="did not end within"):
-        lab.vms.run(IMAGE, "sleep 1000", mem_limit=MEMORY, timeout_s=3)
-    assert lab.vms.list() == []
+        lab.vms.run(IMAGE, "sleep 1000", mem_limit=MEMORY, timeout_s=4)
+    assert lab.vms.list(all=True) == []
 
 
-@pytest.mark.parametrize(("command", "code"), [("nosuch", 127), ("/etc", 126), ("/etc/passwd", 126)])
-def test_what_cannot_be_started_has_dockers_exit_codes(lab: Engine, command: str, code: int) -> None:
-    with pytest.raises(StartError) as caught:
-        lab.vms.run(IMAGE, [command], mem_limit=MEMORY)
-    assert caught.value.exit_code == code
+def test_an_interrupt_ends_the_machine(lab: Engine) -> None:
+    pids: list[int | None] = []
+
+    def interrupt(_stream: str, _data: bytes) -> None:
+        pids.append(lab.vms.list()[0].pid)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        lab.vms.run(IMAGE, ["sh", "-c", "echo up; sleep 1000"], mem_limit=MEMORY, on_output=interrupt)
+    assert pids[0]
+    wait_for(lambda: not os.path.exists(f"/proc/{pids[0]}"), "QEMU is gone")
+    assert lab.vms.list(all=True) == []
+
+
+def test_a_machine_in_the_foreground_dies_with_who_started_it(lab: Engine) -> None:
+    code = (
+        "import sys; from labkernel.engine import Engine\n"
+        "lab = Engine.open(sys.argv[1], runtime_dir=sys.argv[2])\n"
+        "lab.vms.run('lab/busybox', ['sh', '-c', 'echo up; sleep 1000'], mem_limit='128m', name='tied',"
+        " on_output=lambda s, d: print(lab.vms.get('tied').pid, flush=True))"
+    )
+    argv = [sys.executable, "-c", code, str(lab.layout.root), str(lab.layout.runtime_dir)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        pid = int(client.stdout.readline())
+        assert os.path.exists(f"/proc/{pid}")
+        client.kill()
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "QEMU is gone")
+    wait_for(lambda: lab.vms.list(all=True) == [], "the machine is removed")
+
+
+def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKERNEL_VM_ACCEL", "tcg")
+    vm = lab.vms.create(IMAGE, "true", mem_limit=MEMORY, cold=True)
+    lab.vms.prepare(vm)
+    config = json.loads((vm.directory / "config.json").read_text())
+    for attempt in config["labkernel"]["machine"]["attempts"]:
+        attempt["argv"] = [word.replace("-drive", "-nosuchoption") for word in attempt["argv"]]
+    (vm.directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(VMError, match="ended before it was ready") as caught:
+        lab.vms.begin(vm, lambda: lab.runtime.start(vm.id))
+    assert "nosuchoption" in (caught.value.details or "")
+    vm.remove(force=True)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -154,38 +365,56 @@ def test_what_cannot_be_started_has_dockers_exit_codes(lab: Engine, command: str
     [
         ({"mem_limit": "32m"}, "a guest kernel needs at least"),
         ({"mem_limit": "much"}, "invalid size"),
-        ({"cpus": 0}, "whole processors"),
-        ({"cpus": 0.5}, "whole processors"),
-        ({"ports": {}}, "unknown setting"),
+        ({"cpus": 0}, "processors"),
+        ({"cpus": 10_000}, "processors"),
+        ({"cap_add": ["NET_ADMIN"]}, "no setting of a virtual machine"),
+        ({"network_mode": "host"}, "not available to a virtual machine"),
         ({"name": "-bad-"}, "name"),
+        ({"timeout_s": 0}, "time limit"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_starts(
-    engine: Engine, settings: dict[str, object], words: str
+    shared_engine: Engine, settings: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        engine.vms.run(IMAGE, "true", **settings)
+        shared_engine.vms.run(IMAGE, "true", **settings)
 
 
-def test_unknown_image(lab: Engine) -> None:
+def test_unknown_image_kernel_and_root(lab: Engine, tmp_path: Path) -> None:
     with pytest.raises(NoSuchImage):
         lab.vms.run("lab/nothing-of-the-kind", "true")
+    with pytest.raises(VMError, match="no such file"):
+        lab.vms.run(IMAGE, "true", kernel=tmp_path / "vmlinuz")
+    if lab.driver.name == "root":
+        with pytest.raises(VMError, match="lab/host"):
+            lab.vms.run("lab/host", "true", mem_limit=MEMORY)
+    assert lab.vms.list(all=True) == []
 
 
-def test_the_hosts_own_root_is_refused(lab: Engine) -> None:
-    if lab.driver.name != "root":
-        pytest.skip("lab/host needs the root driver")
-    with pytest.raises(VMError, match="lab/host"):
-        lab.vms.run("lab/host", "true", mem_limit=MEMORY)
+def test_without_qemu_or_kernel_the_remedy_is_named(
+    shared_engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(guest, "find_qemu", lambda: str(tmp_path / "qemu"))
+    monkeypatch.setattr(kernel, "_of_this_machine", lambda: iter(()))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(kernel.ENVIRONMENT, raising=False)
+    with pytest.raises(VMError) as caught:
+        kernel.get_kernel(tmp_path, notify=lambda _line: None)
+    assert "apt-get install" in (caught.value.resolution or "")
 
 
-def test_the_probe_gives_every_cause_in_words(engine: Engine) -> None:
-    found = {capability.name: capability for capability in engine.vms.probe()}
+def test_the_probe_gives_every_cause_in_words(shared_engine: Engine) -> None:
+    found = {capability.name: capability for capability in shared_engine.vms.probe()}
     assert set(found) == {"vm qemu", "vm init", "vm mke2fs", "vm kernel", "vm kvm"}
     assert all(capability.cause for capability in found.values())
+    names = [capability.name for capability in shared_engine.doctor()]
+    assert len(names) == len(set(names))
+    assert not {"qemu", "mke2fs"} & set(names)
 
 
 def test_prune_only_costs_time(lab: Engine) -> None:
-    lab.vms.run(IMAGE, "true", mem_limit=MEMORY)
-    assert lab.vms.prune() > 0
-    assert lab.vms.run(IMAGE, "true", mem_limit=MEMORY).exit_code == 0
+    vm = lab.vms.create(IMAGE, "true", mem_limit=MEMORY)
+    answer = lab.vms.prune(all=True)
+    assert answer["VMsDeleted"] == [vm.id]
+    assert answer["SpaceReclaimed"] > 0
+    assert lab.vms.usage()["disks"] == lab.vms.usage()["templates"] == 0

@@ -1,4 +1,4 @@
-"""The frames spoken with the guest's init over virtio-serial. Pure: bytes in, frames out. The other end: guest/init.c.
+"""The frames spoken with the guest's init over virtio-serial. Pure: bytes in, frames out. The other end: guest/*.c.
 
 A frame is kind (1 byte), 0, process number (2 bytes), payload length (4 bytes), payload; numbers are big endian. The
 kinds 0, 1 and 2 are the standard streams, as in Docker's attach protocol. Process 0 is the command of the VM, higher
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
-PROTOCOL = 1
+PROTOCOL = 2
 PORT_NAME = "labkernel.0"
+SHARE_PORT_NAME = "labkernel.1"  # requests of shared directories and their answers
 MAX_PAYLOAD = (1 << 20) - 8
 STDIN_WINDOW = 256 << 10  # bytes of stdin that may wait unconsumed in the guest (init.c has a buffer of this size)
 
@@ -31,6 +32,11 @@ class Kind(IntEnum):
     SIGNAL = 18
     STATS = 19
     POWEROFF = 20
+    HOLD = 21
+    RESIZE = 22
+    CLOCK = 23
+    SHARED = 24
+    FREEZE = 25
     HELLO = 32
     READY = 33
     STARTED = 34
@@ -38,6 +44,8 @@ class Kind(IntEnum):
     FIGURES = 36
     FAILED = 37
     CONSUMED = 38
+    SHARE = 39
+    FROZEN = 40
 
 
 class Frame(NamedTuple):
@@ -93,23 +101,58 @@ def _records(records: Iterable[tuple[str, str]]) -> bytes:
     return bytes(out)
 
 
-def setup_payload(*, time_s: float, entropy: bytes, device: str, hostname: str | None, readonly: bool) -> bytes:
-    """SETUP: set the clock, mix in entropy, mount `device` as the root. Entropy beyond 64 bytes is ignored."""
+def clock_payload(*, time_s: float, entropy: bytes) -> bytes:
+    """CLOCK: set the clock and mix in entropy, of which what is beyond 64 bytes is ignored."""
+    return _records(_clock(time_s, entropy))
+
+
+def _clock(time_s: float, entropy: bytes) -> list[tuple[str, str]]:
     whole, nanoseconds = divmod(round(time_s * 1e9), 10**9)
-    records = [("t", f"{whole}.{nanoseconds:09d}"), ("r", entropy.hex()), ("d", device)]
+    return [("t", f"{whole}.{nanoseconds:09d}"), ("r", entropy.hex())]
+
+
+def setup_payload(
+    *,
+    time_s: float,
+    entropy: bytes,
+    device: str,
+    hostname: str | None = None,
+    readonly: bool = False,
+    network: str = "",
+    shares: Sequence[tuple[str, bool, bool]] = (),
+) -> bytes:
+    """SETUP: what CLOCK does, then mount `device` as the root.
+
+    `network` is "" (none), "closed" (an address, no way out) or "open". `shares` are (absolute path in the guest, is a
+    directory, is writable); they are numbered in this order in SHARE frames.
+    """
+    records = [*_clock(time_s, entropy), ("d", device)]
     if hostname:
         records.append(("h", hostname))
     if readonly:
         records.append(("o", ""))
+    if network:
+        records.append(("n", network))
+    for target, directory, writable in shares:
+        records.append(("m", f"{'d' if directory else 'f'} {'rw' if writable else 'ro'} {target}"))
     return _records(records)
 
 
 def start_payload(
-    args: Sequence[str], *, env: Mapping[str, str] | Sequence[str], cwd: str, user: str, stdin: bool
+    args: Sequence[str],
+    *,
+    env: Mapping[str, str] | Sequence[str],
+    cwd: str,
+    user: str,
+    stdin: bool,
+    tty: tuple[int, int] | None = None,
 ) -> bytes:
-    """START: run `args` (not empty) with exactly this environment (the guest adds HOME where it lacks one)."""
+    """START: run `args` (not empty) with exactly this environment (the guest adds HOME where it lacks one); `tty` is
+    (rows, columns) of the terminal it gets, if it gets one."""
     pairs = [f"{name}={value}" for name, value in env.items()] if isinstance(env, Mapping) else list(env)
     records = [("a", arg) for arg in args] + [("e", pair) for pair in pairs] + [("c", cwd or "/"), ("u", user or "0")]
     if stdin:
         records.append(("i", ""))
+    if tty is not None:
+        records.append(("t", f"{tty[0]} {tty[1]}"))
     return _records(records)

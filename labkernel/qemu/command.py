@@ -12,7 +12,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from .channel import PORT_NAME
+from .channel import PORT_NAME, SHARE_PORT_NAME
+from .spawn import CHANNEL_FD, CONSOLE_FD, INCOMING_FD, QMP_FD, SHARE_FD
 
 # Each word is worth something at boot; the initcalls set up tracing, certificates and crypto tests nobody uses here.
 _QUICK_BOOT = (
@@ -34,8 +35,19 @@ TRANSLATION_CACHE_MIB = 64
 
 
 @dataclasses.dataclass(frozen=True)
+class Port:
+    """A port of the guest that this machine listens on for it."""
+
+    protocol: str  # "tcp" or "udp"
+    host_ip: str  # "" is every address
+    host_port: int
+    guest_port: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a guest is made of. Descriptor numbers are those the QEMU process will have."""
+    """What a guest is made of. `disk` is a qcow2 overlay. `network` is "" (none at all), "closed" (published ports
+    only) or "open" (QEMU's user-mode network)."""
 
     qemu: str
     accelerator: str  # "kvm" or "tcg"
@@ -46,10 +58,8 @@ class Machine:
     cpus: int = 1
     append: tuple[str, ...] = ()
     sandbox: bool = True
-    channel_fd: int = -1
-    console_fd: int = -1
-    qmp_fd: int = -1
-    incoming_fd: int | None = None
+    network: str = ""
+    ports: tuple[Port, ...] = ()
 
     def kernel_command_line(self) -> str:
         """At most 2,048 bytes (the kernel cuts off the rest), so nothing of a user's command is ever in it."""
@@ -61,8 +71,8 @@ class Machine:
             words.append("lpj=4000000")  # no calibration of the delay loop: TCG's clock makes it slow and wrong
         return " ".join([*words, *self.append])
 
-    def argv(self) -> list[str]:
-        """The command line. The disk is opened with a throw-away overlay: what the guest writes is gone at its end."""
+    def argv(self, *, incoming: bool = False) -> list[str]:
+        """The command line; its descriptors are those of `spawn.Qemu`. `incoming`: the state of a machine comes in."""
         argv = [self.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         argv += ["-name", "labkernel-guest", "-machine", "pc,usb=off,vmport=off"]
         if self.accelerator == "tcg":
@@ -71,28 +81,42 @@ class Machine:
             argv += ["-accel", "kvm", "-cpu", "host"]
         argv += ["-m", str(self.memory_mib), "-smp", str(self.cpus)]
         argv += ["-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", self.kernel_command_line()]
-        argv += ["-drive", f"file={_comma(self.disk)},if=none,id=root,format=raw,snapshot=on,cache=unsafe"]
+        argv += ["-drive", f"file={_comma(self.disk)},if=none,id=root,format=qcow2,cache=unsafe"]
         argv += ["-device", "virtio-blk-pci,drive=root"]
-        argv += ["-chardev", f"socket,id=channel,fd={self.channel_fd}"]
-        argv += ["-device", "virtio-serial-pci,max_ports=2"]
+        argv += ["-chardev", f"socket,id=channel,fd={CHANNEL_FD}"]
+        argv += ["-chardev", f"socket,id=share,fd={SHARE_FD}"]
+        argv += ["-device", "virtio-serial-pci,max_ports=3"]
         argv += ["-device", f"virtserialport,chardev=channel,name={PORT_NAME}"]
-        argv += ["-chardev", f"socket,id=console,fd={self.console_fd}", "-serial", "chardev:console"]
-        argv += ["-chardev", f"socket,id=qmp,fd={self.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+        argv += ["-device", f"virtserialport,chardev=share,name={SHARE_PORT_NAME}"]
+        argv += ["-chardev", f"socket,id=console,fd={CONSOLE_FD}", "-serial", "chardev:console"]
+        argv += ["-chardev", f"socket,id=qmp,fd={QMP_FD}", "-mon", "chardev=qmp,mode=control"]
+        argv += self._network()
         if self.sandbox:
             argv += ["-sandbox", _SANDBOX]
-        if self.incoming_fd is not None:
-            argv += ["-incoming", f"fd:{self.incoming_fd}"]
+        if incoming:
+            argv += ["-incoming", f"fd:{INCOMING_FD}"]
         return argv
+
+    def _network(self) -> list[str]:
+        if not self.network:
+            return []
+        words = ["user", "id=net", "ipv6=off"]
+        if self.network == "closed":
+            words.append("restrict=on")  # no way out, not even to this machine
+        words += [f"hostfwd={p.protocol}:{p.host_ip}:{p.host_port}-:{p.guest_port}" for p in self.ports]
+        return ["-netdev", ",".join(words), "-device", "virtio-net-pci,netdev=net,romfile="]
+
+    def bare(self) -> Machine:
+        """What of the machine its hardware and memory depend on: the same for all that one template can serve."""
+        return dataclasses.replace(self, disk=Path("DISK"), ports=(), network="closed" if self.network else "")
 
     def template_key(self, *facts: str) -> str:
         """Names the migration file this machine can be restored from: 32 hex digits.
 
-        All that shapes the guest's hardware and memory goes in; the disk and the descriptors do not, since they are
-        attached anew. `facts` are identities of the files behind the names: QEMU, kernel and initramfs.
+        All that shapes the guest's hardware and memory goes in. `facts` are identities of the files behind the names:
+        QEMU, kernel and initramfs.
         """
-        bare = dataclasses.replace(
-            self, disk=Path("DISK"), channel_fd=-1, console_fd=-1, qmp_fd=-1, incoming_fd=None, sandbox=False
-        )
+        bare = dataclasses.replace(self.bare(), sandbox=False)
         return hashlib.sha256(json.dumps([bare.argv(), *facts]).encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""Compiling guest/init.c. Imports nothing of ours: the build hook (hatch_build.py) loads this file by its path.
+"""Compiling guest/*.c. Imports nothing of ours: the build hook (hatch_build.py) loads this file by its path.
 
 The program is static and carries the digest of its source, so that a checkout whose source has changed, or an
 installation without the binary, is told apart from one that is ready.
@@ -20,9 +20,17 @@ _ZIG_TARGETS = {"x86_64": "x86_64-linux-musl", "aarch64": "aarch64-linux-musl"}
 _TIMEOUT_S = 300
 
 
+def _files(source: Path, pattern: str) -> list[Path]:
+    """`source` itself, or the files in a directory."""
+    return sorted(source.glob(pattern)) if source.is_dir() else [source]
+
+
 def source_digest(source: Path) -> str:
-    """What `is_current` looks for in a binary: 16 hex digits."""
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    """What `is_current` looks for in a binary: 16 hex digits of `source`, a file or a directory of them."""
+    digest = hashlib.sha256()
+    for path in _files(source, "*.[ch]"):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def is_current(program: Path, source: Path) -> bool:
@@ -49,7 +57,7 @@ def compilers(machine: str) -> list[list[str]]:
 
 
 def compile_init(source: Path, target: Path, machine: str) -> str | None:
-    """Compile `source` to the static program `target` (written under another name and renamed).
+    """Compile `source` (a C file, or a directory of them) to the static program `target` (written under another name and renamed).
 
     Returns None when it worked, else why not: the last compiler's words, or that there is none.
     """
@@ -57,7 +65,7 @@ def compile_init(source: Path, target: Path, machine: str) -> str | None:
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     for compiler in compilers(machine):
         digest = f'-DSOURCE_DIGEST="{source_digest(source)}"'
-        argv = [*compiler, *_FLAGS, digest, "-o", str(partial), str(source)]
+        argv = [*compiler, *_FLAGS, digest, "-o", str(partial), *map(str, _files(source, "*.c"))]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=_TIMEOUT_S, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as err:

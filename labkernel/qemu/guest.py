@@ -10,7 +10,7 @@ from labkernel.errors import VMError
 
 from . import compiling
 
-SOURCE = Path(__file__).with_name("guest") / "init.c"
+SOURCE = Path(__file__).with_name("guest")
 MACHINES = {"x86_64": "qemu-system-x86_64"}
 
 

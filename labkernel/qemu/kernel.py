@@ -4,7 +4,8 @@
     vm/kernels/given/…              the same for what LABKERNEL_VM_KERNEL named: used only while it names it
       kernel.json                   {"release", "source", "format": "vmlinux"|"bzImage"}
       image                         the uncompressed PVH ELF where the kernel has one, else the bzImage as it came
-      modules/<name>.ko             uncompressed; modules/order lists them in the order of loading
+      modules/<name>.ko             uncompressed; modules/order lists them in the order of loading, modules/network and
+                                modules/share what a network and shared directories need beyond that
       initramfs-<digest>.cpio       modules and the guest's init of one version
 
 An uncompressed kernel saves a second of every boot under TCG, where the guest would unpack itself in emulated code.
@@ -32,6 +33,9 @@ from labkernel.errors import VMError
 from . import cpio, unpack
 
 WANTED_MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "ext4")
+# Loaded by the guest only when it is to have a network, or shared directories; a kernel may lack them.
+OPTIONAL_MODULES = {"network": ("virtio_net",), "share": ("fuse",)}
+_VERSION = 2  # of the contents of a kept kernel
 _CRC32C = "crc32c_generic"  # ext4 as a module asks the crypto API for it by name, which no `depends` line tells
 _PACKAGES = {"x86_64": "linux-image-cloud-amd64"}
 _FETCH_TIMEOUT_S = 600
@@ -64,15 +68,18 @@ class _Candidate:
     source: str
 
 
-def get_kernel(kernels: Path, *, notify: Notify, fetch: bool = True) -> Kernel:
+def get_kernel(kernels: Path, *, notify: Notify, fetch: bool = True, given: str | None = None) -> Kernel:
     """The guest kernel to use; made ready under `kernels` (the store's vm/kernels) on first use.
 
-    In this order: the file or directory that LABKERNEL_VM_KERNEL names, this machine's own, one kept from before, the
-    distribution's cloud kernel by `apt-get download` (27 MB; only with `fetch`). Raises VMError with the way out.
+    In this order: the file or directory `given`, what LABKERNEL_VM_KERNEL names, this machine's own, one kept from
+    before, the distribution's cloud kernel by `apt-get download` (27 MB; only with `fetch`). Raises VMError with the
+    way out.
     """
-    given = os.environ.get(ENVIRONMENT)
     if given:
-        return _keep(_given(Path(given)), kernels / "given")
+        return _keep(_given(Path(given), "--kernel"), kernels / "given")
+    named = os.environ.get(ENVIRONMENT)
+    if named:
+        return _keep(_given(Path(named)), kernels / "given")
     for candidate in _of_this_machine():
         try:
             return _keep(candidate, kernels)
@@ -97,7 +104,7 @@ def describe(kernels: Path) -> str:
     own = next(_of_this_machine(), None)
     if own is not None:
         return own.source
-    for entry in sorted(kernels.glob("*/kernel.json")):
+    for entry in sorted(kernels.glob(f"*-{_VERSION}/kernel.json")):
         return f"{_read_kept(entry.parent).release}, kept in the store"
     if shutil.which("apt-get") and shutil.which("dpkg-deb") and platform.machine() in _PACKAGES:
         return f"{_PACKAGES[platform.machine()]} will be fetched with apt-get when it is first needed"
@@ -116,15 +123,16 @@ def _no_kernel(details: str) -> VMError:
 # -- where kernels come from
 
 
-def _given(path: Path) -> _Candidate:
+def _given(path: Path, option: str = ENVIRONMENT) -> _Candidate:
     if path.is_dir():
         images = sorted(path.glob("boot/vmlinuz-*")) or sorted(path.glob("vmlinuz*"))
         if not images:
-            raise VMError(f"{ENVIRONMENT}={path}: no vmlinuz in this directory")
-        return _Candidate(images[-1], path / "lib/modules", f"{ENVIRONMENT}={path}")
+            raise VMError(f"{option}={path}: no vmlinuz in this directory")
+        return _Candidate(images[-1], path / "lib/modules", f"{option}={path}")
     if not path.is_file():
-        raise VMError(f"{ENVIRONMENT}={path}: no such file", resolution="name a vmlinuz, or unset the variable")
-    return _Candidate(path, None, f"{ENVIRONMENT}={path}")
+        raise VMError(f"{option}={path}: no such file", resolution="name a vmlinuz (bzImage) or a vmlinux")
+    modules = path.parent.parent / "lib/modules"  # where a package unpacked by hand has them
+    return _Candidate(path, modules if modules.is_dir() else None, f"{option}={path}")
 
 
 def _of_this_machine() -> Iterator[_Candidate]:
@@ -178,6 +186,8 @@ def _run(argv: list[str], *, cwd: Path | None) -> str:
 
 def _read_kept(directory: Path) -> Kernel:
     facts = json.loads((directory / "kernel.json").read_text())
+    if facts.get("version") != _VERSION:
+        raise ValueError(f"{directory} was made by another version")
     kernel = Kernel(facts["release"], directory / "image", directory / "modules", facts["source"], facts["format"])
     kernel.image.stat()
     return kernel
@@ -189,7 +199,7 @@ def _keep(candidate: _Candidate, kernels: Path) -> Kernel:
     data = candidate.vmlinuz.read_bytes()
     release = _release(data, candidate.vmlinuz)
     digest = hashlib.sha256(data).hexdigest()[:8]
-    target = kernels / f"{release}-{digest}"
+    target = kernels / f"{release}-{digest}-{_VERSION}"
     if (target / "kernel.json").exists():
         return _read_kept(target)
     modules = candidate.modules or Path("/lib/modules")
@@ -199,7 +209,7 @@ def _keep(candidate: _Candidate, kernels: Path) -> Kernel:
         image, form = unpack.vmlinux(data)
         (work / "image").write_bytes(image)
         _pack_modules(found, work / "modules")
-        facts = {"release": release, "source": candidate.source, "format": form}
+        facts = {"version": _VERSION, "release": release, "source": candidate.source, "format": form}
         (work / "kernel.json").write_text(json.dumps(facts))
         try:
             work.rename(target)
@@ -237,7 +247,17 @@ def _pack_modules(source: Path, target: Path) -> None:
     for name in wanted:
         if files or text:
             _add_module(name, files, builtin, order, target)
-    (target / "order").write_text("".join(f"{name}.ko\n" for name in order))
+    _write_list(target / "order", order)
+    for listing, names in OPTIONAL_MODULES.items():
+        more = list(order)
+        for name in names:
+            if name in files:
+                _add_module(name, files, builtin, more, target)
+        _write_list(target / listing, more[len(order) :])
+
+
+def _write_list(path: Path, names: list[str]) -> None:
+    path.write_text("".join(f"{name}.ko\n" for name in names))
 
 
 def _module_name(file_name: str) -> str:
@@ -268,16 +288,14 @@ def get_initramfs(kernel: Kernel, init: Path) -> Path:
     path = kernel.modules.parent / f"initramfs-{hashlib.sha256(program).hexdigest()[:12]}.cpio"
     if path.exists():
         return path
-    order = (kernel.modules / "order").read_text()
     archive = cpio.Archive()
     archive.directory("dev")
     # init's own messages need a console before it has mounted anything.
     archive.device("dev/console", 5, 1)
     archive.file("init", program, mode=0o755)
     archive.directory("modules")
-    archive.file("modules/order", order.encode())
-    for name in order.split():
-        archive.file(f"modules/{name}", (kernel.modules / name).read_bytes())
+    for entry in sorted(kernel.modules.iterdir()):
+        archive.file(f"modules/{entry.name}", entry.read_bytes())
     with tempfile.NamedTemporaryFile(prefix=".cpio-", dir=path.parent, delete=False) as out:
         out.write(archive.finish())
     os.replace(out.name, path)

@@ -3,24 +3,31 @@
 The file is taken before a root disk is mounted, so one template serves every image; clock and entropy come with the
 first message after a restore. QEMU writes to and reads from a descriptor it is given, for its sandbox forbids spawning.
 A template is bound to what `Machine.template_key` hashes: QEMU, kernel, initramfs, memory, devices, command line.
+
+`make` runs in a child of the worker (`Runtime.task`): it has one thread, as starting a QEMU needs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
+import select
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from labkernel.errors import VMError
+from labkernel.errors import TaskError, VMError
 
+from .channel import Decoder, Kind
 from .command import Machine
 from .disk import SIZE_BYTES
-from .session import Session
+from .qcow2 import make_overlay
+from .qmp import Qmp
+from .snapshot import migrate
+from .spawn import Qemu
 
 KEPT = 6  # newest templates of a store; each is about 60 MB
-_MIGRATION_TIMEOUT_S = 60.0
 
 
 def template_path(templates: Path, machine: Machine, *, kernel: str) -> Path:
@@ -29,46 +36,53 @@ def template_path(templates: Path, machine: Machine, *, kernel: str) -> Path:
     return templates / f"{machine.template_key(f'{info.st_size}:{info.st_mtime_ns}', kernel)}.vm"
 
 
-def make_template(path: Path, machine: Machine, launcher: Path, *, scratch: Path, deadline_s: float) -> None:
-    """Boot `machine` with an empty disk and write it to `path` (complete or not at all). Raises VMError.
+def make(*, path: str, argv: Sequence[str], disk: str, deadline_s: float) -> dict[str, Any]:
+    """Boot the machine of `argv`, whose disk is the file `disk`, and write it to `path`: complete or not at all.
 
-    Takes a boot and some 0.3 s. Removes the oldest templates beyond `KEPT`.
+    Takes a boot and some 0.3 s. Removes the oldest templates beyond `KEPT`. Raises VMError, TaskError, DiskFull.
     """
-    blank = path.parent / "blank.img"
-    with open(blank, "ab") as file:
-        file.truncate(SIZE_BYTES)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    target = Path(path)
+    blank, overlay = target.with_name("blank.img"), Path(disk)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
+        with open(blank, "ab") as file:
+            file.truncate(SIZE_BYTES)
+        make_overlay(overlay, blank, SIZE_BYTES)
         with open(partial, "wb") as out:
-            session = Session(dataclasses.replace(machine, disk=blank), launcher, scratch=scratch)
+            qemu = Qemu(argv)
             try:
-                session.wait_hello(time.monotonic() + deadline_s)
-                _migrate(session, out.fileno())
+                _wait_hello(qemu, time.monotonic() + deadline_s)
+                migrate(Qmp(qemu.qmp), out.fileno(), qemu.last_words)
             finally:
-                session.close()
-        partial.replace(path)
+                qemu.end()
+        partial.replace(target)
     except OSError as err:
-        raise VMError(f"a VM template could not be written: {err}", resolution="`--cold` boots without") from err
+        raise TaskError.from_oserror("write a template of a machine", err) from err
     finally:
         partial.unlink(missing_ok=True)
-    _forget_old(path.parent)
+        overlay.unlink(missing_ok=True)
+    _forget_old(target.parent)
+    return {"size_bytes": target.stat().st_blocks * 512}
 
 
-def _migrate(session: Session, out: int) -> None:
-    qmp = session.process.qmp
-    # The default is made for networks: 128 MiB/s, and a guest whose memory is dirtied faster never ends.
-    qmp.execute("migrate-set-parameters", max_bandwidth=1 << 34)
-    qmp.execute("getfd", fds=[out], fdname="template")
-    qmp.execute("migrate", uri="fd:template")
-    deadline = time.monotonic() + _MIGRATION_TIMEOUT_S
-    while time.monotonic() < deadline:
-        state = qmp.execute("query-migrate").get("status")
-        if state == "completed":
-            return
-        if state in ("failed", "cancelled"):
-            break
-        time.sleep(0.01)
-    raise VMError("QEMU could not write a VM template", details=session.process.last_words() or None)
+def _wait_hello(qemu: Qemu, deadline: float) -> None:
+    decoder = Decoder()
+    fds = [qemu.channel.fileno(), qemu.console.fileno(), qemu.stderr]
+    while fds[0] >= 0:
+        ready, _, _ = select.select([fd for fd in fds if fd >= 0], [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise VMError("the guest did not answer in time", details=qemu.last_words() or None)
+        for fd in ready:
+            data = os.read(fd, 65536)
+            if not data:
+                fds[fds.index(fd)] = -1
+            elif fd == fds[0]:
+                if any(frame.kind == Kind.HELLO for frame in decoder.feed(data)):
+                    return
+            else:
+                qemu.keep(data)
+    qemu.end()
+    raise VMError("the guest ended before it was ready", details=qemu.last_words() or None)
 
 
 def _forget_old(directory: Path) -> None:

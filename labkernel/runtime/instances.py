@@ -214,11 +214,21 @@ def stub(container_id: str) -> Instance:
     return Instance(container_id, "", {"process": {}}, new_state(container_id))
 
 
+# Where containers and virtual machines have their directories, below the root of the store.
+PLACES = ("containers", "vm/machines")
+
+
+def directory_of(root: str, container_id: str) -> str:
+    """The directory of a container or a machine; the container's where there is neither."""
+    machine = f"{root}/vm/machines/{container_id}"
+    return machine if os.path.isdir(machine) else f"{root}/containers/{container_id}"
+
+
 def load(root: str, container_id: str) -> Instance:
     """Read a container's files. Raises NoSuchContainer."""
     if not container_id or "/" in container_id or container_id.startswith("."):
         raise NoSuchContainer(container_id)
-    directory = f"{root}/containers/{container_id}"
+    directory = directory_of(root, container_id)
     try:
         with open(f"{directory}/config.json", "rb") as file:
             config = json.loads(file.read())

@@ -13,7 +13,7 @@ from typing import Any
 from ..linux import mounts, syscalls
 from ..linux.cgroups import Cgroup, Hierarchy
 from ..linux.namespaces import FLAGS, clone_into_pid_namespace
-from . import init, proot
+from . import init, monitors, proot
 
 STANDARD_NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
 
@@ -44,6 +44,7 @@ def profile_of(config: dict[str, Any]) -> dict[str, Any]:
         "cgroup_parent": (config.get("labkernel") or {}).get("cgroup_parent") or "",
         "bounding": (config["process"].get("capabilities") or {}).get("bounding"),
         "proot": "proot" in (config.get("labkernel") or {}),
+        "monitor": "monitor" in (config.get("labkernel") or {}),
     }
 
 
@@ -104,7 +105,8 @@ class Pool:
                 "single_id": self.single_id,
                 "skeleton": self.skeleton,
             }
-            (proot if profile.get("proot") else init).main(theirs, settings)
+            body = monitors if profile.get("monitor") else proot if profile.get("proot") else init
+            body.main(theirs, settings)
         theirs.close()
         os.set_blocking(ours.fileno(), False)
         return Warm(pid, pidfd, ours, cgroup, profile)

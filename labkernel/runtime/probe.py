@@ -33,8 +33,6 @@ _PROGRAMS = {
     "slirp4netns": ("networks of rootless containers", "slirp4netns"),
     "pasta": ("networks of rootless containers", "passt"),
     "proot": ("driver proot (fetched into the store when it is missing)", "proot"),
-    "mke2fs": ("disks of virtual machines", "e2fsprogs"),
-    "qemu": ("virtual machines", "qemu-system-x86"),
 }
 
 _USERNS_REMEDY = (
@@ -244,12 +242,11 @@ def _landlock() -> Capability:
 
 def _programs() -> list[Capability]:
     found = []
-    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # mke2fs lies where users' PATH does not lead
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
     for name, (needed_for, package) in _PROGRAMS.items():
-        program = f"qemu-system-{os.uname().machine}" if name == "qemu" else name
-        where = shutil.which(program, path=path)
+        where = shutil.which(name, path=path)
         remedy = "" if where else f"`apt install {package}`"
-        found.append(Capability(name, where is not None, None, where or f"no {program} in PATH", remedy, needed_for))
+        found.append(Capability(name, where is not None, None, where or f"no {name} in PATH", remedy, needed_for))
     return found
 
 

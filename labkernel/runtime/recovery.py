@@ -123,34 +123,38 @@ def _forget_ended(sup: Any, inst: Instance, container_id: str) -> None:
 
 def _settle(sup: Any) -> None:
     """After a reboot, or when keeper and supervisor were killed together: nothing of it runs under us any more."""
-    folder = f"{sup.root}/containers"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        if name in sup.instances or name in sup.context.held:
-            continue
-        state = instances.read_state(f"{folder}/{name}")
-        if state is None or state["status"] not in ("running", "paused", "restarting"):
-            continue
+    for place in instances.PLACES:
+        folder = f"{sup.root}/{place}"
         try:
-            inst = instances.load(sup.root, name)
-        except LabkernelError:
+            names = os.listdir(folder)
+        except OSError:
             continue
-        if _runs(inst):
-            _adopt(sup, name, {"state": {}, "fds": {}})
-            continue
-        if inst.status == "restarting":
-            restarts.resume(sup, inst)
-            continue
-        inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
-        inst.state["error"] = "keeper and supervisor were gone when it ended"
-        inst.try_save()
-        if restarts.is_due(inst):
-            restarts.resume(sup, inst)
-        elif inst.auto_remove:
-            sup.put_off(lambda inst=inst: sup.remove(inst))
+        for name in names:
+            if name not in sup.instances and name not in sup.context.held:
+                _settle_one(sup, name, folder)
+
+
+def _settle_one(sup: Any, name: str, folder: str) -> None:
+    state = instances.read_state(f"{folder}/{name}")
+    if state is None or state["status"] not in ("running", "paused", "restarting"):
+        return
+    try:
+        inst = instances.load(sup.root, name)
+    except LabkernelError:
+        return
+    if _runs(inst):
+        _adopt(sup, name, {"state": {}, "fds": {}})
+        return
+    if inst.status == "restarting":
+        restarts.resume(sup, inst)
+        return
+    inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
+    inst.state["error"] = "keeper and supervisor were gone when it ended"
+    inst.try_save()
+    if restarts.is_due(inst):
+        restarts.resume(sup, inst)
+    elif inst.auto_remove:
+        sup.put_off(lambda: sup.remove(inst))
 
 
 def _runs(inst: Instance) -> bool:

@@ -29,16 +29,27 @@ def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, fro
     wants = {name for name in ("stdout", "stderr") if message.get(name, True)}
     follower = Follower(conn, inst.open_log(), wants, from_start=from_start)
     inst.followers.append(follower)
-    conn.closed = lambda: sup.detach(inst, follower)
+    tied = bool(message.get("tied"))
+
+    def closed() -> None:
+        sup.detach(inst, follower)
+        if tied and inst.running:
+            # Its owner died: nobody asked for it to live on.
+            inst.stopping = inst.own["auto_remove"] = True
+            inst.kill_all()
+
+    conn.closed = closed
     takes_input = bool(message.get("stdin"))
 
     def frame(stream: int, data: bytes) -> None:
+        nonlocal tied
         if takes_input and inst.awaits_input:
             inst.early.keep(frame, conn, stream, data)
         elif stream == protocol.STDIN and takes_input and inst.input is not None:
             inst.input.write(data, conn)
         elif stream == protocol.CONTROL:
             control = json.loads(data)
+            tied = tied and not control.get("untie")
             if control.get("close_stdin") and takes_input and inst.input is not None:
                 inst.input.half_close()
             if control.get("resize"):
@@ -291,10 +302,12 @@ def update(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
 def states(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> None:
     wanted = message.get("ids")
     if wanted is None:
-        try:
-            wanted = os.listdir(f"{sup.root}/containers")
-        except OSError:
-            wanted = []
+        wanted = []
+        for place in instances.PLACES:
+            try:
+                wanted += os.listdir(f"{sup.root}/{place}")
+            except OSError:
+                pass
     found = {}
     for container_id in wanted:
         inst = sup.instances.get(container_id)
@@ -303,7 +316,7 @@ def states(sup: Any, conn: Connection, message: Message, _fds: list[int]) -> Non
             continue
         if "/" in container_id or container_id.startswith("."):
             continue
-        directory = f"{sup.root}/containers/{container_id}"
+        directory = instances.directory_of(sup.root, container_id)
         state = instances.read_state(directory)
         if state is None and os.path.isdir(directory):
             state = instances.new_state(container_id)

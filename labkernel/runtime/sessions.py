@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ConflictError, StartError
 from ..linux import pty, syscalls
 from ..linux.namespaces import FLAGS
-from . import init, instances, keeper, proot, protocol
+from . import init, instances, keeper, monitors, proot, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
 from .streams import InputPipe
@@ -51,6 +51,9 @@ class Session:
         ours, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, _ = syscalls.clone(0, want_pidfd=False)
         if pid == 0:
+            if "monitor" in self.inst.own:
+                how = {"terminal": self.terminal, "stdin": self.wants_stdin}
+                monitors.begin_session(child_end, self.inst, self.process, theirs, **how)
             _child(child_end, self.inst, self.process, theirs, terminal=self.terminal)
         child_end.close()
         for fd in theirs:

@@ -133,6 +133,16 @@ MIGRATIONS: tuple[str, ...] = (
         (lower(hex(randomblob(32))), 'host', unixepoch(), 'host'),
         (lower(hex(randomblob(32))), 'none', unixepoch(), 'null');
     """,
+    """
+    CREATE TABLE vms (                      -- virtual machines: as containers
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        image_id TEXT NOT NULL,
+        image_ref TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        settings TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 """Migration N brings `user_version` from N to N + 1. Only ever append."""
 

@@ -38,6 +38,7 @@ _DIRECTORIES = (
     "vm/kernels",
     "vm/disks",
     "vm/templates",
+    "vm/machines",
     "tmp",
     "locks",
 )
@@ -122,6 +123,10 @@ class Layout:
     def container_dir(self, id: str) -> Path:
         """Directory of the container with the full 64-digit id."""
         return self.root / "containers" / id
+
+    def vm_dir(self, id: str) -> Path:
+        """Directory of the virtual machine with the full 64-digit id."""
+        return self.root / "vm" / "machines" / id
 
     def layer_dir(self, diff_id: str) -> Path:
         """Unpacked layer with this diff ID (`sha256:` + hex)."""

@@ -39,6 +39,13 @@ def test_a_nul_in_an_argument_is_refused() -> None:
 def test_setup_payload_writes_the_clock_exactly() -> None:
     payload = channel.setup_payload(time_s=12.5, entropy=b"\xff", device="/dev/vda", hostname=None, readonly=True)
     assert payload == b"t12.500000000\0rff\0d/dev/vda\0o\0"
+    assert payload.startswith(channel.clock_payload(time_s=12.5, entropy=b"\xff"))
+
+
+def test_setup_payload_names_network_and_shares() -> None:
+    shares = [("/data", True, True), ("/etc/one", False, False)]
+    payload = channel.setup_payload(time_s=0, entropy=b"", device="/dev/vda", network="closed", shares=shares)
+    assert payload.endswith(b"nclosed\0md rw /data\0mf ro /etc/one\0")
 
 
 def test_a_frame_too_large_for_the_guest_is_refused() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from labkernel.qemu.command import Machine
+from labkernel.qemu.command import Machine, Port
 
-TCG = Machine("qemu", "tcg", 256, Path("/k"), Path("/i"), Path("/d,1.img"), channel_fd=5, console_fd=6, qmp_fd=7)
+TCG = Machine("qemu", "tcg", 256, Path("/k"), Path("/i"), Path("/d,1.qcow2"))
 
 
 def following(argv: list[str], option: str) -> list[str]:
@@ -30,10 +30,16 @@ def test_no_device_and_no_network_that_nobody_asked_for() -> None:
     assert not any("net" in word for word in argv if word.startswith(("-net", "user", "virtio-net")))
 
 
-def test_the_disk_is_thrown_away_and_its_commas_survive() -> None:
+def test_the_disk_is_an_overlay_and_its_commas_survive() -> None:
     drive = following(TCG.argv(), "-drive")[0]
-    assert "file=/d,,1.img," in drive
-    assert "snapshot=on" in drive
+    assert "file=/d,,1.qcow2," in drive
+    assert "format=qcow2" in drive
+
+
+def test_published_ports_open_no_way_out() -> None:
+    closed = dataclasses.replace(TCG, network="closed", ports=(Port("tcp", "127.0.0.1", 8080, 80),))
+    assert following(closed.argv(), "-netdev") == ["user,id=net,ipv6=off,restrict=on,hostfwd=tcp:127.0.0.1:8080-:80"]
+    assert "restrict" not in following(dataclasses.replace(TCG, network="open").argv(), "-netdev")[0]
 
 
 def test_the_sandbox_forbids_spawning_unless_switched_off() -> None:
@@ -47,8 +53,12 @@ def test_the_kernel_command_line_fits() -> None:
     assert "acpi=off" not in dataclasses.replace(TCG, cpus=2).kernel_command_line()
 
 
-def test_a_template_is_bound_to_the_hardware_and_not_to_disk_and_descriptors() -> None:
+def test_a_template_is_bound_to_the_hardware_and_not_to_disk_and_ports() -> None:
     key = TCG.template_key("facts")
-    assert key == dataclasses.replace(TCG, disk=Path("/other"), qmp_fd=9, incoming_fd=3).template_key("facts")
+    assert key == dataclasses.replace(TCG, disk=Path("/other"), sandbox=False).template_key("facts")
     assert key != dataclasses.replace(TCG, memory_mib=512).template_key("facts")
     assert key != TCG.template_key("other facts")
+    network = dataclasses.replace(TCG, network="open")
+    assert key != network.template_key("facts")
+    published = dataclasses.replace(TCG, network="closed", ports=(Port("tcp", "", 1, 2),))
+    assert network.template_key("facts") == published.template_key("facts")

@@ -9,7 +9,6 @@ import pytest
 
 from labkernel.errors import VMError
 from labkernel.qemu import guest, kernel
-from labkernel.qemu.machine import Machines
 
 
 def silent(_line: str) -> None:
@@ -28,10 +27,14 @@ def test_modules_come_after_what_they_depend_on(tmp_path: Path) -> None:
     module(source / "kernel/b", "virtio_ring")
     module(source / "kernel", "virtio_blk", "virtio")
     module(source / "kernel", "virtio_console", "virtio")
+    module(source / "net", "virtio_net", "virtio,failover")
+    module(source / "net", "failover")
     (source / "modules.builtin").write_text("kernel/fs/ext4/ext4.ko\n")
     kernel._pack_modules(source, tmp_path / "out")
     order = (tmp_path / "out/order").read_text().split()
     assert order == ["virtio_ring.ko", "virtio.ko", "virtio_pci.ko", "virtio_blk.ko", "virtio_console.ko"]
+    assert (tmp_path / "out/network").read_text().split() == ["failover.ko", "virtio_net.ko"]
+    assert (tmp_path / "out/share").read_text() == ""
 
 
 def test_a_kernel_without_virtio_is_refused(tmp_path: Path) -> None:
@@ -64,18 +67,31 @@ def test_without_any_kernel_the_remedy_is_named(tmp_path: Path, monkeypatch: pyt
         kernel.describe(tmp_path)
 
 
-def test_a_kept_kernel_is_found_without_fetching(machines: Machines, vm_dir: Path) -> None:
-    found = kernel.get_kernel(vm_dir / "kernels", notify=silent, fetch=False)
-    assert found.release in kernel.describe(vm_dir / "kernels") or found.source in kernel.describe(vm_dir / "kernels")
+def test_a_kernel_given_with_the_command(tmp_path: Path) -> None:
+    with pytest.raises(VMError, match=r"--kernel=.*no such file"):
+        kernel.get_kernel(tmp_path, notify=silent, given=str(tmp_path / "nothing"))
+
+
+def test_a_kept_kernel_is_found_without_fetching(kernels: Path) -> None:
+    found = kernel.get_kernel(kernels, notify=silent, fetch=False)
+    assert found.release in kernel.describe(kernels) or found.source in kernel.describe(kernels)
     assert found.format in ("vmlinux", "bzImage")
 
 
-def test_the_init_tells_its_use_on_the_host(vm_dir: Path, machines: Machines) -> None:
+def test_the_init_says_what_it_is_on_the_host(vm_dir: Path, kernels: Path) -> None:
     done = subprocess.run([guest.get_init(vm_dir)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "usage" in done.stderr
+    assert "first process" in done.stderr
 
 
-def test_the_launcher_refuses_a_parent_that_is_gone(vm_dir: Path, machines: Machines) -> None:
-    done = subprocess.run([guest.get_init(vm_dir), "--launch", "1", "/bin/true"], capture_output=True)
-    assert done.returncode == 1
+def test_another_processor_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(VMError, match="x86_64 computer, this is aarch64"):
+        guest.find_qemu()
+
+
+def test_without_qemu_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(VMError, match="not installed") as caught:
+        guest.find_qemu()
+    assert "apt-get install" in (caught.value.resolution or "")

@@ -1,0 +1,432 @@
+"""The monitor of one machine: a process of the store's supervisor that looks to it like a container's first process.
+
+It starts QEMU, which dies with it; brings the guest up; is the command's stdin, stdout, stderr, signals and exit code;
+serves shared directories; and takes requests (another command, figures, a snapshot) on a socket in the machine's
+directory. So all that the supervisor does for containers (logs, attaching, waiting, limits by cgroup, going on when it
+is killed itself) holds for machines, too.
+
+    DIR/config.json    process, and labkernel.machine: the plan that machine.py made
+    DIR/machine.json   what has become of it: pid of QEMU, times (CLOCK_MONOTONIC), figures, problems
+    DIR/control.sock   SOCK_SEQPACKET: {"op": …} with descriptors 0 to 2 for "exec"; answers are JSON
+
+The first sign of life has a deadline. Where it passes, the plan's next attempt is made: without template and without
+KVM, the two things that may be broken on a machine where QEMU itself works. The guest is not trusted: a frame that
+makes no sense is dropped. Standard library only; one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from labkernel.linux import pty
+
+from . import channel
+from .channel import Frame, Kind, encode
+from .control import Client, listen
+from .spawn import Qemu
+from .streams import GuestProcess, Link
+
+DEVICE = "/dev/vda"
+MAX_PROCESSES = 32
+_POWEROFF_S = 10.0
+_FLUSH_S = 10.0
+_KILLED = 128 + signal.SIGKILL
+
+
+def main(config: dict[str, Any], directory: str, told: Any) -> None:
+    """Body of the monitor; never returns. `told.started()` or `told.failed(brief, exit_code)` is called once."""
+    os.umask(0)
+    Monitor(config, directory, told).run()
+
+
+class Monitor:
+    """Brings up the machine, serves it, and ends with its command's exit code."""
+
+    def __init__(self, config: dict[str, Any], directory: str, told: Any) -> None:
+        self.config, self.directory, self.told = config, directory, told
+        self.plan: dict[str, Any] = config["labkernel"]["machine"]
+        self.facts: dict[str, Any] = {"phase": "booting", "warnings": list(self.plan.get("warnings") or [])}
+        self.processes: dict[int, GuestProcess] = {}
+        self.figures: list[Client] = []
+        self.shares: list[Any] = []
+        self.qemu: Qemu | None = None
+        self.qmp: Any = None
+        self.ready = False
+        self.frozen: Callable[[], None] | None = None
+        self._attempts = list(self.plan["attempts"])
+        self._attempt: dict[str, Any] = {}
+        self._poll = select.poll()
+        self._handlers: dict[int, tuple[int, Callable[[int], None]]] = {}
+        self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
+        self.link: Link | None = None
+        self.share_link: Link | None = None
+        self._unfrozen = 0
+        self._code: int | None = None
+        self._serial = 0
+
+    # -- the loop
+
+    def run(self) -> None:
+        wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(wake[1], warn_on_full_buffer=False)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}:
+            try:
+                signal.signal(number, lambda _number, _frame: None)
+            except (OSError, ValueError):
+                continue
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        self.watch(wake[0], select.POLLIN, lambda _events: self._signalled(wake[0]))
+        listen(self)
+        for share in self.plan.get("shares") or ():
+            from .fileserver import FileServer
+
+            self.shares.append(FileServer(share["source"], writable=share["writable"]))
+        if self.plan.get("timeout_s"):
+            self._timers["time"] = (time.monotonic() + float(self.plan["timeout_s"]), self._out_of_time)
+        self._launch()
+        while True:
+            soonest = min((when for when, _ in self._timers.values()), default=None)
+            wait_ms = None if soonest is None else max(0, int((soonest - time.monotonic()) * 1000) + 1)
+            for fd, events in self._poll.poll(wait_ms):
+                entry = self._handlers.get(fd)
+                if entry is not None:
+                    entry[1](events)
+            for name, (when, call) in list(self._timers.items()):
+                if when <= time.monotonic() and self._timers.pop(name, None) is not None:
+                    call()
+
+    def watch(self, fd: int, events: int, call: Callable[[int], None] | None) -> None:
+        """Call `call` when `fd` is ready; without one, or without events, it is not looked at any more."""
+        before = self._handlers.pop(fd, None)
+        if call is None or not events:
+            if before is not None:
+                self._poll.unregister(fd)
+            return
+        self._handlers[fd] = (events, call)
+        if before is None or before[0] != events:
+            self._poll.register(fd, events)
+
+    def later(self, delay_s: float, call: Callable[[], None], name: str = "") -> None:
+        """Call `call` in a while; `forget(name)` takes it back."""
+        self._serial += 1
+        self._timers[name or f"later{self._serial}"] = (time.monotonic() + delay_s, call)
+
+    def forget(self, name: str) -> None:
+        self._timers.pop(name, None)
+
+    def _signalled(self, fd: int) -> None:
+        try:
+            numbers = set(os.read(fd, 4096))
+        except BlockingIOError:
+            return
+        for number in numbers - {int(signal.SIGCHLD)}:
+            main = self.processes.get(0)
+            if number == signal.SIGWINCH and main is not None and main.tty:
+                main.resize(*pty.size(0))
+            elif main is not None and main.started_at is not None:
+                main.signal(number)
+            elif number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                self.finish(128 + number)
+
+    def _out_of_time(self) -> None:
+        limit = float(self.plan["timeout_s"])
+        self.fail(
+            f"the command did not end within {limit:g} s; the machine was stopped", "give it more time: --timeout"
+        )
+
+    # -- coming up
+
+    def _launch(self) -> None:
+        self._attempt = attempt = self._attempts.pop(0)
+        self.facts.update(asked_at=time.monotonic(), start=attempt["start"], accelerator=attempt["accelerator"])
+        self.qemu = qemu = Qemu(attempt["argv"], incoming=attempt.get("incoming"))
+        self.facts.update(qemu_pid=qemu.pid)
+        self.save()
+        self.link = Link(qemu.channel, self.watch, self._file)
+        self.share_link = Link(qemu.share, self.watch, self._share)
+        for fd in (qemu.console.fileno(), qemu.stderr):
+            self.watch(fd, select.POLLIN, lambda _events, fd=fd: self._keep(fd))  # type: ignore[misc]
+        self.watch(qemu.pidfd, select.POLLIN, lambda _events: self._gone())
+        self._timers["boot"] = (time.monotonic() + float(attempt["deadline_s"]), self._too_late)
+        if self.plan.get("resume"):
+            self._resume(self.plan["resume"])
+        elif attempt.get("incoming"):
+            self._set_up()  # it said hello in its former life
+
+    def _keep(self, fd: int) -> None:
+        assert self.qemu is not None
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.qemu.keep(data)
+        else:
+            self.watch(fd, 0, None)
+
+    def _set_up(self) -> None:
+        plan = self.plan
+        shares = [
+            (share["target"], server.is_directory, server.writable)
+            for share, server in zip(plan.get("shares") or (), self.shares, strict=True)
+        ]
+        payload = channel.setup_payload(
+            time_s=time.time(),
+            entropy=os.urandom(64),
+            device=DEVICE,
+            hostname=plan.get("hostname"),
+            readonly=bool(plan.get("readonly")),
+            network=plan.get("network") or "",
+            shares=shares,
+        )
+        self.send(encode(Kind.SETUP, payload))
+
+    def _start_main(self) -> None:
+        process, own = self.config["process"], self.config["labkernel"]
+        self.add(0, [0, 1, 2], process, user=own.get("user_unresolved") or "", stdin=bool(own.get("stdin_open")))
+
+    def add(self, number: int, fds: list[int], process: dict[str, Any], *, user: str, stdin: bool) -> GuestProcess:
+        """Start a command in the guest. Raises ValueError for words that cannot be sent."""
+        tty = bool(process.get("terminal"))
+        payload = channel.start_payload(
+            process["args"],
+            env=process.get("env") or (),
+            cwd=process.get("cwd") or "/",
+            user=user,
+            stdin=stdin or tty,
+            tty=pty.size(fds[0]) if tty else None,
+        )
+        made = GuestProcess(number, fds, stdin=stdin, tty=tty, watch=self.watch, send=self.send, payload=payload)
+        self.processes[number] = made
+        self.send(encode(Kind.START, payload, process=number))
+        return made
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        """The guest goes on where a snapshot was taken: its command runs, others that ran are ended."""
+        for server, saved in zip(self.shares, state["shares"], strict=True):
+            server.resume(saved)
+        self.thaw()
+        self._timers.pop("boot", None)
+        process, own = self.config["process"], self.config["labkernel"]
+        stdin = bool(own.get("stdin_open")) or bool(process.get("terminal"))
+        main = GuestProcess(
+            0, [0, 1, 2], stdin=stdin, tty=bool(process.get("terminal")), watch=self.watch, send=self.send, payload=b""
+        )
+        main.unconsumed = int(state["unconsumed"])
+        self.processes[0] = main
+        for number in state["processes"]:
+            self.send(encode(Kind.SIGNAL, b"9", process=number))
+        self.ready = True
+        self.facts["ready_at"] = time.monotonic()
+        self._main_started(main)
+
+    def _too_late(self) -> None:
+        self._failed_attempt("the guest did not answer in time")
+
+    def _gone(self) -> None:
+        assert self.qemu is not None
+        assert self.link is not None
+        while self.link.take():  # its last words
+            pass
+        for fd in (self.qemu.console.fileno(), self.qemu.stderr):
+            self._keep(fd)
+        if self._code is not None:
+            self._bury(waited=True)
+        elif self.ready:
+            self.fail("the VM ended before its command did", "")
+        else:
+            self._failed_attempt("the guest ended before it was ready")
+
+    def _failed_attempt(self, brief: str) -> None:
+        assert self.qemu is not None
+        if not self._attempts:
+            self.fail(brief, "")
+            return
+        self.facts["warnings"].append(f"the first try failed ({brief}); the machine was started anew")
+        self._unwatch()
+        self.qemu.end()
+        if self._attempt.get("start") == "template":
+            try:
+                os.unlink(self._attempt["incoming"])
+            except OSError:
+                pass
+        self._launch()
+
+    def _unwatch(self) -> None:
+        assert self.qemu is not None
+        qemu = self.qemu
+        for fd in (qemu.channel.fileno(), qemu.share.fileno(), qemu.console.fileno(), qemu.stderr, qemu.pidfd):
+            self.watch(fd, 0, None)
+
+    # -- what the guest says
+
+    def send(self, data: bytes) -> None:
+        """Frames for the guest's init."""
+        assert self.link is not None
+        self.link.send(data)
+
+    def _share(self, frame: Frame) -> None:
+        """A request of a shared directory, from the process that serves them in the guest."""
+        assert self.share_link is not None
+        if frame.kind == Kind.SHARE and frame.process < len(self.shares):
+            answer = self.shares[frame.process].handle(frame.payload)
+            if answer is not None:
+                self.share_link.send(encode(Kind.SHARED, answer, process=frame.process))
+        elif frame.kind == Kind.FROZEN:
+            self._one_frozen()
+
+    def freeze(self, then: Callable[[], None]) -> None:
+        """Call `then` when the guest has nothing more to say until `thaw`: no frame is on its way."""
+        self.frozen = then
+        links = [link for link in (self.link, self.share_link if self.shares else None) if link is not None]
+        self._unfrozen = len(links)
+        for link in links:
+            link.send(encode(Kind.FREEZE))
+
+    def thaw(self) -> None:
+        """The clock as it is now, new entropy, and it goes on."""
+        frame = encode(Kind.CLOCK, channel.clock_payload(time_s=time.time(), entropy=os.urandom(64)))
+        self.send(frame)
+        if self.shares and self.share_link is not None:
+            self.share_link.send(frame)
+
+    def _one_frozen(self) -> None:
+        self._unfrozen -= 1
+        if self._unfrozen == 0 and self.frozen is not None:
+            self.frozen()
+
+    def _file(self, frame: Frame) -> None:
+        process = self.processes.get(frame.process)
+        if frame.kind == Kind.HELLO:
+            self.facts["guest_kernel"] = frame.words().get("kernel", "")
+            self._set_up()
+        elif frame.kind == Kind.READY and not self.ready:
+            self.ready = True
+            self._timers.pop("boot", None)
+            self.facts["ready_at"] = time.monotonic()
+            self._start_main()
+        elif frame.kind == Kind.FROZEN:
+            self._one_frozen()
+        elif frame.kind == Kind.FIGURES:
+            waiting, self.figures = self.figures, []
+            for client in waiting:
+                client.answer({"figures": frame.numbers()})
+        elif frame.kind == Kind.FAILED and not self.ready:
+            text = frame.payload.decode("utf-8", "replace").partition(" ")[2]
+            hint = "`labkernel vm prune` removes kept disks; the next run makes the disk again"
+            self.fail(f"the guest could not set itself up: {text}", hint)
+        elif process is not None:
+            self._about(process, frame)
+
+    def _about(self, process: GuestProcess, frame: Frame) -> None:
+        if frame.kind in (Kind.STDOUT, Kind.STDERR):
+            process.write(frame.kind, frame.payload)
+        elif frame.kind == Kind.CONSUMED:
+            process.consumed(frame.numbers().get("bytes", 0))
+        elif frame.kind == Kind.STARTED:
+            process.started_at = time.monotonic()
+            process.listen()
+            if process.number == 0:
+                self._main_started(process)
+            else:
+                process.on_change("started", None)
+        elif frame.kind == Kind.FAILED:
+            code, _, text = frame.payload.decode("utf-8", "replace").partition(" ")
+            self._ended(process, "failed", (text, int(code) if code.isdigit() else 125))
+        elif frame.kind == Kind.EXITED:
+            process.usage = frame.numbers()
+            process.exit_code = process.usage.pop("status", 255) & 0xFF
+            self._ended(process, "exited", process.exit_code)
+
+    def _main_started(self, process: GuestProcess) -> None:
+        process.started_at = time.monotonic()
+        process.listen()
+        self.facts.update(phase="running", exec_at=process.started_at)
+        self.save()
+        self.told.started()
+
+    def _ended(self, process: GuestProcess, what: str, value: Any) -> None:
+        if process.number:
+            del self.processes[process.number]
+            process.on_change(what, value)
+        elif what == "failed":
+            self.told.failed(*value)
+            self.finish(value[1])
+        else:
+            self.facts.update(ended_at=time.monotonic(), inside=process.usage)
+            self.finish(int(value))
+
+    # -- the end
+
+    def fail(self, brief: str, hint: str) -> None:
+        """End because of what is no doing of the command: told by machine.json."""
+        words = self.qemu.last_words() if self.qemu is not None else ""
+        self.facts.update(problem=brief, details=words, hint=hint)
+        self.save()
+        self.told.failed(brief, 125)
+        self.finish(_KILLED)
+
+    def finish(self, code: int) -> None:
+        """The machine's end: its disk is written out where it is kept, then QEMU ends, then this process."""
+        assert self.qemu is not None
+        if self._code is not None:
+            return
+        self._code = code
+        self._timers.clear()
+        self.qemu.look()
+        if self.plan.get("ephemeral") or "problem" in self.facts or not self.ready or self.qemu.exit_status is not None:
+            self._bury()
+        else:
+            self.send(encode(Kind.POWEROFF))
+            self._timers["poweroff"] = (time.monotonic() + _POWEROFF_S, self._bury)
+
+    def _bury(self, *, waited: bool = False) -> None:
+        assert self.qemu is not None
+        code = _KILLED if self._code is None else self._code
+        self._unwatch()
+        self.qemu.end(wait=not waited)
+        self._let_read()
+        clean = (
+            waited and self.qemu.exit_status == 0 and "problem" not in self.facts and bool(self.facts.get("exec_at"))
+        )
+        self.facts.update(phase="ended", exit_code=code, clean=clean)
+        self.facts.update(cpu_s=self.qemu.cpu_s, rss_bytes=self.qemu.rss_bytes, peak_rss_bytes=self.qemu.peak_rss_bytes)
+        try:
+            self.facts["overlay_bytes"] = os.stat(self.plan["overlay"]).st_blocks * 512
+        except OSError:
+            pass
+        self.save()
+        os._exit(code)
+
+    def _let_read(self) -> None:
+        """Give who reads the command's output a while to take the rest."""
+        main = self.processes.get(0)
+        deadline = time.monotonic() + _FLUSH_S
+        while main is not None and main.pending and time.monotonic() < deadline:
+            for fd, events in self._poll.poll(100):
+                if fd in (1, 2) and fd in self._handlers:
+                    self._handlers[fd][1](events)
+
+    def save(self) -> None:
+        """Write machine.json, complete or not at all."""
+        path = f"{self.directory}/machine.json"
+        try:
+            fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, json.dumps(self.facts).encode())
+            finally:
+                os.close(fd)
+            os.rename(f"{path}.new", path)
+        except OSError:
+            pass  # a removed directory, or a full disk: nobody can be told any more
+
+
+__all__ = ["Monitor", "main"]
