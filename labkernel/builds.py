@@ -147,13 +147,8 @@ class Builds:
         Raises DockerfileError (before anything runs), BuildError (lines, `status` of a RUN), DiskFull, NoSuchImage,
         InvalidReference. Nothing is tagged then, and nothing half done stays.
         """
-        from .oci import reference
-
         started = time.monotonic()
-        for name in tags:
-            reference.parse_tag(name)
-        if network not in ("default", "none", "host"):
-            raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
+        _refuse(tags, network)
         chosen = (options or BuildOptions()).with_fields(more)
         chosen.check()
         program = verify(dockerfile)
@@ -511,6 +506,16 @@ class _Build:
         )
 
 
+def _refuse(tags: Sequence[str], network: str) -> None:
+    """Raises InvalidReference, UsageError."""
+    from .oci import reference
+
+    for name in tags:
+        reference.parse_tag(name)
+    if network not in ("default", "none", "host"):
+        raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
+
+
 def _canonical_tag(name: str) -> str | None:
     """As the catalogue has it; None for an id or a digest."""
     from .errors import InvalidReference
@@ -528,7 +533,7 @@ def _hint(status: int, shown: Sequence[str]) -> str:
     if status == 127 or "not found" in text:
         return "the command is not in the image at this step: install it in an earlier RUN, or check its spelling"
     if any(word in text for word in ("resolve", "Network is unreachable", "Temporary failure")):
-        return "RUN has no network but loopback here: RUN --network=host shares this machine's"
+        return "RUN has no network but loopback here: --network=host, given to the build, shares this machine's"
     return (
         "`%container debug` (in a terminal `labkernel debug`) opens a shell in the file system just before this step; "
         "the steps before it are cached, so the next build starts here"

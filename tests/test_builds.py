@@ -516,3 +516,52 @@ def test_building_on_the_host_as_image(engine: Engine) -> None:
     result = build(engine, "FROM lab/host\nWORKDIR /lk-work\nRUN echo made > file\nCOPY <<x /lk-work/copied\ntext\nx\n")
     assert output(engine, result.image, "cat /lk-work/file /lk-work/copied") == "made\ntext\n"
     assert not Path("/lk-work").exists()
+
+
+# -- what the checks know of a build ---------------------------------------------------------------------------------
+
+
+def test_checks_know_the_ignore_file_and_the_base(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "seen").write_text("x")
+    (tmp_path / ".dockerignore").write_text("*.log\n")
+    engine.builds.build("FROM lab/busybox\nENV FROM_BASE=1\n", tags=["checks-base"])
+    text = "FROM checks-base\nCOPY seen *.log /x/\nENV A=$FROM_BASE B=$NOWHERE\nCOPY a.log* /y/\n"
+    found = engine.builds.build(text, context=tmp_path).warnings
+    assert any(warning.startswith("UndefinedVar") and "$NOWHERE" in warning for warning in found)
+    assert any(
+        warning.startswith("CopyIgnoredFile") for warning in engine_check(engine, "FROM scratch\nCOPY a.log /\n")
+    )
+    assert not any("FROM_BASE" in warning for warning in found)
+
+
+def engine_check(engine: Engine, text: str) -> list[str]:
+    return [finding.short() for finding in engine.builds.check(text, ignore="*.log\n")]
+
+
+def test_a_base_of_another_platform_is_told(engine: Engine) -> None:
+    image = engine.images.resolve("lab/busybox", notify=lambda line: None)
+    document = {**image.raw_config, "architecture": "s390x"}
+    engine.images.commit_layers(document, image.layers, ["foreign-base"])
+    found = engine.builds.build("FROM foreign-base\nENV A=1\n").warnings
+    assert [w for w in found if w.startswith("InvalidBaseImagePlatform: Base image foreign-base was pulled with")]
+    assert not engine.builds.build("# check=skip=InvalidBaseImagePlatform\nFROM foreign-base\nENV A=1\n").warnings
+
+
+def test_exports_of_two_builds_are_bit_identical(engine: Engine, tmp_path: Path) -> None:
+    """SOURCE_DATE_EPOCH reaches the unpacked files, too, from which `--output type=tar` is made."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_text("x")
+    text = "FROM lab/busybox\nCOPY tree /tree\nCOPY tree/file /app/\nRUN mkdir /made && ln -s a /made/l\n"
+    tars = []
+    for _ in range(2):
+        image = engine.builds.build(
+            text, context=tmp_path, no_cache=True, build_args={"SOURCE_DATE_EPOCH": "1500000000"}
+        ).image
+        with (tmp_path / "out.tar").open("wb") as file:
+            engine.images.export_rootfs(image.id, file)
+        tars.append((tmp_path / "out.tar").read_bytes())
+        os.utime(tmp_path / "tree/file")
+    assert tars[0] == tars[1]
+    with tarfile.open(fileobj=io.BytesIO(tars[0])) as tar:
+        made = [tar.getmember(name.strip("/")) for name in ("tree", "tree/file", "app", "app/file", "made", "made/l")]
+        assert {member.mtime for member in made} == {1_500_000_000}

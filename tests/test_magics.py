@@ -130,6 +130,20 @@ def test_dockerfile_cell(shell: InteractiveShell, tmp_path: Path, capfd: pytest.
     cell(shell, "%container rmi course/magic")
 
 
+def test_values_of_python_in_a_dockerfile_cell(
+    shell: InteractiveShell, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shell.user_ns["greeting"] = 'good "morning"'
+    shell.user_ns["settings"] = "[a]\nb = 1\n"
+    cell = "FROM lab/busybox\nARG greeting\nCOPY settings.ini /\nRUN echo $greeting > /greeting\n"
+    line = f"-t values --context {tmp_path} --file greeting={{greeting}} --file settings.ini={{settings}}"
+    result = shell.run_cell_magic("dockerfile", line, cell)
+    assert not [warning for warning in result.warnings if "not consumed" in warning]
+    capfd.readouterr()
+    shell.run_line_magic("container", "run --rm values cat /greeting /settings.ini")
+    assert 'good "morning"\n[a]\nb = 1\n' in capfd.readouterr().out
+
+
 def test_variables_of_functions_and_the_notebook(shell: InteractiveShell) -> None:
     code = "def make(word):\n    c = %container create --name {word} busybox\n    return c\nmake('local').name"
     assert cell(shell, code) == "local"

@@ -56,6 +56,17 @@ class Context:
         if self._made is not None:
             shutil.rmtree(self._made, ignore_errors=True)
 
+    def ignore_matcher(self) -> IgnoreMatcher | None:
+        """What leaves files of the context out; None where nothing does."""
+        text = self._ignore_text
+        if text is None and self.directory is not None:
+            try:
+                text = (self.directory / ".dockerignore").read_text(errors="replace")
+            except OSError:
+                text = ""
+        self._ignore_text = text or ""
+        return ignore_matcher(self._ignore_text) if self._ignore_text.strip() else None
+
     def descriptors(self) -> list[int]:
         """The open directory, for a task that copies from it; empty when nothing has been selected."""
         return [self._root.fd] if self._root is not None else []
@@ -101,13 +112,7 @@ class Context:
                 self._root = Root.open(str(self.directory))
             except OSError as err:
                 raise UsageError(f"unable to prepare context: {self.directory}: {err.strerror}") from err
-            text = self._ignore_text
-            if text is None:
-                try:
-                    text = (self.directory / ".dockerignore").read_text(errors="replace")
-                except OSError:
-                    text = ""
-            self._ignore = ignore_matcher(text) if text.strip() else None
+            self._ignore = self.ignore_matcher()
             self._digests = ContextDigests(self._db, str(self.directory))
         return self._root
 

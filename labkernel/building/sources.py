@@ -6,7 +6,6 @@ own program. Source: Dockerfile reference, ADD; Docker documentation, "Build con
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import json
 import os
@@ -194,6 +193,8 @@ def _fetch(url: str, place: Path, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _keep(url: str, place: Path, answer: Any) -> dict[str, Any]:
+    import email.utils
+
     new = place / f"new-{secrets.token_hex(6)}"
     sha = hashlib.sha256()
     size = 0

@@ -336,6 +336,11 @@ class StageBuilder:
             raise BuildError(
                 "security.insecure is not allowed", resolution="allow it to this build: --allow security.insecure"
             )
+        if step.network == "host" and not {self.settings.network, *self.settings.allow} & {"host", "network.host"}:
+            raise BuildError(
+                "network.host is not allowed",
+                resolution="allow it to this build: --allow network.host, or give --network=host to the build itself",
+            )
         return Sandbox(
             network=step.network if step.network != "default" else self.settings.network,
             insecure=insecure,

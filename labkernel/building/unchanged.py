@@ -35,7 +35,7 @@ _VARIABLES = ("LABKERNEL_ROOT", "LABKERNEL_RUNTIME_DIR", "LABKERNEL_DRIVER", "XD
 # Flags under which a build reads or writes something that is not recorded.
 _FLAGS_OUT = (
     *("secret", "ssh", "pull", "no_cache", "no_cache_filter", "cache_from", "cache_to", "output", "iidfile", "check"),
-    *("allow", "load"),
+    "load",
 )
 
 

@@ -15,7 +15,7 @@ import click
 from ..errors import DockerfileError, UsageError
 from .buildflags import JsonProgress, build_flags, options_of, outputs_of, write_output
 from .container import confirm, pruned
-from .grammar import Entry, LabGroup, command, flag, host_of, option
+from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
 
 
@@ -110,8 +110,9 @@ def _read(host: Host, context: Path | None, file: str | None) -> tuple[str, Path
 @command("dockerfile", "[OPTIONS]  (the cell's text is the Dockerfile)")
 @build_flags
 @option("--context", metavar="dir", help="Folder that COPY and ADD take files from (default: the notebook's)")
+@many("--file", metavar="NAME=VALUE", help="A value of Python (--file NAME={variable}) as build argument and as file")
 @click.pass_context
-def cell(ctx: click.Context, /, context: str | None, **flags: Any) -> Any:
+def cell(ctx: click.Context, /, context: str | None, file: tuple[str, ...], **flags: Any) -> Any:
     """Build an image; the Dockerfile is the text of the cell."""
     host = host_of(ctx)
     text = ctx.find_root().meta["labkernel.cell"]
@@ -119,13 +120,28 @@ def cell(ctx: click.Context, /, context: str | None, **flags: Any) -> Any:
     if not folder.is_dir():
         raise UsageError(f"--context {context}: no such directory", resolution="the default is the notebook's folder")
     try:
-        result = build_text(host, text, folder, flags)
+        files = given_files(file)
+        declared = set(_DECLARED.findall(text))
+        flags["build_arg"] = (*(word for word in file if word.partition("=")[0] in declared), *flags["build_arg"])
+        result = build_text(host, text, folder, flags, files=files)
     except DockerfileError as err:
         raise in_cell(err, text) from None
     result.warnings[:] = [_LINE.sub(_next_line, str(warning)) for warning in result.warnings]
     return result
 
 
+def given_files(words: Sequence[str]) -> dict[str, bytes]:
+    """`--file NAME=VALUE` as files of the context. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise UsageError(f"--file {word}: NAME=VALUE is wanted", resolution="--file settings.json={text}")
+        found[name] = value.encode("utf-8", "surrogateescape")
+    return found
+
+
+_DECLARED = re.compile(r"(?mi)^[ \t]*ARG[ \t]+([A-Za-z_]\w*)")
 _LINE = re.compile(r"\b(?<=line )(\d+)\b")
 
 
@@ -153,7 +169,13 @@ def in_cell(err: DockerfileError, text: str) -> DockerfileError:
 
 
 def build_text(
-    host: Host, text: str, context: Path | None, flags: dict[str, Any], *, dockerfile: Path | None = None
+    host: Host,
+    text: str,
+    context: Path | None,
+    flags: dict[str, Any],
+    *,
+    dockerfile: Path | None = None,
+    files: dict[str, bytes] | None = None,
 ) -> Any:
     """Build, with the host's progress; returns the BuildResult."""
     quiet = flags["quiet"] or flags["progress"] == "quiet"
@@ -165,15 +187,16 @@ def build_text(
         "no_cache": flags["no_cache"],
         "labels": dict(word.partition("=")[::2] for word in flags["label"]),
         "network": flags["network"],
+        "files": files,
         "options": options_of(host, flags),
     }
     outputs = outputs_of(flags["output"])
     if flags["check"]:
-        return check_text(host, text, settings["build_args"])
+        return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile))
     settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]
-    ignore = dockerfile.with_name(f"{dockerfile.name}.dockerignore") if dockerfile else None
-    if ignore is not None and ignore.is_file():
-        settings["ignore"] = ignore.read_text(errors="replace")
+    own = _ignore_text(None, dockerfile)
+    if own is not None:
+        settings["ignore"] = own
     try:
         if quiet or flags["progress"] in ("json", "rawjson"):
             listener: Any = (lambda step: None) if quiet else JsonProgress()
@@ -239,13 +262,23 @@ def _leave_record(
     remember(words, __version__, flags, result, engine.images, texts=texts, plain=plain.getvalue(), lines=lines)
 
 
-def check_text(host: Host, text: str, build_args: dict[str, str]) -> Any:
+def _ignore_text(context: Path | None, dockerfile: Path | None) -> str | None:
+    """The text of NAME.dockerignore beside the Dockerfile, else that of the context's .dockerignore."""
+    places = [dockerfile.with_name(f"{dockerfile.name}.dockerignore")] if dockerfile else []
+    places += [context / ".dockerignore"] if context is not None else []
+    for place in places:
+        if place.is_file():
+            return place.read_text(errors="replace")
+    return None
+
+
+def check_text(host: Host, text: str, build_args: dict[str, str], ignore: str | None = None) -> Any:
     """`--check`: the warnings of the build checks; exit code 1 when the Dockerfile says they are errors."""
     from ..dockerfile.lint import lint_error, options
     from ..dockerfile.parser import parse
 
     try:
-        findings = host.engine.builds.check(text, build_args=build_args)
+        findings = host.engine.builds.check(text, build_args=build_args, ignore=ignore)
     except DockerfileError as err:
         raise pointing(err, text) from None
     for finding in findings:

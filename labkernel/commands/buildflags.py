@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import ipaddress
 import os
 import sys
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ BUILD_FLAGS = [
     option("--network", metavar="string", default="default", help="Set the networking mode for RUN instructions"),
     many("--add-host", metavar="strings", help="Add a custom host-to-IP mapping (host:ip)"),
     option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
-    many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (security.insecure)"),
+    many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (network.host, security.insecure)"),
     many("--platform", metavar="stringArray", help="Set target platform for build"),
     many("--cache-from", metavar="stringArray", help="External cache sources (type=local,src=DIR)"),
     many("--cache-to", metavar="stringArray", help="Cache export destinations (type=local,dest=DIR)"),
@@ -134,6 +133,8 @@ def _agent(host: Host, word: str) -> tuple[str, str]:
 
 
 def _extra_host(word: str) -> str:
+    import ipaddress
+
     separator = "=" if "=" in word else ":"
     name, _, address = word.partition(separator)
     try:

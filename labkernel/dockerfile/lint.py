@@ -107,6 +107,7 @@ RULES: dict[str, Rule] = {
         ),
         Rule("ExposeProtoCasing", "Protocol in EXPOSE instruction should be lowercase"),
         Rule("ExposeInvalidFormat", "IP address and host-port mapping should not be used in EXPOSE instruction"),
+        Rule("InvalidBaseImagePlatform", "Base image platform does not match expected target platform"),
     )
 }
 
@@ -183,11 +184,13 @@ def options(dockerfile: Dockerfile, override: str | None = None) -> Options:
 
 @dataclass
 class Surroundings:
-    """What lint may know beyond the file: build arguments, the .dockerignore, the environment of base images."""
+    """What lint may know beyond the file: build arguments, the .dockerignore, environment and platform (the name asked
+    for, what it is, what is expected) of base images that are here."""
 
     build_args: Mapping[str, str] = field(default_factory=dict)
     ignore: IgnoreMatcher | None = None
     base_env: Callable[[Stage], Mapping[str, str] | None] = lambda _stage: None
+    base_platform: Callable[[Stage], tuple[str, str, str] | None] = lambda _stage: None
     platform: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(PLATFORM_ARGS, ""))
 
 
@@ -325,6 +328,11 @@ def _base_rules(program: Program, around: Surroundings) -> Iterator[Finding]:
             message = f"Default value for ARG {stage.base} results in empty or invalid base image name"
             yield _at(head, "InvalidDefaultArgInFrom", message)
         yield from _platform_rules(stage, _try(lexer, stage.platform or "", scope))
+        found = around.base_platform(stage)
+        if found is not None and found[1] != found[2]:
+            name, actual, expected = found
+            message = f'Base image {name} was pulled with platform "{actual}", expected "{expected}" for current build'
+            yield _at(head, "InvalidBaseImagePlatform", message)
 
 
 def _scopes(program: Program, around: Surroundings) -> tuple[dict[str, str], dict[str, str]]:

@@ -102,6 +102,12 @@ class _Step:
         return f"[{stage}{self.number}/{self.total}]"
 
     @property
+    def reason(self) -> str:
+        """Why it was not taken from the cache, where that tells something about this step."""
+        told = ("not built before", "--no-cache", "follows ")
+        return "" if self.status != "done" or self.why.startswith(told) else self.why
+
+    @property
     def running(self) -> bool:
         return self.status in ("started", "output")
 
@@ -271,7 +277,8 @@ def _row_html(step: _Step, *, closed: bool) -> str:
     row = (
         f"<tr style='background:none'><td style='{cell};width:1em;color:{colour}' title='{word}'><b>{mark}</b></td>"
         f"<td style='{cell};width:1%;white-space:nowrap;color:{_MUTED}'>{html.escape(step.label)}</td>"
-        f"<td style='{cell};{_MONO};word-break:break-word'>{html.escape(_shortened(step.text))}</td>"
+        f"<td style='{cell};{_MONO};word-break:break-word'>{html.escape(_shortened(step.text))}"
+        f"{_reason_html(step)}</td>"
         f"<td style='{cell};width:1%;white-space:nowrap;text-align:right;color:{_MUTED}'>{note}</td>"
         f"<td style='{cell};width:1%;white-space:nowrap;text-align:right;color:{_MUTED}'>{size}</td></tr>"
     )
@@ -285,6 +292,13 @@ def _row_html(step: _Step, *, closed: bool) -> str:
         f"<pre style='margin:0 0 4px;padding:2px 8px;border-left:3px solid {colour};white-space:pre-wrap;"
         f"{_MONO};opacity:0.85'>{text}</pre></td></tr>"
     )
+
+
+def _reason_html(step: _Step) -> str:
+    if not step.reason:
+        return ""
+    style = f"font-family:var(--jp-ui-font-family, sans-serif);color:{_MUTED}"
+    return f"<div style='{style}'>not cached: {html.escape(step.reason)}</div>"
 
 
 def _shortened(text: str, length: int = 160) -> str:
@@ -342,7 +356,8 @@ class TerminalProgress:
             self._write(f"#{number} CACHED\n")
         elif step.status == "done":
             size = f" {human_size(step.size_bytes)}" if step.size_bytes else ""
-            self._write(f"#{number} DONE {_clock(step.seconds)}{size}\n")
+            why = f"  ({step.reason})" if step.reason else ""
+            self._write(f"#{number} DONE {_clock(step.seconds)}{size}{why}\n")
         elif step.status == "failed":
             self._write(f"#{number} ERROR{': ' + step.why if step.why else ''}\n")
 
@@ -355,6 +370,8 @@ class TerminalProgress:
         mark = " => CACHED " if step.status == "cached" else " => ERROR " if step.status == "failed" else " => "
         size = f"  {human_size(step.size_bytes)}" if step.size_bytes else ""
         self._write(f"{mark}{step.label} {_shortened(step.text, self._width() - 28)}  {_clock(step.seconds)}{size}\n")
+        if step.reason:
+            self._write(f"    {step.reason}\n")
         if step.status == "failed":
             self._write("".join(f" > {line}\n" for line in step.tail[-_TAIL_LINES_FAILED:]))
 
