@@ -7,7 +7,8 @@
 
 Both have the same Dockerfile, the same busybox as base, the same context on the same disk, no network. Ours is measured
 as a cell does it (an engine that is open) and as `labkernel build` in a process of its own; BuildKit as `docker build`,
-which is how people use it. Read ratios, and quote the machine with them. Run as root.
+which is how people use it; buildah's own command is the other peer. Read ratios, and quote the machine with them. Run as
+root.
 """
 
 from __future__ import annotations
@@ -79,6 +80,48 @@ class BuildKit(Docker):
         return [self.daemon.pid]
 
 
+class Buildah:
+    """`buildah build --layers` with a store of its own; RUN in a chroot, since crun 1.8 cannot start on hybrid cgroups."""
+
+    name = "buildah"
+
+    def __init__(self, rootfs: Path, base: Path) -> None:
+        if shutil.which("buildah") is None:
+            raise OSError("buildah is not installed")
+        store = base / "buildah"
+        self._words = ["buildah", "--root", f"{store}/root", "--runroot", f"{store}/run", "--storage-driver", "overlay"]
+        container = self._run("from", "scratch").strip()
+        self._run("copy", "-q", container, str(rootfs), "/")
+        self._run("commit", "-q", "--rm", container, "bench")
+
+    def _run(self, *words: str) -> str:
+        done = subprocess.run([*self._words, *words], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"buildah {words[0]}: {done.stderr.strip()[-400:]}")
+        return done.stdout
+
+    def build(self, context: Path) -> float:
+        started = time.perf_counter()
+        self._run(
+            *("build", "--isolation=chroot", "--layers", "--pull-never", "-q", "-t", "out"),
+            str(context),
+        )
+        return time.perf_counter() - started
+
+    def forget(self) -> None:
+        for line in self._run("images", "-a", "--format", "{{.ID}} {{.Name}}").splitlines():
+            id, _, name = line.partition(" ")
+            if not name.endswith("/bench"):
+                subprocess.run([*self._words, "rmi", "-f", id], capture_output=True, check=False)
+
+    def pids(self) -> list[int]:
+        return [os.getpid()]  # it is a child of the benchmark while it builds
+
+    def close(self) -> None:
+        subprocess.run([*self._words, "rm", "-a"], capture_output=True, check=False)
+        subprocess.run([*self._words, "rmi", "-a", "-f"], capture_output=True, check=False)
+
+
 class Ours:
     """The builder through an open engine, as a notebook has it."""
 
@@ -114,7 +157,10 @@ class OursCommand(Ours):
             **os.environ,
             "LABKERNEL_ROOT": str(layout.root),
             "LABKERNEL_RUNTIME_DIR": str(layout.runtime_dir),
+            # As pip leaves a package: with its bytecode, which an editable one in a tree may not be given.
+            "PYTHONPYCACHEPREFIX": str(layout.root.parent / "bytecode"),
         }
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         started = time.perf_counter()
         done = subprocess.run(
             [str(Path(sys.executable).with_name("labkernel")), "build", "--progress=plain", "-t", "out", str(context)],
@@ -303,7 +349,7 @@ def main() -> int:
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}")
     base = Path(tempfile.mkdtemp(prefix="lk-b-", dir=options.dir))
     figures: dict[str, Any] = {}
-    peer: BuildKit | None = None
+    peers: list[Any] = []
     try:
         with Engine.open(base / "root", runtime_dir=base / "run") as engine:
             print(f"driver: {engine.driver.name}")
@@ -311,12 +357,13 @@ def main() -> int:
                 builders: list[Any] = [Ours(engine)]
                 if not options.no_command:
                     builders.append(OursCommand(engine))
-                try:
-                    if not options.no_peer:
-                        peer = BuildKit(unpacked_busybox(engine, base)[1])
-                        builders.append(peer)
-                except (OSError, RuntimeError) as err:
-                    print(f"  (BuildKit is left out: {err})")
+                rootfs = None if options.no_peer else unpacked_busybox(engine, base)
+                for make in (lambda: BuildKit(rootfs[1]), lambda: Buildah(rootfs[0], base)) if rootfs else ():
+                    try:
+                        peers.append(make())
+                    except (OSError, RuntimeError) as err:
+                        print(f"  (a peer is left out: {err})")
+                builders += peers
                 figures["steps"] = bench_steps(builders, base, options.runs)
                 report(figures["steps"], options.runs)
                 if options.large:
@@ -327,7 +374,7 @@ def main() -> int:
             finally:
                 engine.runtime.shutdown(force=True)
     finally:
-        if peer is not None:
+        for peer in peers:
             peer.close()
         shutil.rmtree(base, ignore_errors=True)
     if options.json:
