@@ -7,8 +7,8 @@
 
 Both have the same Dockerfile, the same busybox as base, the same context on the same disk, no network. Ours is measured
 as a cell does it (an engine that is open) and as `labkernel build` in a process of its own; BuildKit as `docker build`,
-which is how people use it; buildah's own command is the other peer. Read ratios, and quote the machine with them. Run as
-root.
+which is how people use it; buildah's own command is the other peer. Read ratios, and quote the machine with them. Run
+as root.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class BuildKit(Docker):
 
 
 class Buildah:
-    """`buildah build --layers` with a store of its own; RUN in a chroot, since crun 1.8 cannot start on hybrid cgroups."""
+    """`buildah build --layers` with a store of its own; RUN in a chroot: crun 1.8 cannot start on hybrid cgroups."""
 
     name = "buildah"
 

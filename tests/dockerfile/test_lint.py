@@ -85,6 +85,6 @@ def test_options() -> None:
 
 
 def test_rules_are_documented() -> None:
-    assert len(RULES) == 21
+    assert len(RULES) == 22
     assert RULES["JSONArgsRecommended"].url.endswith("/json-args-recommended/")
     assert RULES["SecretsUsedInArgOrEnv"].url.endswith("/secrets-used-in-arg-or-env/")
