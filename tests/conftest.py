@@ -136,6 +136,14 @@ def plain_user() -> Iterator[PlainUser]:
     shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def main_module_stays() -> Iterator[None]:
+    """An IPython shell puts a module of its own in the place of __main__; multiprocessing wants the one started."""
+    before = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = before
+
+
 # -- nothing is left behind ------------------------------------------------------------------------------------------
 
 
