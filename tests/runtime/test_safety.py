@@ -361,7 +361,8 @@ def test_names_are_its_own(run: Callable[..., str]) -> None:
     assert os.uname().nodename != "inside"
     for space in ("pid", "mnt", "net", "uts", "ipc", "cgroup"):
         assert run(f"readlink /proc/self/ns/{space}").strip() != os.readlink(f"/proc/self/ns/{space}"), space
-    assert set(run("ls /sys/class/net").split()) == {"lo"}
+    assert set(run("ls /sys/class/net", network_mode="none").split()) == {"lo"}
+    assert not [name for name in run("ls /sys/class/net").split() if name not in ("lo", "eth0")]
     assert all(line.endswith(":/") for line in run("cat /proc/self/cgroup").split() if not line.startswith("0::"))
 
 
