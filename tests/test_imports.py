@@ -47,7 +47,7 @@ BELOW = {
     "engine": {*SERVICES, *MECHANISMS, "linux", *LEAVES, "widgets"},
     **{room: {"engine", *SERVICES, *LEAVES, room} for room in FACES},
 }
-BELOW["api"] |= {"runtime"}
+BELOW["api"] |= {"runtime", "dockerfile", "store"}
 BELOW["commands"] |= {"api", "widgets", "dockerfile", "linux", "runtime"}
 BELOW["terminal"] |= {"commands", "widgets"}
 BELOW["cli"] |= {"terminal", "widgets"}

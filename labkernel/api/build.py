@@ -87,9 +87,9 @@ async def build(call: Call) -> Any:
     """POST /build."""
     version = call.query("version", "1")
     if version == "2":
-        raise ApiError(
-            501, "BuildKit is not available in labkernel: the classic builder answers (DOCKER_BUILDKIT=0 docker build)"
-        )
+        from .buildkit import build as with_session
+
+        return await with_session(call)
     if version not in ("", "1"):
         raise UsageError(f"invalid builder version {version}")
     told: list[Steps] = []
@@ -117,7 +117,7 @@ async def build(call: Call) -> Any:
 @contextmanager
 def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
     """The Dockerfile and the arguments of `Builds.build`, while the context is there."""
-    settings = _settings(call)
+    settings = settings_of(call)
     for key, flag in _LIMITS.items():
         if call.query(key) not in ("", "0", "default"):
             steps.say(f"[Warning] {flag} is not applied to the steps of a build\n")
@@ -128,7 +128,7 @@ def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
             yield found.decode("utf-8-sig", "replace"), settings
             return
         name = call.query("dockerfile") or "Dockerfile"
-        text, path = _dockerfile(found, name)
+        text, path = read_dockerfile(found, name)
         ignore = path.with_name(f"{path.name}.dockerignore")
         if ignore.is_file() and not ignore.is_symlink():
             settings["ignore"] = ignore.read_text(errors="replace")
@@ -189,7 +189,7 @@ class _Ended(io.RawIOBase):
         return count
 
 
-def _dockerfile(context: Path, name: str) -> tuple[str, Path]:
+def read_dockerfile(context: Path, name: str) -> tuple[str, Path]:
     clean = posixpath.normpath("/" + name).lstrip("/")
     path = Path(os.path.realpath(context / clean))
     if not path.is_relative_to(context.resolve()):
@@ -205,7 +205,7 @@ def _dockerfile(context: Path, name: str) -> tuple[str, Path]:
         raise ApiError(500, f"Cannot locate specified Dockerfile: {name}") from None
 
 
-def _settings(call: Call) -> dict[str, Any]:
+def settings_of(call: Call) -> dict[str, Any]:
     network = call.query("networkmode") or "default"
     if network in ("bridge", ""):
         network = "default"

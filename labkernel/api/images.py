@@ -332,7 +332,7 @@ def commit(call: Call) -> Any:
         author=call.query("author") or None,
         pause=call.flag("pause", default=True),
         changes=[line for words in call.queries("changes") for line in words.splitlines() if line.strip()] or None,
-        conf=_config(call.body),
+        conf=_config(call.body or {}),
     )
     return call.answer(201, {"Id": image.id})
 
@@ -357,5 +357,5 @@ ROUTES = (
     Route("POST", "/images/{name:path}/push", push),
     Route("POST", "/images/{name:path}/tag", tag),
     Route("DELETE", "/images/{name:path}", remove, slow=True),
-    Route("POST", "/commit", commit, body=dict, slow=True),
+    Route("POST", "/commit", commit, body=dict | None, slow=True),
 )

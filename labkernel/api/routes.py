@@ -44,6 +44,7 @@ _GROUPS = (
     "swarm",
     "images",
     "build",
+    "session",
     "distribution",
     "auth",
 )

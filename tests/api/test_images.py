@@ -59,20 +59,20 @@ def build(docker: Cli, *words: str, stdin: bytes | None = None) -> subprocess.Co
 
 
 def test_build_shows_steps_cache_and_names(docker: Cli, name: str, context: Path) -> None:
-    words = ("-t", f"{name}:1", "-t", f"{name}:2", "--build-arg", "A=7", "--label", "l=x", str(context))
+    words = ("-t", f"{name}:1", "-t", f"{name}:2", "--build-arg", f"A={name}", "--label", "l=x", str(context))
     done = build(docker, *words)
     said = done.stdout.decode()
     assert done.returncode == 0, done.stderr
     assert "Step 3/6 : RUN echo said $A" in said
-    assert "said 7\n" in said
+    assert f"said {name}\n" in said
     assert f"Successfully tagged {name}:1\nSuccessfully tagged {name}:2\n" in said
-    assert "Using cache" not in said
+    assert said.count(" ---> Using cache\n") <= 1
     again = build(docker, *words).stdout.decode()
     assert again.count(" ---> Using cache\n") == 5 - 1
     id = docker.ok("image", "inspect", f"{name}:1", "--format", "{{.Id}} {{json .Config.Labels}}").split()
     assert f"Successfully built {id[0][7:19]}" in again
     assert json.loads(id[1]) == {"from": "dockerfile", "l": "x"}
-    assert docker.ok("run", "--rm", f"{name}:1", "cat", "/file", "/a") == "of the context7"
+    assert docker.ok("run", "--rm", f"{name}:1", "cat", "/file", "/a") == f"of the context{name}"
     assert build(docker, "-q", *words).stdout.decode().strip() == id[0]
     assert "Using cache" not in build(docker, "--no-cache", "--target", "base", str(context)).stdout.decode()
 
@@ -167,7 +167,7 @@ def test_pull_and_push(sdk: Any, docker: Cli, name: str, tmp_path: Path) -> None
         assert f"Digest: {digest}" in said
         assert f"Status: Downloaded newer image for {there}:1" in said
         assert "Status: Image is up to date" in docker.ok("pull", f"{there}:1")
-        assert sdk.images.get(f"{there}:1").attrs["RepoDigests"] == [f"{there}@{digest}"]
+        assert f"{there}@{digest}" in sdk.images.get(f"{there}:1").attrs["RepoDigests"]
         aux = [each["aux"] for each in sdk.images.push(there, "1", stream=True, decode=True) if "aux" in each]
         assert aux == [{"Tag": "1", "Digest": digest, "Size": aux[0]["Size"]}]
         assert f"{there}:1" in sdk.images.pull(there, tag="1").tags

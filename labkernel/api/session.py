@@ -1,0 +1,273 @@
+"""BuildKit's session: a client keeps a connection open on which the daemon calls back for files and secrets.
+
+`POST /session` turns into HTTP/2 without TLS, with the roles reversed: the daemon is the gRPC client, docker's CLI
+serves. Builds find the session by its id. Source: Docker Engine API, Session; "gRPC over HTTP2"; RFC 9113.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from ..errors import LabkernelError
+from .call import Call, Host
+from .errors import ApiError, ClientGone
+from .hijack import Duplex
+from .routes import Route
+
+WINDOW_BYTES = 4 << 20
+MESSAGE_MAX_BYTES = 64 << 20
+ARRIVE_S = 10.0
+NOT_FOUND = 5
+
+
+class CallFailed(LabkernelError):
+    """The client answered a call with an error; `code` is gRPC's."""
+
+    def __init__(self, brief: str, code: int) -> None:
+        super().__init__(brief)
+        self.code = code
+
+
+class Stream:
+    """One gRPC call from a thread: `send` messages, `receive` them."""
+
+    def __init__(self, session: Session, number: int) -> None:
+        self._session = session
+        self.number = number
+        self._arrived: queue.SimpleQueue[tuple[bytes, int] | None] = queue.SimpleQueue()
+        self._buffer = bytearray()
+        self._failure: CallFailed | None = None
+        self.room = asyncio.Event()
+
+    # -- on the loop
+
+    def feed(self, data: bytes, flow_bytes: int) -> None:
+        self._arrived.put((data, flow_bytes))
+
+    def end(self, failure: CallFailed | None) -> None:
+        self._failure = self._failure or failure
+        self._arrived.put(None)
+
+    # -- in a thread
+
+    def send(self, message: bytes, *, last: bool = False) -> None:
+        """Raises ClientGone."""
+        frame = b"\0" + len(message).to_bytes(4, "big") + message
+        self._session.run(self._session.send(self.number, frame, end=last))
+
+    def close(self) -> None:
+        """No more messages from us; without effect where the client has ended the call."""
+        with suppress(ClientGone):
+            self._session.run(self._session.send(self.number, b"", end=True))
+
+    def receive(self) -> bytes | None:
+        """The next message; None at a good end. Raises CallFailed."""
+        while True:
+            if len(self._buffer) >= 5:
+                length = int.from_bytes(self._buffer[1:5], "big")
+                if self._buffer[0] != 0 or length > MESSAGE_MAX_BYTES:
+                    raise CallFailed("the client sends compressed or huge messages, which were not asked for", 13)
+                if len(self._buffer) >= 5 + length:
+                    message = bytes(self._buffer[5 : 5 + length])
+                    del self._buffer[: 5 + length]
+                    return message
+            item = self._arrived.get()
+            if item is None:
+                self._arrived.put(None)
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            self._buffer += item[0]
+            self._session.loop.call_soon_threadsafe(self._session.taken, self.number, item[1])
+
+
+class Session:
+    """The connection of one client. Its loop side is driven by `serve`; threads use `open` and `call`."""
+
+    def __init__(self, duplex: Duplex, methods: Sequence[str]) -> None:
+        from h2.config import H2Configuration
+        from h2.connection import H2Connection
+
+        self.loop = asyncio.get_running_loop()
+        self.methods = frozenset(methods)
+        self._duplex = duplex
+        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._streams: dict[int, Stream] = {}
+        self._sending = asyncio.Lock()
+        self._closed = False
+
+    # -- on the loop -----------------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Until the client closes the connection."""
+        from h2.exceptions import ProtocolError
+        from h2.settings import SettingCodes
+
+        self._h2.initiate_connection()
+        self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES, SettingCodes.ENABLE_PUSH: 0})
+        self._h2.increment_flow_control_window(WINDOW_BYTES)
+        try:
+            await self._flush()
+            while data := await self._duplex.receive():
+                for event in self._h2.receive_data(data):
+                    self._take(event)
+                await self._flush()
+        except (ClientGone, ProtocolError):
+            pass
+        finally:
+            self._closed = True
+            for stream in list(self._streams.values()):
+                stream.end(CallFailed("the client has closed its session", 14))
+                stream.room.set()
+            self._duplex.close()
+
+    def _take(self, event: Any) -> None:
+        name = type(event).__name__
+        stream = self._streams.get(getattr(event, "stream_id", 0) or 0)
+        if name in ("WindowUpdated", "RemoteSettingsChanged"):
+            for each in self._streams.values():
+                each.room.set()
+        elif stream is None:
+            return
+        elif name == "DataReceived":
+            stream.feed(event.data, event.flow_controlled_length)
+        elif name in ("ResponseReceived", "TrailersReceived"):
+            headers = dict(event.headers)
+            code = headers.get("grpc-status", "0")
+            if code != "0":
+                from urllib.parse import unquote
+
+                message = unquote(headers.get("grpc-message", "")) or f"gRPC status {code}"
+                stream.end(CallFailed(message, int(code) if code.isdigit() else 2))
+        elif name in ("StreamEnded", "StreamReset"):
+            failure = CallFailed("the client broke the call off", 1) if name == "StreamReset" else None
+            stream.end(failure)
+            self._streams.pop(event.stream_id, None)
+            stream.room.set()
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            data = self._h2.data_to_send()
+            if data:
+                await self._duplex.send(data)
+
+    def taken(self, number: int, count: int) -> None:
+        """A thread has taken `count` bytes of a stream: the client may send as many more."""
+        if self._closed or not count:
+            return
+        from h2.exceptions import ProtocolError
+
+        with suppress(ProtocolError):
+            self._h2.acknowledge_received_data(count, number)
+        task = self.loop.create_task(self._flush())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _open(self, method: str, metadata: Sequence[tuple[str, str]]) -> Stream:
+        if self._closed:
+            raise ClientGone("the client has closed its session")
+        number = self._h2.get_next_available_stream_id()
+        stream = self._streams[number] = Stream(self, number)
+        head = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost")]
+        head += [("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "labkernel")]
+        self._h2.send_headers(number, [*head, *metadata])
+        await self._flush()
+        return stream
+
+    async def send(self, number: int, data: bytes, *, end: bool = False) -> None:
+        """Bytes of a stream, as the client's windows allow. Raises ClientGone."""
+        stream = self._streams.get(number)
+        if stream is None or self._closed:
+            raise ClientGone("the call has ended")
+        rest = memoryview(data)
+        while True:
+            room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
+            if rest and room <= 0:
+                stream.room.clear()
+                await stream.room.wait()
+                if self._closed or number not in self._streams:
+                    raise ClientGone("the call has ended")
+                continue
+            piece, rest = rest[:room], rest[room:]
+            self._h2.send_data(number, bytes(piece), end_stream=end and not rest)
+            await self._flush()
+            if not rest:
+                return
+
+    # -- in threads ------------------------------------------------------------------------------------------------
+
+    def run(self, work: Any) -> Any:
+        """A coroutine's result, for a thread."""
+        done: Future[Any] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        return done.result()
+
+    def open(self, method: str, metadata: Sequence[tuple[str, str]] = ()) -> Stream:
+        """Begin a call (`/package.Service/Method`). Raises ApiError when the client does not serve it."""
+        if method not in self.methods:
+            raise ApiError(400, f"the client does not serve {method}")
+        found: Stream = self.run(self._open(method, metadata))
+        return found
+
+    def call(self, method: str, message: bytes) -> bytes:
+        """One message there, one back. Raises CallFailed."""
+        stream = self.open(method)
+        stream.send(message, last=True)
+        answer = stream.receive()
+        if answer is None:
+            raise CallFailed(f"{method}: no answer", 13)
+        return answer
+
+
+class Sessions:
+    """The sessions of a host by id; builds wait for theirs to arrive."""
+
+    def __init__(self, host: Host) -> None:
+        self._known: dict[str, Session] = {}
+        self._changed = asyncio.Condition()
+
+    async def find(self, id: str) -> Session:
+        """Raises ApiError when it does not come."""
+
+        async def wait() -> Session:
+            async with self._changed:
+                await self._changed.wait_for(lambda: id in self._known)
+            return self._known[id]
+
+        try:
+            return await asyncio.wait_for(wait(), ARRIVE_S)
+        except TimeoutError:
+            raise ApiError(400, f"no such session: {id}") from None
+
+    async def keep(self, id: str, session: Session) -> None:
+        """While the session is open."""
+        async with self._changed:
+            self._known[id] = session
+            self._changed.notify_all()
+        try:
+            await session.serve()
+        finally:
+            self._known.pop(id, None)
+
+
+async def open_session(call: Call) -> Any:
+    """POST /session."""
+    id = call.headers.get("X-Docker-Expose-Session-Uuid", "")
+    if not id:
+        raise ApiError(400, "X-Docker-Expose-Session-Uuid is needed")
+    if call.headers.get("Upgrade", "").lower() != "h2c":
+        raise ApiError(400, "a session is an upgrade to h2c")
+    try:
+        import h2  # noqa: F401
+    except ImportError:
+        raise ApiError(501, "sessions need the Python package h2: pip install h2") from None
+    names = call.headers.get_list("X-Docker-Expose-Session-Grpc-Method")
+    duplex = await call.upgrade({"Connection": "Upgrade", "Upgrade": "h2c"})
+    await call.host.shared(Sessions).keep(id, Session(duplex, [name for each in names for name in each.split(",")]))
+    return None
+
+
+ROUTES = (Route("POST", "/session", open_session, since=(1, 31)),)

@@ -1,0 +1,203 @@
+"""docker's BuildKit client: its session, files and secrets over it, and the progress it shows."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import Daemon
+
+from labkernel.api import protobuf
+from labkernel.api.filesync import TransferError, _Receiver
+from labkernel.engine import Engine
+
+Build = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+def client() -> str | None:
+    """A docker client with BuildKit of its own (before 23); later ones need the plugin buildx."""
+    for path in (shutil.which("docker"), "/usr/bin/docker"):
+        if path and os.access(path, os.X_OK):
+            said = subprocess.run([path, "--version"], capture_output=True, text=True).stdout
+            found = re.search(r"version (\d+)\.", said)
+            if found and int(found[1]) < 23:
+                return path
+    return None
+
+
+@pytest.fixture
+def build(daemon: Daemon, tmp_path: Path) -> Build:
+    program = client()
+    if program is None:
+        pytest.skip("no docker client with BuildKit is installed (Debian 12: docker.io)")
+    environment = {
+        **os.environ,
+        "DOCKER_HOST": daemon.address,
+        "DOCKER_BUILDKIT": "1",
+        "DOCKER_CONFIG": str(tmp_path / "config"),
+    }
+
+    def run(*words: str, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        argv = [program, "build", *words]
+        return subprocess.run(argv, env=environment, input=stdin, capture_output=True, timeout=150)
+
+    return run
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    folder = tmp_path / "context"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "file").write_text("content\n")
+    (folder / "sub" / "file").chmod(0o751)
+    os.utime(folder / "sub" / "file", (1_000_000_000, 1_000_000_000))
+    os.link(folder / "sub" / "file", folder / "sub" / "same")
+    (folder / "empty").write_text("")
+    (folder / "big").write_bytes(os.urandom(3 << 20))
+    os.symlink("/etc/passwd", folder / "link")
+    (folder / "left-out").write_text("x")
+    (folder / ".dockerignore").write_text("left-out\n")
+    (folder / "Dockerfile").write_text(
+        "FROM lab/busybox\nARG A\nCOPY . /all\nRUN echo built $A; stat -c '%a %Y' /all/sub/file; md5sum /all/big\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def name(engine: Engine) -> Iterator[str]:
+    found = f"b{os.urandom(4).hex()}"
+    yield found
+    for image in engine.images.list(found):
+        image.remove(force=True)
+
+
+def test_a_directory_becomes_an_image(build: Build, context: Path, name: str, engine: Engine, tmp_path: Path) -> None:
+    words = ("--progress", "plain", "-t", name, "--build-arg", "A=7", "--label", "l=x", str(context))
+    done = build(*words)
+    said = done.stderr.decode()
+    assert done.returncode == 0, said
+    assert re.search(r"#\d+ \[4/4\] RUN echo built", said)
+    assert re.search(r"#\d+ [\d.]+ built 7\n", said)
+    assert re.search(r"#\d+ [\d.]+ 751 1000000000\n", said)
+    assert f"naming to {name}:latest done" in said
+    image = engine.images.get(name)
+    assert image.labels["l"] == "x"
+    listed = engine.containers.run(image, ["find", "/all"], remove=True).decode().split()
+    assert {"/all/link", "/all/empty", "/all/sub/same"} <= set(listed)
+    assert "/all/left-out" not in listed
+    assert re.search(r"#\d+ \[3/4\] COPY . /all\n(#.*\n)*#\d+ CACHED", build(*words).stderr.decode())
+    quiet = build("-q", "--iidfile", str(tmp_path / "id"), *words[2:])
+    assert quiet.stdout.decode().strip() == image.id == (tmp_path / "id").read_text()
+
+
+def test_secrets_are_asked_of_the_client(build: Build, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(f"very secret {os.urandom(4).hex()}")
+    dockerfile = b"FROM lab/busybox\nRUN --mount=type=secret,id=s md5sum /run/secrets/s\n"
+    words = ("--progress", "plain", "--no-cache", "-")
+    done = build("--secret", f"id=s,src={tmp_path / 'secret'}", *words, stdin=dockerfile)
+    assert done.returncode == 0, done.stderr
+    assert b"/run/secrets/s\n" in done.stderr
+    required = dockerfile.replace(b"id=s", b"id=s,required=true")
+    assert build(*words, stdin=required).returncode == 1
+
+
+def test_a_tar_of_stdin_is_a_second_request(build: Build, name: str, engine: Engine) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path, data in (("Dockerfile", b"FROM lab/busybox\nCOPY x /x\n"), ("x", b"of the tar")):
+            member = tarfile.TarInfo(path)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    done = build("-t", name, "-", stdin=buffer.getvalue())
+    assert done.returncode == 0, done.stderr
+    assert engine.containers.run(name, ["cat", "/x"], remove=True) == b"of the tar"
+
+
+def test_what_fails_is_said(build: Build, context: Path) -> None:
+    done = build("--progress", "plain", "-", stdin=b"FROM lab/busybox\nRUN echo before; exit 9\n")
+    assert done.returncode == 1
+    assert b"did not complete successfully: exit code: 9" in done.stderr
+    done = build("--progress", "plain", "-f", "-", str(context), stdin=b"FROM lab/busybox\nCOPY none /\n")
+    assert done.returncode == 1
+    assert b"stat none: file does not exist" in done.stderr
+    assert b"unknown instruction: NOPE" in build("-", stdin=b"NOPE\n").stderr
+    assert b"the output local is not available" in build("-o", "out", str(context)).stderr
+
+
+# -- the wire ----------------------------------------------------------------------------------------------------------
+
+
+def test_messages_go_there_and_back() -> None:
+    written = protobuf.encode([(1, 300), (2, "text"), (3, [(1, 1), (2, [])]), (4, 0), (5, -1), (16, b"\0\xff")])
+    read = protobuf.decode(written)
+    assert protobuf.number(read, 1) == 300
+    assert protobuf.text(read, 2) == "text"
+    assert protobuf.decode(protobuf.data(read, 3)) == {1: [1], 2: [b""]}
+    assert 4 not in read
+    assert protobuf.number(read, 5) == (1 << 64) - 1
+    assert protobuf.data(read, 16) == b"\0\xff"
+
+
+@pytest.mark.parametrize("data", [b"\x08", b"\x0a\x05abc", b"\x08" + b"\xff" * 11, b"\x0b", b"\x0f"])
+def test_bytes_that_are_no_message(data: bytes) -> None:
+    with pytest.raises(protobuf.BadMessage):
+        protobuf.decode(data)
+
+
+class Scripted:
+    """A client that sends what a test wants."""
+
+    def __init__(self, *packets: list[tuple[int, Any]]) -> None:
+        self.packets = [protobuf.encode(packet) for packet in packets]
+        self.sent: list[bytes] = []
+
+    def receive(self) -> bytes | None:
+        return self.packets.pop(0) if self.packets else None
+
+    def send(self, message: bytes) -> None:
+        self.sent.append(message)
+
+    def close(self) -> None: ...
+
+
+def stat(path: str, mode: int = 0o644, link: str = "") -> list[tuple[int, Any]]:
+    return [(2, [(1, path), (2, mode), (7, link)])]
+
+
+DIRECTORY, SYMLINK, END, FIN = 1 << 31 | 0o755, 1 << 27 | 0o777, [], [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [stat("../out")],
+        [stat("/abs")],
+        [stat("a/./b")],
+        [stat("a//b")],
+        [stat("no/parent")],
+        [stat("d", SYMLINK, "/tmp"), stat("d/x")],
+        [stat("d", DIRECTORY), stat("d", SYMLINK, "/tmp")],
+        [stat("x\0y")],
+        [stat("")],
+        [stat("h", 0o644, "../../etc/passwd"), END, FIN],
+        [stat("l", SYMLINK, "/etc/passwd"), stat("h", 0o644, "l"), END, FIN],
+        [[(1, 2), (3, 7), (4, b"data of nothing")]],
+        [[(1, 4), (4, b"gave up")]],
+        [stat("a")],
+    ],
+    ids=range(14),
+)
+def test_a_client_that_cheats_writes_nothing_outside(packets: list[Any], tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    with pytest.raises(TransferError):
+        _Receiver(Scripted(*packets), target).work()  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
