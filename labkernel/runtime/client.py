@@ -137,6 +137,7 @@ class Attachment:
     def read_now(self, most: int = 1 << 18) -> list[tuple[str, bytes]]:
         """For an event loop: what there is, up to about `most` bytes; empty at the end. Raises BlockingIOError when
         there is nothing now, SupervisorLost."""
+        self._take_frames()  # what came with the answer to the request
         size = sum(len(data) for _, data in self._ready)
         while size < most and not self._ended:
             try:
