@@ -29,14 +29,14 @@ from .errors import (
     UsageError,
 )
 from .events import container_attributes, insert_event
-from .provision import Programs, RootDirectory, find_warnings, inherited_mounts, make_mounts, spec_mount
+from .provision import Programs, RootDirectory, find_warnings, inherited_mounts, make_mounts, needs_no_mknod, spec_mount
 from .runtime import prootprogram, sharing
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
 from .runtime.instances import is_alive
 from .runtime.names import random_name
 from .runtime.settings import NAME, normalize, parse_command
-from .runtime.spec import finalize_args, finalize_spec
+from .runtime.spec import finalize_args, finalize_spec, without_mknod
 from .store.locks import is_abandoned, is_locked
 from .volumes import Volumes
 
@@ -405,6 +405,8 @@ class Containers:
             cgroup_parent=str(settings.get("cgroup_parent") or "") + self.cgroup_parent,
             hidden=masked,
         )
+        if needs_no_mknod(self.driver, settings):
+            without_mknod(config)
         if self.driver.name == "proot":
             prootprogram.adapt(config, self.layout.root)
         fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

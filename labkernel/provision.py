@@ -44,6 +44,8 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
     mode = network_mode(settings)
     if mode in ("none", "host") and (settings.get("ports") or settings.get("publish_all_ports")):
         found.append(f"Published ports are discarded when using {mode} network mode")
+    if needs_no_mknod(driver, settings):
+        found.append("CAP_MKNOD is dropped: no device cgroup keeps the container from the machine's devices")
     if driver.overlay == "copy":
         found += [line for line in driver.warnings if line.startswith("no overlay")]
     return found
@@ -131,6 +133,13 @@ def spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:
         "source": mount["source"],
         "options": ["rbind", access, propagation],
     }
+
+
+def needs_no_mknod(driver: Driver, settings: Mapping[str, Any]) -> bool:
+    """Without a device cgroup root could make a node of the machine's disk and open it: MKNOD is then not docker's
+    default any more, but for who asks for it by name."""
+    asked = settings.get("privileged") or {"CAP_MKNOD", "ALL"} & set(settings.get("cap_add", ()))
+    return driver.name == "root" and driver.cgroups.get("devices") != "kernel" and not asked
 
 
 class RootDirectory:

@@ -41,6 +41,11 @@ class Docker:
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode().strip()
 
+    def version(self) -> tuple[int, ...]:
+        return tuple(
+            int(word) for word in self.call("version", "-f", "{{.Server.Version}}").partition("+")[0].split(".")
+        )
+
     def wait(self) -> bool:
         for _ in range(150):
             if self.daemon.poll() is not None:

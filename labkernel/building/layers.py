@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DriverError, LabkernelError, TaskError
-from ..provision import Programs
+from ..provision import Programs, needs_no_mknod
 from ..runtime.copies import remove_tree
 from ..runtime.driver import cgroup_parent
-from ..runtime.spec import finalize_spec
+from ..runtime.spec import finalize_spec, without_mknod
 from ..store.blobs import temporary_directory
 from ..store.catalog import LayerInfo
 from ..store.locks import OWNED_MARK
@@ -249,7 +249,7 @@ class LayerMaker:
         mounts: Sequence[dict[str, Any]],
     ) -> dict[str, Any]:
         settings = sandbox.settings()
-        return finalize_spec(
+        spec = finalize_spec(
             id=id,
             command=argv,
             image_config={key: config[key] for key in ("Env", "User", "WorkingDir") if config.get(key)},
@@ -264,6 +264,9 @@ class LayerMaker:
             cgroup_parent=cgroup_parent(self._layout),
             hidden=sandbox.host_masks,
         )
+        if needs_no_mknod(self._driver, settings):
+            without_mknod(spec)
+        return spec
 
     def _prepare_mounts(self, directory: Path, operations: Sequence[dict[str, Any]], fds: Sequence[int]) -> None:
         if operations:

@@ -7,6 +7,7 @@ the mount namespace of the calling process and needs CAP_SYS_ADMIN in it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
@@ -249,6 +250,34 @@ def open_read_only(path: str) -> int | None:
     except OSError:
         os.close(fd)
         return None
+    return fd
+
+
+def open_program(path: str, driver: str) -> int | None:
+    """What to execute in place of the program `path`, so that no container can write to it through `/proc/PID/exe`
+    (CVE-2019-5736). None when it cannot anyway: who is root in a container does not own the file.
+
+    Under the driver `root` a read-only mount of its own, else, and where that is refused (before Linux 5.12, or without
+    CAP_SYS_ADMIN), a sealed copy in memory, some 7 MB once for each supervisor. Raises OSError when neither can be."""
+    info = os.stat(path)
+    if driver == "proot" or (driver == "rootless" and info.st_uid != os.geteuid() and not os.access(path, os.W_OK)):
+        return None
+    held = open_read_only(path) if driver == "root" else None
+    return _sealed_copy(path) if held is None else held
+
+
+def _sealed_copy(path: str) -> int:
+    """A copy in memory that nobody can change any more (man 2 memfd_create, man 2 fcntl "File Sealing")."""
+    fd = os.memfd_create("labkernel-program", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(path, "rb") as file:
+            while os.sendfile(fd, file.fileno(), None, 1 << 24):
+                pass
+        seal, shrink, grow, write = 1, 2, 4, 8
+        fcntl.fcntl(fd, 1033, seal | shrink | grow | write)  # F_ADD_SEALS
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 

@@ -323,8 +323,15 @@ class Runtime:
         argv = [*_interpreter(_CODE), json.dumps(self._settings())]
         env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
         env.setdefault("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        try:
+            held = mounts.open_program(sys.executable, self.driver)
+        except OSError as err:
+            raise DriverError(
+                f"containers could write to this Python ({sys.executable}), and no protected copy can be made: "
+                f"{err.strerror}",
+                resolution="use a Python that belongs to another user, such as /usr/bin/python3",
+            ) from err
         read, write = os.pipe2(os.O_CLOEXEC)
-        held = mounts.open_read_only(sys.executable) if self.driver == "root" else None
         program = sys.executable if held is None else f"/proc/self/fd/{held}"
         try:
             actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, write, 1)]

@@ -213,6 +213,13 @@ def finalize_capabilities(settings: Mapping[str, Any]) -> list[str]:
     return [*kept, *(name for name in add if name not in kept)]
 
 
+def without_mknod(config: dict[str, Any]) -> None:
+    """Take CAP_MKNOD from a container whose device nodes nothing would keep it from using."""
+    sets = config["process"].get("capabilities") or {}
+    for name, words in sets.items():
+        sets[name] = [word for word in words if word != "CAP_MKNOD"]
+
+
 def finalize_resources(
     settings: Mapping[str, Any], *, devices: bool = True, nodes: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def succeed(context: Any, plan: dict[str, Any]) -> None:
     for fd in fds:
         fcntl.fcntl(fd, fcntl.F_SETFD, 0)
     try:
-        held = mounts.open_read_only(argv[0]) if plan["settings"]["driver"] == "root" else None
+        held = mounts.open_program(argv[0], plan["settings"]["driver"])
         program = argv[0] if held is None else f"/proc/self/fd/{held}"
         os.execv(program, [*argv, str(memory), plan["settings"]["root"]])
     except OSError as err:

@@ -1,0 +1,328 @@
+"""A test for each known class of escape that test_safety.py does not have, tried with this engine's own verbs."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labkernel.engine import Engine
+from labkernel.errors import LabkernelError, StartError
+from labkernel.linux import mounts
+from labkernel.provision import needs_no_mknod
+from labkernel.runtime.spec import without_mknod
+
+IMAGE = "lab/busybox"
+
+
+@pytest.fixture
+def lab(engine: Engine) -> Engine:
+    if engine.driver.name != "root":
+        pytest.skip(f"about the driver root; this machine's is {engine.driver.name}")
+    return engine
+
+
+@pytest.fixture
+def crafted(lab: Engine) -> Iterator[Callable[..., str]]:
+    """Images of a busybox and links: `crafted(proc="/etc")`; a value of None is a directory."""
+    names: list[str] = []
+
+    def make(**links: str | None) -> str:
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w") as tar:
+            for name, target in links.items():
+                info = tarfile.TarInfo(name)
+                info.type, info.linkname = (tarfile.DIRTYPE, "") if target is None else (tarfile.SYMTYPE, target)
+                info.mode = 0o755
+                tar.addfile(info)
+            shell = tarfile.TarInfo("bin/sh")
+            shell.mode = 0o755
+            data = Path("/bin/busybox").read_bytes()
+            shell.size = len(data)
+            tar.addfile(shell, io.BytesIO(data))
+        out.seek(0)
+        names.append(f"lk-test/escape{len(names)}")
+        lab.images.import_tar(out, repository=names[-1])
+        return names[-1]
+
+    yield make
+    for container in lab.containers.list(all=True):
+        container.remove(force=True)
+    for name in names:
+        lab.images.remove(name, force=True)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that containers may bind."""
+    base = Path(tempfile.mkdtemp(prefix="lk-e-", dir="/tmp"))
+    base.chmod(0o755)
+    yield base
+    shutil.rmtree(base)
+
+
+def run(lab: Engine, script: str, image: str = IMAGE, **settings: object) -> str:
+    out: bytes = lab.containers.run(image, ["/bin/sh", "-c", script], remove=True, stderr=True, **settings)
+    return out.decode()
+
+
+# -- mounts ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mounts_target_is_exchanged_while_it_is_mounted(lab: Engine, shared: Path) -> None:
+    """CVE-2021-30465: a second container mounts below a volume in which the first exchanges a directory and a link
+    to the host's root."""
+    (shared / "source").mkdir()
+    (shared / "source" / "mark").write_text("mounted\n")
+    volume = shared / "volume"
+    (volume / "a").mkdir(parents=True)
+    (volume / "link").symlink_to("/../../../../../../tmp")
+    stop = threading.Event()
+
+    def exchange() -> None:
+        import ctypes
+
+        libc = ctypes.CDLL(None)
+        a, b = os.fsencode(volume / "a"), os.fsencode(volume / "link")
+        while not stop.is_set():
+            libc.renameat2(-100, a, -100, b, 2)  # RENAME_EXCHANGE
+
+    before = set(os.listdir("/tmp"))
+    racer = threading.Thread(target=exchange)
+    racer.start()
+    try:
+        for _ in range(10):
+            binds = [f"{volume}:/v", f"{shared / 'source'}:/v/a/inner"]
+            try:
+                text = run(
+                    lab, "cat /v/a/inner/mark /tmp/inner/mark 2>/dev/null; cat /proc/self/mountinfo", volumes=binds
+                )
+            except LabkernelError:
+                continue  # a start that is refused is fine
+            assert not any(line.split()[4].startswith("/..") for line in text.splitlines() if " - " in line)
+    finally:
+        stop.set()
+        racer.join()
+    made = {name for name in set(os.listdir("/tmp")) - before if name == "inner"}
+    assert not made, "a mount point was made on the host"
+    assert str(shared / "source") not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("name", ["proc", "sys", "dev"])
+def test_an_image_whose_proc_is_a_link(lab: Engine, crafted: Callable[..., str], name: str) -> None:
+    """CVE-2019-19921: then the kernel's file systems, and what hides parts of them, would go elsewhere."""
+    image = crafted(**{name: "/elsewhere", "elsewhere": None})
+    try:
+        text = run(lab, "cat /proc/self/mountinfo", image)
+    except StartError:
+        return
+    places = {line.split()[4]: line.split(" - ")[1].split()[0] for line in text.splitlines()}
+    assert places.get("/proc") == "proc" or places.get("/elsewhere") == "proc", places
+    assert any(place.endswith(("/proc/sys", "/elsewhere/sys")) for place in places)
+
+
+@pytest.mark.parametrize("place", ["/proc", "/proc/self", "/sys", "/dev/pts/../../proc"])
+def test_a_volume_over_proc(lab: Engine, place: str) -> None:
+    """CVE-2019-16884: a volume at /proc would make the confinement's own writes go nowhere. Either it is refused, or
+    the process is confined all the same."""
+    try:
+        text = run(lab, "grep -s -E '^(CapEff|Seccomp):' /proc/self/status; true", volumes=[f"over:{place}"])
+    except LabkernelError:
+        text = ""
+    finally:
+        for volume in lab.volumes.list():
+            if volume.name == "over":
+                volume.remove(force=True)
+    if "CapEff" in text:
+        assert "00000000a80425fb" in text
+        assert "Seccomp:\t2" in text
+
+
+def test_nothing_is_made_outside_of_a_volume(lab: Engine, crafted: Callable[..., str], shared: Path) -> None:
+    """CVE-2024-45310: mount points are made in the image's own tree, never through its links."""
+    victim = shared / "victim"
+    victim.mkdir()
+    image = crafted(data=str(victim), out="/../../../../../../" + str(victim))
+    (shared / "source").mkdir()
+    for target in ("/data/made", "/out/made", f"{victim}/made"):
+        try:
+            run(lab, "true", image, volumes=[f"{shared / 'source'}:{target}"])
+        except LabkernelError:
+            continue
+    assert os.listdir(victim) == []
+
+
+# -- the kernel's files ------------------------------------------------------------------------------------------------
+
+
+def test_release_agent(lab: Engine) -> None:
+    """CVE-2022-0492: a control group's release_agent is a program the kernel runs as the machine's root."""
+    text = run(
+        lab,
+        "mkdir -p /tmp/c; mount -t cgroup -o rdma c /tmp/c; unshare -UrmC mount -t cgroup -o rdma c /tmp/c;"
+        "for f in $(find /sys/fs/cgroup -name release_agent); do echo '#!/bin/sh' > $f && echo WRITTEN; done;"
+        "for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $d/x && echo MADE; done; true",
+    )
+    assert "WRITTEN" not in text
+    assert "MADE" not in text
+
+
+def test_a_masked_path_is_exchanged(lab: Engine, crafted: Callable[..., str]) -> None:
+    """CVE-2025-31133: what hides a path is /dev/null, opened by name in the container's own /dev, where an image may
+    have put a link; here it is the machine's null device."""
+    image = crafted(**{"dev": None, "dev/null": "/proc/sys/kernel/core_pattern"})
+    script = "cat /proc/interrupts | wc -c; ls -l /dev/null; echo x > /proc/sys/kernel/core_pattern; true"
+    text = run(lab, script, image)
+    assert text.startswith("0\n")
+    assert " 1,   3 " in text
+    assert "Read-only file system" in text
+
+
+def test_the_console_is_exchanged(lab: Engine, crafted: Callable[..., str]) -> None:
+    """CVE-2025-52565: the terminal is bound at /dev/console before masking; a link there must not lead it elsewhere."""
+    image = crafted(**{"dev": None, "dev/console": "/proc/sysrq-trigger", "dev/pts": "/proc"})
+    text = run(lab, "cat /proc/self/mountinfo; ls -l /dev/console", image, tty=True)
+    console = [line for line in text.splitlines() if " - devpts" in line]
+    assert {line.split()[4] for line in console} <= {"/dev/pts", "/dev/console"}
+    assert "sysrq" not in next(line for line in text.splitlines() if "console" in line and " - " not in line)
+
+
+def test_labels_are_written_to_proc_itself(lab: Engine, shared: Path) -> None:
+    """CVE-2025-52881: writes meant for /proc/self/attr or /proc/sys went where a volume or link led them."""
+    (shared / "attr").mkdir()
+    text = run(
+        lab,
+        "cat /proc/sys/net/core/somaxconn",
+        volumes=[f"{shared / 'attr'}:/proc-attr"],
+        sysctls={"net.core.somaxconn": "77"},
+    )
+    assert text == "77\n"
+    with pytest.raises(LabkernelError):
+        lab.containers.create(IMAGE, ["true"], sysctls={"net.core/../../kernel.core_pattern": "|/x"})
+
+
+# -- other ways ----------------------------------------------------------------------------------------------------
+
+
+def test_abstract_sockets(lab: Engine) -> None:
+    """CVE-2020-15257: a runtime's socket in the abstract name space is reached by who shares the host's network."""
+    text = run(lab, "cat /proc/net/unix", network_mode="host")
+    assert not [line for line in text.splitlines() if "@" in line.rpartition(" ")[2] and "labkernel" in line]
+
+
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_inheritable_capabilities(lab: Engine, user: str) -> None:
+    """CVE-2022-24769: with them a program file with inheritable capabilities gives a user more than it should have."""
+    container = lab.containers.run(IMAGE, ["sleep", "1000"], detach=True, user=user)
+    for text in (
+        container.exec_run(["grep", "CapInh", "/proc/self/status"]).output,
+        container.exec_run(["grep", "CapInh", "/proc/1/status"]).output,
+        container.exec_run(["grep", "CapAmb", "/proc/self/status"]).output,
+    ):
+        assert int(text.split()[1], 16) == 0
+
+
+def test_cp_loads_nothing_of_the_container(lab: Engine) -> None:
+    """CVE-2019-14271: a helper that has entered the container's root loads its libraries. Ours is loaded before; what
+    the container puts where libraries are looked for is never opened."""
+    container = lab.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    script = "mkdir -p /lib/x86_64-linux-gnu /lib64; for n in libnss_files.so.2 libc.so.6 libnss_compat.so.2; do"
+    script += " echo junk > /lib/x86_64-linux-gnu/$n; echo junk > /lib64/$n; done; echo hi > /f; touch -a -d @1 /lib*/*"
+    container.exec_run(["sh", "-c", script])
+    chunks, _ = container.get_archive("/f")
+    assert b"hi" in b"".join(chunks)
+    container.put_archive("/", tar_of("g", b"there"))
+    assert container.exec_run(["cat", "/g"], user="nobody").output == b"there"
+
+
+def tar_of(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def test_init_is_out_of_reach_of_a_tracer(lab: Engine) -> None:
+    """--init is a process of the engine's own interpreter in the container; one with SYS_PTRACE may look into it."""
+    script = (
+        "sleep 0.1; (: >> /proc/1/exe) 2>&1; ls /proc/1/fd | tr '\\n' ' '; echo;"
+        "tr '\\0' '\\n' < /proc/1/environ | cut -d= -f1 | sort | tr '\\n' ' '; echo; readlink /proc/1/cwd /proc/1/root;"
+        "ls /proc/1/root"
+    )
+    text = run(lab, script, init=True, cap_add=["SYS_PTRACE"], environment={"OWN": "1"})
+    refused, fds, names, *rest = text.splitlines()
+    assert "Read-only file system" in refused or "Permission denied" in refused or "Text file busy" in refused
+    assert set(fds.split()) <= {"0", "1", "2"} or "Permission" in fds
+    assert not {"LABKERNEL_ROOT", "VIRTUAL_ENV", "PYTHONPATH"} & set(names.split())
+    assert "work" not in rest
+
+
+def test_a_program_that_is_the_users_own_is_copied(tmp_path: Path) -> None:
+    """CVE-2019-5736 where root in the container owns the interpreter, and where the kernel has no open_tree."""
+    program = tmp_path / "program"
+    program.write_bytes(b"#!/bin/true\n")
+    fd = mounts._sealed_copy(str(program))
+    try:
+        with pytest.raises(OSError) as caught:
+            os.write(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY), b"x")
+        assert caught.value.errno == errno.EPERM
+        with pytest.raises(OSError) as caught:
+            os.ftruncate(fd, 0)
+        assert caught.value.errno == errno.EPERM
+    finally:
+        os.close(fd)
+
+
+def test_a_supervisor_of_a_copy(fresh_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fresh_engine.driver.name != "root":
+        pytest.skip("about the driver root")
+    monkeypatch.setattr(mounts, "open_read_only", lambda path: None)
+    assert fresh_engine.containers.run(IMAGE, ["echo", "ok"], remove=True) == b"ok\n"
+    assert "memfd:labkernel-program" in os.readlink(f"/proc/{fresh_engine.runtime.ensure().pid}/exe")
+
+
+def test_no_device_nodes_without_a_device_cgroup(lab: Engine) -> None:
+    bare = dataclasses.replace(lab.driver, cgroups={**lab.driver.cgroups, "devices": "none"})
+    assert needs_no_mknod(bare, {})
+    assert not needs_no_mknod(bare, {"cap_add": ["CAP_MKNOD"]})
+    assert not needs_no_mknod(bare, {"privileged": True})
+    config = {"process": {"capabilities": {"bounding": ["CAP_MKNOD", "CAP_KILL"]}}}
+    without_mknod(config)
+    assert config["process"]["capabilities"]["bounding"] == ["CAP_KILL"]
+
+
+# -- what stays inside -------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_log_lines(lab: Engine) -> None:
+    """A container that floods its log keeps no other waiting, and its log stays within its bounds."""
+    log = {"Type": "json-file", "Config": {"max-size": "100k", "max-file": "2"}}
+    script = "i=0; while [ $i -lt 10000 ]; do echo line $i; i=$((i+1)); done; sleep 1000"
+    flood = lab.containers.run(IMAGE, ["sh", "-c", script], detach=True, log_config=log)
+    assert lab.containers.run(IMAGE, ["echo", "other"], remove=True) == b"other\n"
+    deadline = time.monotonic() + 60
+    while b"line 9999\n" not in flood.logs(tail=1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert flood.logs(tail=3) == b"line 9997\nline 9998\nline 9999\n"
+    sizes = sum(path.stat().st_size for path in flood.directory.glob("log.json*"))
+    assert sizes < 2 * (100_000 + 6 * 65536)
+
+
+def test_a_full_disk_stays_inside(lab: Engine) -> None:
+    """A bounded tmpfs takes what it takes; the container goes on, and so does everybody else."""
+    script = "cat /dev/zero > /small/file; wc -c < /small/file; echo alive"
+    text = run(lab, script, tmpfs={"/small": "size=1m"})
+    assert "No space left on device" in text
+    assert text.splitlines()[-2:] == ["1048576", "alive"]
