@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -22,6 +23,7 @@ from .errors import (
     ImageError,
     InvalidReference,
     LayerError,
+    ManifestError,
     NoSuchImage,
     RegistryError,
     StoreError,
@@ -38,7 +40,7 @@ from .store.layout import Layout
 from .store.locks import Locks
 
 if TYPE_CHECKING:
-    from .oci.endpoints import Endpoint
+    from .oci.endpoints import Endpoint, Limits
     from .store.blobs import Readable
 
 LayerRecord = LayerInfo
@@ -49,6 +51,8 @@ _NO_IMAGE_HINT = (
     "without a registry there are lab/busybox, lab/debian and lab/host; "
     "`labkernel import FILE.tar NAME` makes an image of any root file system"
 )
+
+LIMITS_HINT = "LABKERNEL_LIMITS={}=… or [limits] in registries.toml sets another limit"
 
 Notify = Callable[[str], None]
 Records = list[dict[str, str]]
@@ -274,6 +278,8 @@ class Images:
         from .oci import manifest as oci
 
         names = [str(reference.parse_tag(name)) for name in tags]
+        if manifest is not None and len(layers) > self.limits.layers:
+            raise too_many_layers(len(layers), self.limits.layers)
         for layer in layers:
             if layer.media_type != HOST_LAYER and not self.blobs.has(layer.digest):
                 raise StoreError(f"layer {layer.digest} is not in the store")
@@ -342,7 +348,7 @@ class Images:
                         media_type=layer.media_type,
                         diff_id=layer.diff_id,
                         lowers=[str(path) for path in lowers],
-                        **self.layer_options,
+                        **self.unpack_options,
                     )
                 except LayerError:
                     # A damaged disk and a damaged image call for different remedies.
@@ -356,6 +362,19 @@ class Images:
     def layer_options(self) -> dict[str, Any]:
         """How this driver's layers are written: the options of `oci.layer` tasks."""
         return {"userxattr": self.driver.name != "root", "single_id": self.driver.id_mapping == "single"}
+
+    @property
+    def unpack_options(self) -> dict[str, Any]:
+        """As `layer_options`, with the user's limits."""
+        limits = self.limits
+        return {**self.layer_options, "max_bytes": limits.layer_bytes, "max_members": limits.layer_members}
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What an image may make us do at most: the user's settings."""
+        from .oci.endpoints import Settings
+
+        return Settings.load().limits
 
     def import_tar(
         self,
@@ -521,6 +540,13 @@ class Images:
     def _drop_unnamed(self, layer: LayerInfo) -> None:
         if layer.digest not in self.needed_blobs():
             self.blobs.remove(layer.digest)
+
+
+def too_many_layers(count: int, most: int) -> ManifestError:
+    """The error for an image of more layers than the kernel stacks, or the user wants."""
+    return ManifestError(
+        f"the image has {count} layers: more than {most} are refused", resolution=LIMITS_HINT.format("layers")
+    )
 
 
 def _connects(endpoints: Sequence[Endpoint], timeout_s: float) -> bool:

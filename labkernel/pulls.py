@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import DISK_FULL_HINT, DiskFull, ManifestError, RegistryError
+from .images import LIMITS_HINT, too_many_layers
 from .oci import imageconfig, platforms, reference, transfer
 from .oci import manifest as oci
 from .oci.connections import Cancelled
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .image import Image
     from .images import Images
 
-MAX_LAYERS = 500
 MAX_INDEXES = 4
 """Indexes that may point at each other before an image has to come."""
 POLL_S = 0.1
@@ -281,8 +281,9 @@ class _Job:
         descriptors, diff_ids = manifest.layers, config.diff_ids
         if len(descriptors) != len(diff_ids):
             raise ManifestError(f"the manifest has {len(descriptors)} layers and the config {len(diff_ids)}")
-        if len(descriptors) > MAX_LAYERS:
-            raise ManifestError(f"{len(descriptors)} layers: the kernel stacks at most {MAX_LAYERS}")
+        limits = self._images.limits
+        if len(descriptors) > limits.layers:
+            raise too_many_layers(len(descriptors), limits.layers)
         sizes: dict[str, int] = {}
         layers = []
         for descriptor, diff_id in zip(descriptors, diff_ids, strict=True):
@@ -291,6 +292,11 @@ class _Job:
                 raise ManifestError(f"layer {descriptor.digest} is there twice, with two sizes")
             info = LayerInfo(diff_id, descriptor.digest, descriptor.media_type, descriptor.size)
             layers.append(_Layer(info, LayerState(descriptor.digest.partition(":")[2][:12], descriptor.size)))
+        if sum(sizes.values()) > limits.image_bytes:
+            raise ManifestError(
+                f"the image's layers have {sum(sizes.values())} bytes: more than {limits.image_bytes} are refused",
+                resolution=LIMITS_HINT.format("image_bytes"),
+            )
         needed = sum(size for digest, size in sizes.items() if not self._images.blobs.has(digest))
         status = os.statvfs(self._images.layout.root)
         if needed > status.f_bavail * status.f_frsize:
@@ -508,7 +514,7 @@ class _Unpacking:
                 target=str(self._directory),
                 media_type=self._info.media_type,
                 diff_id=self._info.diff_id,
-                **self._images.layer_options,
+                **self._images.unpack_options,
             )
         except BaseException as err:
             self._outcome = err

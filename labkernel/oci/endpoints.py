@@ -13,7 +13,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -23,6 +23,7 @@ from labkernel.errors import UsageError
 # The two names that Docker's own resolution needs: the domain of short names, and the host that serves it.
 DOCKER_DOMAIN, DOCKER_HOST = "docker.io", "registry-1.docker.io"
 SETTINGS_VARIABLE = "LABKERNEL_REGISTRIES"
+LIMITS_VARIABLE = "LABKERNEL_LIMITS"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,50 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a registry or an archive can make us do at most; in the settings' table `limits`, or by name in the
+    variable LABKERNEL_LIMITS (`layers=100,layer_bytes=2g`), which comes first. Sizes take k, m, g, t (of 1024).
+    """
+
+    layers: int = 500
+    """Layers of an image. The kernel stacks no more."""
+    layer_bytes: int = 1 << 36
+    """What one layer may unpack to."""
+    layer_members: int = 5_000_000
+    """Files in one layer."""
+    image_bytes: int = 1 << 40
+    """Compressed bytes of an image's layers; never more than is free on the disk."""
+    stall_s: float = 30.0
+    """A registry that sends nothing for so long is given up."""
+    answer_s: float = 60.0
+    """Time for an answer without its body."""
+    wait_s: float = 30.0
+    """A registry that asks for more patience (Retry-After) is not waited for: the user is told."""
+
+    @classmethod
+    def parse(cls, found: Mapping[str, Any], where: str) -> Limits:
+        """Raises UsageError, naming `where`, for an unknown limit and for one that is no positive number."""
+        known = {each.name: each.type for each in fields(cls)}
+        given: dict[str, Any] = {}
+        for name, value in found.items():
+            if name not in known:
+                raise UsageError(f"{where}: no limit is called {name!r}", resolution=f"there are {', '.join(known)}")
+            number = _number(value)
+            if number is None or number <= 0:
+                raise UsageError(f"{where}: {name} = {value!r} is no positive number", resolution='e.g. 100, "20g"')
+            given[name] = number if known[name] == "float" else int(number)
+        return cls(**given)
+
+    @classmethod
+    def of_environment(cls, environ: Mapping[str, str], found: Mapping[str, Any], where: str) -> Limits:
+        """The settings' limits, with those of LABKERNEL_LIMITS in their place."""
+        words = [word for word in environ.get(LIMITS_VARIABLE, "").split(",") if word.strip()]
+        named = {key.strip(): value.strip() for key, _, value in (word.partition("=") for word in words)}
+        cls.parse(named, LIMITS_VARIABLE)
+        return cls.parse({**found, **named}, where)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a user may say about registries, in TOML, in `registries.toml` of the user's configuration directory (the
     variable LABKERNEL_REGISTRIES names another file):
@@ -63,6 +108,9 @@ class Settings:
 
         [mirrors]
         "docker.io" = ["http://127.0.0.1:5001"]             # asked first; then the registry itself
+
+        [limits]                                            # see `Limits`
+        layer_bytes = "4g"
     """
 
     insecure: tuple[str, ...] = ()
@@ -70,6 +118,7 @@ class Settings:
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     downloads: int = 3
     certificates: tuple[Path, ...] = ()
+    limits: Limits = Limits()
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -83,26 +132,32 @@ class Settings:
         except FileNotFoundError:
             if named:
                 raise UsageError(f"{SETTINGS_VARIABLE} names {path}, which is not there") from None
-            return cls(certificates=certificates)
+            text = ""
         except OSError:
-            return cls(certificates=certificates)
-        return replace(cls.parse(text, str(path)), certificates=certificates)
+            text = ""
+        return replace(cls.parse(text, str(path), environ), certificates=certificates)
 
     @classmethod
-    def parse(cls, text: str, path: str) -> Settings:
+    def parse(cls, text: str, path: str, environ: Mapping[str, str] = os.environ) -> Settings:
         """Settings from TOML; `path` is for messages."""
-        import tomllib
+        found: dict[str, Any] = {}
+        if text:
+            import tomllib
 
-        try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as err:
-            raise UsageError(f"{path}: {err}") from None
+            try:
+                found = tomllib.loads(text)
+            except tomllib.TOMLDecodeError as err:
+                raise UsageError(f"{path}: {err}") from None
+        limits = found.get("limits", {})
+        if not isinstance(limits, dict):
+            raise UsageError(f"{path}: limits is a table: [limits]")
         try:
             return cls(
                 insecure=tuple(_strings(found.get("insecure", []))),
                 ca={str(key): str(value) for key, value in dict(found.get("ca", {})).items()},
                 mirrors={str(key): tuple(_strings(value)) for key, value in dict(found.get("mirrors", {})).items()},
                 downloads=max(1, min(16, int(found.get("downloads", 3)))),
+                limits=Limits.of_environment(environ, limits, path),
             )
         except (TypeError, ValueError) as err:
             raise UsageError(
@@ -222,6 +277,20 @@ def _in_network(address: Any, network: str) -> bool:
         return address in ipaddress.ip_network(network, strict=False)
     except ValueError:
         return False
+
+
+def _number(value: Any) -> float | None:
+    """A number, or text with k, m, g, t (powers of 1024); None for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip().lower().removesuffix("b")
+    unit = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}.get(text[-1:], 1)
+    try:
+        return float(text if unit == 1 else text[:-1]) * unit
+    except ValueError:
+        return None
 
 
 def _strings(value: Any) -> list[str]:

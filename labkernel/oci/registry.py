@@ -30,8 +30,6 @@ from .endpoints import DOCKER_DOMAIN, Endpoint, Settings
 ACCEPTED = ", ".join((oci.OCI_MANIFEST, oci.DOCKER_MANIFEST, oci.OCI_INDEX, oci.DOCKER_LIST))
 ERROR_MAX = 1 << 16
 LIST_MAX = 4 << 20
-LONGEST_WAIT_S = 30.0
-"""A registry that asks to wait longer than this is not waited for: the user is told."""
 
 MIRROR_RETRIES = 1
 
@@ -94,13 +92,16 @@ class Registry:
     ) -> None:
         """`login` replaces what the user's files hold; `notify` gets a line when we have to wait."""
         self.domain = domain
-        self.pool = Pool(patience)
+        settings = settings or Settings.load()
+        limits = settings.limits
+        self.pool = Pool(patience or Patience(stall_s=limits.stall_s, answer_s=limits.answer_s))
+        self._longest_wait_s = limits.wait_s
         self.persistence = persistence or Persistence()
         self._notify = notify
         credentials = credentials or Credentials()
         self._sites = [
             _Site(endpoint, Authorizer(self.pool, endpoint, credentials, login))
-            for endpoint in (settings or Settings.load()).endpoints(domain, mirrors=mirrors)
+            for endpoint in settings.endpoints(domain, mirrors=mirrors)
         ]
         self._choosing = threading.Lock()
 
@@ -309,7 +310,7 @@ class Registry:
                     return response
                 site.answered = True
                 asked_s = retry_after(response.headers.get("Retry-After"))
-                if asked_s is not None and asked_s > LONGEST_WAIT_S:
+                if asked_s is not None and asked_s > self._longest_wait_s:
                     return response
                 if asked_s is not None:
                     pause_s = max(asked_s, pause_s)

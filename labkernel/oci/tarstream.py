@@ -21,6 +21,7 @@ from ..errors import LayerError
 
 BLOCK = 512
 CHUNK = 1 << 20
+_LIMIT_HINT = "LABKERNEL_LIMITS={}=… or [limits] in registries.toml sets another limit"
 MAX_HEADER_BYTES = 1 << 20  # one PAX or GNU long-name header; xattr values are at most 64 KiB each
 
 _REG, _LINK, _SYM, _CHR, _BLK, _DIR, _FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -161,7 +162,9 @@ class BlobStream:
             if data:
                 self._produced += len(data)
                 if self._produced > self._max:
-                    raise LayerError(f"layer unpacks to more than {self._max} bytes")
+                    raise LayerError(
+                        f"layer unpacks to more than {self._max} bytes", resolution=_LIMIT_HINT.format("layer_bytes")
+                    )
                 self._sha.update(data)
                 self._buffer, self._at = data, 0
                 return True
@@ -318,7 +321,9 @@ def members(stream: BlobStream, *, max_members: int) -> Iterable[Member]:
         while (member := tar.next()) is not None:
             count += 1
             if count > max_members:
-                raise LayerError(f"layer has more than {max_members} members")
+                raise LayerError(
+                    f"layer has more than {max_members} members", resolution=_LIMIT_HINT.format("layer_members")
+                )
             tar.members = []  # type: ignore[attr-defined]  # it keeps every member otherwise
             yield member  # type: ignore[misc]
     except tarfile.TarError as err:
