@@ -30,7 +30,8 @@ SETTLING_S = 60.0
 
 
 class Problem(NamedTuple):
-    """One finding: `kind` is `database`, `image`, `layer`, `container`, `temporary`, `mount`, `cgroup` or `process`."""
+    """One finding: `kind` is `database`, `image`, `layer`, `container`, `temporary`, `mount`, `cgroup`, `network` or
+    `process`."""
 
     kind: str
     subject: str
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
 
 def check(engine: Engine, *, verify: bool = False) -> list[Problem]:
     """Everything that is wrong, worst first. With `verify` every blob is read and hashed, which takes a while."""
-    looks = (_database, _images, _layers, _containers, _temporary, _mounts, _cgroups)
+    looks = (_database, _images, _layers, _containers, _temporary, _mounts, _cgroups, _networks)
     found = [problem for look in looks for problem in look(engine)]
     return [*found, *_blobs(engine)] if verify else found
 
@@ -156,6 +157,13 @@ def _cgroups(engine: Engine) -> Iterator[Problem]:
         spare = [path for path in groups if path not in used]
         for path in spare[warm:]:
             yield Problem("cgroup", path, "no container is in it", f"rmdir {path}")
+
+
+def _networks(engine: Engine) -> Iterator[Problem]:
+    from .networkcheck import find_leaks
+
+    for name in find_leaks(engine.networks):
+        yield Problem("network", name, "no container uses it", PRUNE)
 
 
 def _is_old(path: Path) -> bool:

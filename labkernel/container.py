@@ -157,7 +157,8 @@ class Container:
         if status == "paused":
             raise ConflictError("cannot start a paused container, try unpause instead")
         if status != "running":
-            self._containers.start(self.id)
+            known = self.record.setdefault("warnings", [])
+            known += [line for line in self._containers.start(self.id) if line not in known]
 
     def stop(self, *, timeout: float | None = None, signal: str | int | None = None) -> None:
         """Ask it to end (its stop signal), after `timeout` seconds kill it. Without effect when it does not run."""

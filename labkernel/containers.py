@@ -256,13 +256,15 @@ class Containers:
 
     # -- what Container calls ---------------------------------------------------------------------------------------
 
-    def start(self, id: str) -> None:
-        """See `Container.start`."""
-        self.networks.before_start(self.get(id))
-        self.runtime.start(id)
+    def start(self, id: str) -> Words:
+        """See `Container.start`; returns what only the start could tell, such as a limit that may not be raised."""
+        container = self.get(id)
+        self.networks.before_start(container)
+        warnings = self.runtime.begin(id).get("warnings") or []
         # The supervisor answers before it writes the state file, and takes one request after the other: once it has
         # answered this, other processes see the container run, too.
         self.runtime.states([id])
+        return [str(line) for line in warnings]
 
     def state(self, id: str) -> dict[str, Any]:
         """The state of a container; see `Container.runtime_state`."""

@@ -142,9 +142,15 @@ class Events:
 def _insert(tx: sqlite3.Connection, line: bytes, known: dict[str, dict[str, Any] | None]) -> bool:
     """One line of the supervisor's as a row, with name, image and labels of its container."""
     try:
-        moment, action, id, attributes = json.loads(line)
+        moment, action, id, attributes, *kind = json.loads(line)
     except ValueError:
         return False  # a write that a full disk cut short
+    if kind:
+        tx.execute(
+            "INSERT INTO events (time_ns, type, action, actor, attributes) VALUES (?, ?, ?, ?, ?)",
+            (moment, kind[0], action, id, json.dumps(attributes)),
+        )
+        return True
     if id not in known:
         known[id] = _about(tx, id)
     about = known[id]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-MAGICS = ("container", "docker", "vm", "lab", "compare", "registry", "daemon", "compose")
+MAGICS = ("container", "docker", "network", "vm", "lab", "compare", "registry", "daemon", "compose")
 _STATE = "_labkernel"
 
 
@@ -238,6 +238,7 @@ _ROOTS: dict[str, LabGroup | str] = {
     # Imported when they are first used: a group of its own, and a single command.
     "vm": "vm",
     "compare": "compare",
+    "network": "network",
     "registry": "registry",
     "daemon": "daemon",
     "compose": "compose",
@@ -290,6 +291,7 @@ def _doc(prog: str) -> str:
         "%vm": "The same images as virtual machines: `%vm run IMAGE CMD`.",
         "%lab": "The lab: `%lab doctor`, `%lab info`, `%lab check`.",
         "%compare": "A command as a container and as a virtual machine: `%compare IMAGE -- CMD`.",
+        "%network": "Networks of containers: `%network create web`, `%network ls`.",
         "%registry": "The private registry of this machine: `%registry start`, `%registry stop`.",
         "%daemon": "The Docker Engine API, for `!docker` and SDKs: `%daemon start`, `%daemon stop`, `%daemon status`.",
         "%compose": "Services of a Compose file: `%compose ps`, `%compose logs`, … of the last cell or a file here.",

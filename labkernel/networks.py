@@ -200,6 +200,9 @@ class Networks:
             if tx.execute("DELETE FROM networks WHERE id = ?", (network.id,)).rowcount == 0:
                 raise NoSuchNetwork(network.name)
             insert_event(tx, "network", "destroy", network.id, {"name": network.name, "type": network.driver})
+        for row in self.members(network):
+            with contextlib.suppress(LabkernelError):
+                self.write(self.containers.get(row["container_id"]))
         if self.layout.socket.exists():
             with contextlib.suppress(LabkernelError):
                 self.runtime.network(remove=network.bridge)
@@ -343,6 +346,12 @@ class Networks:
                 raise StartError(f"network {row['network_id']} not found", exit_code=125)
         if not os.path.exists(f"{container.directory}/network.json"):
             self.write(container)
+
+    def sweep(self) -> Words:
+        """Remove interfaces and rules that a crash has left; returns their names."""
+        from .networkcheck import remove_leaks
+
+        return remove_leaks(self)
 
     def endpoints(self, container_id: str) -> Rows:
         """The rows of a container's endpoints, in the order of its interfaces; without a `name` the network is gone."""

@@ -25,7 +25,7 @@ SERVICES = {
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
     *("guarantees", "remounting", "explaining"),
-    *("volumes", "networks", "events", "consistency", "network", "networksettings"),
+    *("volumes", "networks", "events", "consistency", "network", "networksettings", "networkcheck"),
     # figures and machines
     *("vms", "vm", "vmplans", "vmresults", "vminspection", "vmsnapshots", "metrics", "samples", "comparisons", "figures", "measuring"),
 }

@@ -120,7 +120,10 @@ def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: 
     if flags["detach"]:
         settings["auto_remove"] = flags["rm"]
         container = _create(host, image, arguments, settings, flags)
+        before_start = container.warnings
         container.start()
+        for warning in container.warnings[len(before_start) :]:
+            host.warn(warning)
         host.line(container.id) if not host.notebook else None
         return container
     return _run_foreground(host, image, arguments, settings, flags)

@@ -233,15 +233,16 @@ def df(ctx: click.Context, form: str | None, *, verbose: bool) -> Any:
 @many("--filter", metavar="filter", help="Provide filter values")
 @click.pass_context
 def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: tuple[str, ...]) -> Any:
-    """Remove unused data: stopped containers, unused images, the build cache, with --volumes also volumes."""
+    """Remove unused data: stopped containers, networks, unused images, the build cache, with --volumes also volumes."""
     host = host_of(ctx)
     engine: Any = host.engine
-    confirm(host, "This will remove all stopped containers and unused images.", force=force)
+    confirm(host, "This will remove all stopped containers, unused networks and unused images.", force=force)
     filters: dict[str, Any] = filters_of(filter) or {}
     reclaimed = 0.0
     lines: list[str] = []
     engine.containers.reconcile()
     wanted = [("Deleted Containers:", engine.containers, "ContainersDeleted", filters)]
+    wanted.append(("Deleted Networks:", engine.networks, "NetworksDeleted", filters))
     if volumes:
         wanted.append(("Deleted Volumes:", engine.volumes, "VolumesDeleted", filters))
     image_filters = {**filters, "dangling": ["false"]} if all else filters
@@ -252,6 +253,7 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
         names = [n if isinstance(n, str) else ", ".join(map(str, n.values())) for n in answer.get(key) or []]
         lines += [title, *names, ""] if names else []
         reclaimed += answer.get("SpaceReclaimed", 0)
+    engine.networks.sweep()
     reclaimed += engine.images.sweep() or 0
     return Text("\n".join([*lines, f"Total reclaimed space: {human_size(reclaimed)}"]))
 

@@ -80,6 +80,7 @@ class Switch:
         self._write_rules()
         if self.mode == "host":
             self._allow_forwarding()
+            self._bury_dead_stores()
         return True
 
     def _may_change_machine(self) -> bool:
@@ -144,6 +145,24 @@ class Switch:
             if found:
                 self.warning = f"another program's firewall may keep containers from the outside: {found}"
 
+    def _bury_dead_stores(self) -> None:
+        """Remove the bridges and rules of stores that were deleted while their containers ran: nobody else will."""
+        for name in os.listdir("/sys/class/net"):
+            if not name.startswith("lk") or name.startswith(naming.prefixes(self.key)):
+                continue
+            try:
+                with open(f"/sys/class/net/{name}/ifalias", encoding="utf-8", errors="replace") as file:
+                    word, _, root = file.read().strip().partition(" ")
+            except OSError:
+                continue
+            busy = os.listdir(f"/sys/class/net/{name}/brif")
+            if word == "labkernel" and root.startswith("/") and not busy and not os.path.exists(root):
+                usermode.inside(-1, lambda name=name: self._delete_links([name]))
+                try:
+                    nftables.Table(naming.table_name(naming.store_key(root))).delete()
+                except OSError:
+                    pass
+
     # -- a container's life -----------------------------------------------------------------------------------------
 
     def attach(self, inst: Any, pid: int) -> dict[str, Any] | None:
@@ -177,6 +196,7 @@ class Switch:
             interface["gateway"] = each["gateway"] if each is gateway else ""
         member.resolver = self._needs_resolver(inst, member)
         inst.state["network"] = member.record()
+        self._tell("connect", member, member.endpoints)
         return self._files(inst, member, interfaces)
 
     def shared(self, other: Any) -> dict[str, Any] | None:
@@ -207,6 +227,7 @@ class Switch:
             sock.close()
         if self.dns is not None:
             self.dns.send(json.dumps({"down": inst.id}).encode())
+        self._tell("disconnect", member, member.endpoints)
 
     def reload(self, inst: Any) -> list[str]:
         """network.json of a running container has changed: connect and disconnect its interfaces, tell its names."""
@@ -246,6 +267,11 @@ class Switch:
             except OSError:
                 self._write_rules()
         usermode.inside(-1, lambda: self._delete_links([name]))
+
+    def _tell(self, action: str, member: Member, endpoints: list[dict[str, Any]]) -> None:
+        for each in endpoints:
+            about = {"container": member.inst.id, "name": each["network_name"], "type": "bridge"}
+            self.sup.events.add_other("network", action, each["network"], about)
 
     # -- a supervisor's life ----------------------------------------------------------------------------------------
 
@@ -325,7 +351,7 @@ class Switch:
             return int(self.bridges[name]["index"])
         mac = bytes([0x02, 0x42, *socket.inet_aton(endpoint["gateway"])])
         mtu = self._mtu(endpoint)
-        words = f"labkernel {self.key} {endpoint['network_name']}"[:200]
+        words = f"labkernel {self.sup.root}"[:250]
         self.route.send(netlink.add_bridge(name, mtu=mtu, mac=mac, alias=words), ignore=(errno.EEXIST,))
         index = self.route.index(name)
         self.route.send(netlink.add_address(index, endpoint["gateway"], endpoint["prefix"]), ignore=(errno.EEXIST,))

@@ -422,7 +422,11 @@ class Runtime:
 
         Raises StartError (exit_code 125, 126, 127), ConflictError, NoSuchContainer.
         """
-        return int(self._call("start", id=id)["pid"])
+        return int(self.begin(id)["pid"])
+
+    def begin(self, id: str) -> dict[str, Any]:
+        """The same, with all that is told: `pid`, `started_at`, `warnings`. Raises StartError."""
+        return self._call("start", id=id)
 
     def run(self, id: str, *, stdin: bool = False, logs: bool = True) -> Attachment:
         """Attach and start in one request; the attachment ends with the container. Raises as `start`.

@@ -27,7 +27,14 @@ class EventLog:
 
     def add(self, action: str, id: str, /, **attributes: Any) -> None:
         """`action` (docker's word) happened to container `id`."""
-        line = json.dumps([time.time_ns(), action, id, attributes], separators=(",", ":")).encode() + b"\n"
+        self._write([time.time_ns(), action, id, attributes])
+
+    def add_other(self, type: str, action: str, id: str, attributes: dict[str, Any]) -> None:
+        """The same of an object that is no container, such as a network."""
+        self._write([time.time_ns(), action, id, attributes, type])
+
+    def _write(self, event: list[Any]) -> None:
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
         try:
             if self.fd < 0 or self.size > MAX_BYTES:
                 self._next()

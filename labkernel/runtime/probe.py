@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import DriverError
-from ..linux import landlock, seccomp
+from ..linux import landlock, nftables, seccomp
 
 TRIES_TIMEOUT_S = 60.0
 LOW_DISK_BYTES = 2 << 30
@@ -78,7 +78,14 @@ def probe(store: Store, *, fresh: bool = False) -> list[Capability]:
     Effects: short-lived child processes, a directory below the store's tmp/, cgroups below `labkernel/` for a moment.
     Raises DriverError when the program with the tries itself cannot run."""
     answers = tried(store, fresh=fresh)
-    return [*_sandbox(answers), *_cgroups(answers["cgroup"]), *_filters(answers), *_programs(), *_room(store)]
+    return [
+        *_sandbox(answers),
+        *_cgroups(answers["cgroup"]),
+        *_filters(answers),
+        *_programs(),
+        *_networks(),
+        *_room(store),
+    ]
 
 
 def tried(store: Store, *, fresh: bool = False) -> dict[str, Any]:
@@ -248,6 +255,26 @@ def _programs() -> list[Capability]:
         remedy = "" if where else f"`apt install {package}`"
         found.append(Capability(name, where is not None, None, where or f"no {name} in PATH", remedy, needed_for))
     return found
+
+
+def _networks() -> list[Capability]:
+    rules, tun = nftables.is_there(), os.access("/dev/net/tun", os.R_OK | os.W_OK)
+    return [
+        Capability(
+            "nftables",
+            ok=rules,
+            cause="" if rules else "neither libnftables nor nft is installed",
+            remedy="" if rules else "`apt install nftables`",
+            needed_for="the way out of containers' networks, and their isolation",
+        ),
+        Capability(
+            "tun device",
+            ok=tun,
+            cause="" if tun else "/dev/net/tun is not there, or this user may not open it",
+            remedy="" if tun else "ask an administrator for `chmod 0666 /dev/net/tun`, which is Debian's default",
+            needed_for="the way out of rootless containers' networks",
+        ),
+    ]
 
 
 def _room(store: Store) -> list[Capability]:
