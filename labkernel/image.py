@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .display import human_age, human_size, table_html, table_text
+from .errors import UsageError
 from .oci import reference
 from .oci.config import timestamp
 from .store.catalog import HOST_LAYER, ImageRow, LayerInfo
@@ -138,6 +140,19 @@ class Image:
         """Give the image another name; `tag` defaults to `latest`. True, as in the Docker SDK."""
         self._images.tag(self.id, f"{repository}:{tag}" if tag else repository)
         return True
+
+    def save(self, chunk_size: int = 2 << 20, *, named: bool | str = False) -> Iterator[bytes]:
+        """The image as a `docker save` archive in pieces; with its tags when `named` (or that one of them)."""
+        import tempfile
+
+        if named and named is not True and named not in self.tags:
+            raise UsageError(f"{named} is no tag of this image", resolution=f"it has {', '.join(self.tags) or 'none'}")
+        names = [named] if isinstance(named, str) else self.tags if named else []
+        with tempfile.TemporaryFile(dir=self._images.layout.tmp) as file:
+            self._images.save(names or [self.id], file)
+            file.seek(0)
+            while piece := file.read(chunk_size):
+                yield piece
 
     def remove(self, *, force: bool = False) -> list[dict[str, str]]:
         """As `Images.remove`, by id."""

@@ -1,4 +1,4 @@
-"""The Docker SDK's forms of what other services do with images: `build`, `pull` and `push` on `lab.images`.
+"""The Docker SDK's forms of what other services do with images: `build`, `pull`, `push`, `search` on `lab.images`.
 
 Names, arguments and results are those of the Docker SDK for Python, `ImageCollection`; the services behind them
 (`lab.builds`, `lab.pulls`, `lab.pushes`) know more.
@@ -97,6 +97,54 @@ class ImageCollection(Images):
         name = pushed.name.rpartition(":")[2]
         status = f"{name}: digest: {pushed.digest} size: {pushed.size_bytes}"
         return json.dumps({"status": status}) + "\n"
+
+    def search(self, term: str, *, limit: int = 25) -> list[dict[str, Any]]:
+        """Repositories with a word in their name: `WORD` at Docker Hub, `REGISTRY/WORD` at another registry.
+
+        As the Engine API's ImageSearch: name, description, star_count, is_official. Raises RegistryError.
+        """
+        from .lookups import search
+
+        return search(self._services[1](), term, limit=limit)
+
+    def get_registry_data(self, name: str) -> RegistryData:
+        """What a registry has under a name, without pulling it. Raises Refused, RegistryError."""
+        from .lookups import distribution
+
+        return RegistryData(self, name, distribution(self._services[1](), name))
+
+
+class RegistryData:
+    """An image as its registry tells of it: `attrs` is the Engine API's DistributionInspect."""
+
+    def __init__(self, images: ImageCollection, name: str, attrs: dict[str, Any]) -> None:
+        self.image_name = name
+        self.attrs = attrs
+        self._images = images
+
+    @property
+    def id(self) -> str:
+        """The digest that the name stands for there."""
+        return str(self.attrs["Descriptor"]["digest"])
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:19]
+
+    def has_platform(self, platform: str) -> bool:
+        """Whether it is there for `os[/architecture[/variant]]`."""
+        given = platform.lower().split("/")
+        offered = [(each["os"], each["architecture"], each.get("variant", "")) for each in self.attrs["Platforms"]]
+        return any(all(a == b for a, b in zip(given, each, strict=False)) for each in offered)
+
+    def pull(self, *, platform: str | None = None) -> Image:
+        """The very image that was looked at, also when the tag has moved meanwhile."""
+        from .oci import reference
+
+        return self._images.pull(reference.parse(self.image_name).name, self.id, platform=platform)
+
+    def __repr__(self) -> str:
+        return f"<RegistryData {self.image_name} {self.short_id}>"
 
 
 def _records(step: BuildStep) -> Iterator[dict[str, Any]]:

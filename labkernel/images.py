@@ -429,10 +429,17 @@ class Images:
         lowers = [str(path) for path in self.layer_dirs(image)]
         self.runtime.task("labkernel.oci.layer:export_tree", fds=[out.fileno()], lowers=lowers, **self.layer_options)
 
-    def load(self, source: str | os.PathLike[str] | Readable, *, notify: Notify = lambda line: None) -> ImageList:
-        """Load the images of a `docker save` archive or an OCI image layout tar (plain, gzip or zstd)."""
+    def load(
+        self, source: str | os.PathLike[str] | bytes | Readable, *, notify: Notify = lambda line: None
+    ) -> ImageList:
+        """Load the images of a `docker save` archive or an OCI image layout tar (plain, gzip or zstd; path, bytes or
+        stream)."""
         from .oci.archive import load_archive
 
+        if isinstance(source, bytes):
+            import io
+
+            source = io.BytesIO(source)
         with self.adding():
             loaded = ImageList()
             for item in load_archive(self.blobs, source):

@@ -6,9 +6,11 @@ import io
 from pathlib import Path
 
 import pytest
+from registries import Answer, MadeImage, scripted
 
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, ContainerExit, LabkernelError, UsageError
+from labkernel.terminal import TerminalHost, run
 
 
 def test_build_from_a_folder_gives_image_and_logs(engine: Engine, tmp_path: Path) -> None:
@@ -58,3 +60,28 @@ def test_a_failed_run_has_the_sdk_error_attributes(engine: Engine) -> None:
 def test_the_engine_answers_as_a_client(engine: Engine) -> None:
     assert engine.ping()
     assert engine.version()["Os"] == "linux"
+
+
+def test_search_registry_data_and_save_are_the_sdks(engine: Engine, capfd: pytest.CaptureFixture[str]) -> None:
+    with scripted() as fake:
+        image = MadeImage({"x": b"x"})
+        fake.hold(image)
+        catalog = Answer(b'{"repositories": ["class/web", "class/db"]}')
+        fake.rules.append(lambda handler: catalog if "_catalog" in handler.path else None)
+        assert [each["name"] for each in engine.images.search(f"{fake.domain}/web")] == [f"{fake.domain}/class/web"]
+        assert run(["search", "--format", "{{.Name}}", f"{fake.domain}/class"], TerminalHost(lambda: engine)) == 0
+        assert len(capfd.readouterr().out.splitlines()) == 2
+        data = engine.images.get_registry_data(f"{fake.domain}/class/web:latest")
+        assert data.id == image.digest
+        assert data.has_platform("linux/amd64")
+        assert not data.has_platform("windows")
+        pulled = data.pull()
+    assert pulled.repo_digests == [f"{fake.domain}/class/web@{image.digest}"]
+    pulled.tag("lab/saved", "v1")
+    archive = b"".join(pulled.save(chunk_size=1000, named=True))
+    pulled.remove(force=True)
+    (loaded,) = engine.images.load(archive)
+    assert loaded.tags == ["lab/saved:v1"]
+    with pytest.raises(UsageError, match="no tag of this image"):
+        next(loaded.save(named="other:v2"))
+    loaded.remove(force=True)

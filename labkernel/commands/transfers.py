@@ -12,6 +12,7 @@ import click
 from ..errors import LabkernelError, NoSuchImage, UsageError
 from .grammar import IMAGE, command, flag, host_of, option
 from .host import Host
+from .values import Listing, tabulate
 
 
 @contextmanager
@@ -107,6 +108,32 @@ def push(ctx: click.Context, /, name: str, **flags: Any) -> None:
             with _watching(host, quiet=quiet) as watch:
                 done = engine.pushes.push(each, chunk_bytes=flags["chunk_size"], notify=host.note, watch=watch)
             host.line(each if quiet else f"{each.rpartition(':')[2]}: digest: {done.digest} size: {done.size_bytes}")
+
+
+SEARCH_TITLES = {"Name": "NAME", "Description": "DESCRIPTION", "StarCount": "STARS", "IsOfficial": "OFFICIAL"}
+
+
+@command("search", "[OPTIONS] [REGISTRY/]TERM")
+@option("--limit", metavar="int", type=click.IntRange(min=1, max=100), default=25, help="Max number of search results")
+@option("--format", "form", metavar="string", help="table, json, 'table TEMPLATE' or a Go template")
+@flag("--no-trunc", help="Don't truncate output")
+@click.argument("term")
+@click.pass_context
+def search(ctx: click.Context, /, term: str, limit: int, form: str | None, *, no_trunc: bool) -> Listing:
+    """Search Docker Hub, or another registry, for images."""
+    with _failing_with_1():
+        found = host_of(ctx).engine.images.search(term, limit=limit)
+
+    def view(each: dict[str, Any]) -> dict[str, Any]:
+        text = " ".join(each["description"].split())
+        return {
+            "Name": each["name"],
+            "Description": text if no_trunc or len(text) <= 45 else f"{text[:44]}…",
+            "StarCount": str(each["star_count"]),
+            "IsOfficial": "[OK]" if each["is_official"] else "",
+        }
+
+    return tabulate(found, view, SEARCH_TITLES, columns=tuple(SEARCH_TITLES), form=form)
 
 
 @command("login", "[OPTIONS] [SERVER]")

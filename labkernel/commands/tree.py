@@ -58,6 +58,7 @@ ENTRIES = {
     "rm": Entry("container:rm", "Remove one or more containers", _REST),
     "rmi": Entry("image:rmi", "Remove one or more images", _REST),
     "save": Entry("image:save", "Save one or more images to a tar archive", _REST),
+    "search": Entry("transfers:search", "Search Docker Hub, or another registry, for images", _REST),
     "start": Entry("run:start", "Start one or more stopped containers", _REST),
     "stats": Entry("container:stats", "Display container resource usage statistics", _REST),
     "stop": Entry("container:stop", "Stop one or more running containers", _REST),
@@ -70,7 +71,7 @@ ENTRIES = {
 
 _REGISTRY = "leave it out: `pull`, `push` and `image inspect` are there"
 ABSENT = {
-    **dict.fromkeys(("search", "manifest"), _REGISTRY),
+    "manifest": _REGISTRY,
     **dict.fromkeys(("swarm", "service", "stack", "node", "secret", "config"), "`compose` runs services here"),
     **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx"), "leave it out"),
 }
