@@ -23,9 +23,10 @@ from .building.finishing import Finisher
 from .building.graph import carry_out, needed_stages
 from .building.layers import RunEnded, Running
 from .building.mounts import cache_mounts, prune_cache_mounts
+from .building.remotecache import INLINE, CachePlace, cache_places, export_caches, import_caches, inline_rows
 from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
-from .building.transport import export_cache, export_directory, import_cache
+from .building.transport import export_directory
 from .dockerfile.graph import global_scope, stage_dependencies, verify
 from .dockerfile.ignorefile import ignore_matcher
 from .dockerfile.instructions import (
@@ -63,7 +64,8 @@ _SHOWN_LINES = 12
 @dataclass(frozen=True)
 class BuildOptions:
     """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket; `allow`:
-    entitlements; `extra_hosts`: name:address; `cache_from` and `cache_to`: directories; `memory_bytes`: limit of a
+    entitlements; `extra_hosts`: name:address; `cache_from` and `cache_to`: directories or
+    CachePlaces (building/remotecache.py); `memory_bytes`: limit of a
     RUN, 0 for none; `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built;
     `stopping`: called at the start with what stops the build, from any thread."""
 
@@ -75,8 +77,8 @@ class BuildOptions:
     extra_hosts: Sequence[str] = ()
     memory_bytes: int = 0
     platform: str | None = None
-    cache_from: Sequence[str | Path] = ()
-    cache_to: str | Path | None = None
+    cache_from: Sequence[str | Path | CachePlace] = ()
+    cache_to: str | Path | CachePlace | Sequence[CachePlace] | None = None
     stopping: Callable[[Callable[[], None]], None] | None = None
 
     def with_fields(self, given: Mapping[str, Any]) -> BuildOptions:
@@ -154,8 +156,6 @@ class Builds:
         program = verify(dockerfile)
         forget_failure(self.db)
         with self.images.adding():
-            for source in chosen.cache_from:
-                import_cache(self.db, self.blobs, Path(source))
             work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None), chosen)
             return work.carry_out(
                 Path(context) if context is not None else None,
@@ -268,19 +268,29 @@ class _Build:
             self._options.stopping(self._running.stop)
         with Context(directory, files, self._builds.db, ignore=ignore) as self._context, self._finisher:
             self._check()
+            images = self._builds.images
+            self._cache.elsewhere = import_caches(images, cache_places(self._options.cache_from), notify=self._warn)
             needs = {index: self._needs[index] & set(self._order) for index in self._order}
             carry_out(self._order, needs, self._make_stage, self._running.stop)
         state = self._states[self._target.index]
         if labels:
             state.config["Labels"] = {**(state.config.get("Labels") or {}), **labels}
-        image = self._builds.images.commit_layers(state.document, state.layers, list(tags))
-        if self._options.cache_to:
-            export_cache(self._builds.db, self._builds.blobs, self._cache.used, Path(self._options.cache_to))
+        image = self._commit(state, list(tags))
         self._cache.touch()
         self._warn_unused()
         trace = self._context.trace
         trace.keys = self._cache.used
         return BuildResult(image, self._steps, self._warnings, time.monotonic() - started, trace)
+
+    def _commit(self, state: State, tags: list[str]) -> Image:
+        """The image of the last stage, and the caches that go with it."""
+        images, keys = self._builds.images, self._cache.used
+        caches = cache_places(self._options.cache_to)
+        if any(place.kind == "inline" for place in caches):
+            state.document[INLINE] = {"rows": inline_rows(images, keys, state.layers)}
+        image = images.commit_layers(state.document, state.layers, tags)
+        export_caches(images, caches, keys, notify=self._warn)
+        return image
 
     # -- planning ------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registries import serving
 
+from labkernel.building.remotecache import CachePlace
 from labkernel.building.result import BuildResult, BuildStep
 from labkernel.building.sources import is_git, parse_git
 from labkernel.engine import Engine
@@ -269,8 +271,9 @@ def test_flags_of_the_command(cli: Cli, engine: Engine, tmp_path: Path) -> None:
     assert {step["status"] for step in steps} <= {"started", "cached", "done"}
     for bad, message in (
         (["--platform", "linux/s390x"], b"only linux/"),
-        (["--cache-to", "type=registry,ref=x"], b"type=registry is not supported"),
-        (["--cache-from", "some/image"], b"type=registry is not supported"),
+        (["--cache-to", "type=s3,bucket=x"], b"type=s3 is not supported"),
+        (["--cache-from", "type=inline"], b"type=inline is not supported"),
+        (["--cache-to", "type=registry"], b"type=registry needs ref=NAME"),
         (["--output", "type=surprise"], b"type=surprise is not supported"),
         (["--secret", "id=t,src=missing"], b"failed to stat"),
         (["--add-host", "x:y"], b"invalid IP address"),
@@ -325,6 +328,38 @@ def test_a_cache_travels_to_another_store(engine: Engine, fresh_engine: Engine, 
     named.write_text("{}")
     with pytest.raises(BuildError, match="holds no build cache"):
         build(fresh_engine, text, cache_from=[tmp_path / "cache"])
+
+
+def test_a_cache_travels_through_a_registry(engine: Engine, fresh_engine: Engine, cli: Cli, tmp_path: Path) -> None:
+    """As an artifact of its own, and inside the image; only layers of steps that are found are fetched."""
+    mark = os.urandom(8).hex()
+    text = f"FROM scratch\nCOPY <<a /a\n{mark}\na\nENV X=1\nCOPY <<b /b\nmore\nb\n"
+    (tmp_path / "Dockerfile").write_text(text)
+    with serving(tmp_path / "registry") as domain:
+        name = f"{domain}/lab/cached:1"
+        words = ["--cache-to", f"type=registry,ref={domain}/lab/cache,mode=max", "--cache-to", "type=inline"]
+        done = cli("build", *words, "-t", name, "--cache-from", f"{domain}/lab/absent", ".")
+        assert done.returncode == 0, done.stderr
+        assert f"importing the cache from {domain}/lab/absent".encode() in done.stderr
+        first = engine.images.get(name)
+        assert "labkernel.cache.v0" in first.raw_config
+        engine.pushes.push(name)
+
+        other = text.replace("more", "other")
+        place = CachePlace("registry", f"{domain}/lab/cache")
+        again = build(fresh_engine, other, cache_from=[place])
+        assert [step.cached for step in again.steps] == [True, True, True, False]
+        assert not fresh_engine.blobs.has(first.layers[1].digest)  # nobody asked for it
+        assert "labkernel.cache.v0" not in again.image.raw_config
+        fresh_engine.images.remove(again.image.id)
+        fresh_engine.builds.prune()
+        again = build(fresh_engine, text, cache_from=[CachePlace("registry", name)], cache_to=CachePlace("inline"))
+        assert all(step.cached for step in again.steps)
+        assert again.image.id == first.id
+    # A registry that has gone costs the cache, not the build.
+    fresh_engine.builds.prune()
+    again = build(fresh_engine, text, cache_from=[place])
+    assert any(warning.startswith("importing the cache from") for warning in again.warnings)
 
 
 def test_independent_stages_run_side_by_side(engine: Engine) -> None:

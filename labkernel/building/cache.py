@@ -13,12 +13,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..oci.selection import content_digest
 from ..store.blobs import Blobs
 from ..store.catalog import LayerInfo
 from ..store.database import Database
+from .transport import add_row
+
+if TYPE_CHECKING:
+    from .remotecache import RemoteCache
 
 SELECTION = "the selected files"  # the whole of what COPY takes, beside the entries for single files
 _MAX_COMPARED, _COMPARED = 50, 400  # steps, and characters of each, that a changed one is looked for among
@@ -46,23 +50,39 @@ class BuildCache:
         self._db = db
         self._blobs = blobs
         self._used: list[str] = []
+        self.elsewhere: list[RemoteCache] = []
         self.used: list[str] = []
         """Keys of the steps that were found or stored, in order."""
 
     def find(self, key: str) -> CachedStep | None:
-        """The step of this key, None when it is not known."""
-        row = self._db.find("SELECT * FROM build_cache WHERE key = ?", (key,))
+        """The step of this key, None when it is not known; from `elsewhere` when it is known there."""
+        row = self._row(key)
+        if row is None and any(self._fetched(source, key) for source in self.elsewhere):
+            row = self._row(key)
         if row is None:
             return None
         layer = None
         if row["diff_id"] is not None:
             layer = LayerInfo(row["diff_id"], row["digest"], row["media_type"], row["layer_bytes"])
-            if not self._blobs.has(layer.digest) or self._blobs.size(layer.digest) != layer.size_bytes:
-                return None
         record = json.loads(row["config"])
         self._used.append(key)
         self.used.append(key)
         return CachedStep(layer, record["created"], record)
+
+    def _row(self, key: str) -> Any:
+        """Of a step whose layer is here."""
+        row = self._db.find("SELECT * FROM build_cache WHERE key = ?", (key,))
+        if row is None or row["digest"] is None:
+            return row
+        whole = self._blobs.has(row["digest"]) and self._blobs.size(row["digest"]) == row["layer_bytes"]
+        return row if whole else None
+
+    def _fetched(self, source: RemoteCache, key: str) -> bool:
+        row = source.rows.get(key)
+        if row is None or not source.fetch(row):
+            return False
+        add_row(self._db, row)
+        return True
 
     def store(self, key: str, layer: LayerInfo | None, record: Mapping[str, Any]) -> None:
         """Remember a finished step. `record` holds at least `created`; `place` and `inputs` serve `why`."""

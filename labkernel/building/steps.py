@@ -80,6 +80,7 @@ class State:
         if document["config"] is None:
             document["config"] = {}
         document.setdefault("history", [])
+        document.pop("labkernel.cache.v0", None)  # of that image alone (remotecache.py)
         return cls(document, list(image.layers), hidden=list(hidden), mounts=list(mounts))
 
 

@@ -13,9 +13,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import BuildError, StoreError, UsageError
 from ..store.blobs import Blobs
@@ -27,39 +27,57 @@ if TYPE_CHECKING:
 CONFIG_TYPE = "application/vnd.labkernel.building.cache.v1+json"
 _MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 _HEX = re.compile(r"[0-9a-f]{64}")
-_MAX_CONFIG_BYTES = 256 << 20
+MAX_CONFIG_BYTES = 256 << 20
 _COLUMNS = ("key", "diff_id", "digest", "media_type", "layer_bytes", "config")
 
 
-def export_cache(db: Database, blobs: Blobs, keys: Sequence[str], target: Path) -> None:
-    """Write the steps `keys` and their layers to the directory `target`. Raises BuildError."""
+class Described(NamedTuple):
+    """A cache as an artifact: rows of steps, those with a layer by its digest, and the documents that name them."""
+
+    rows: list[dict[str, Any]]
+    layers: dict[str, dict[str, Any]]
+    config: bytes
+    config_digest: str
+    manifest: bytes
+
+
+def describe(db: Database, blobs: Blobs, keys: Sequence[str]) -> Described:
+    """The steps `keys` as far as their layers are here."""
     rows = []
-    for key in dict.fromkeys(keys):
+    for key in sorted(set(keys)):  # equal caches are equal bytes
         row = db.find(f"SELECT {', '.join(_COLUMNS)} FROM build_cache WHERE key = ?", (key,))
         if row is not None and (row["digest"] is None or blobs.has(row["digest"])):
             rows.append({name: row[name] for name in _COLUMNS})
     layers = {row["digest"]: row for row in rows if row["digest"] is not None}
+    config = json.dumps({"rows": rows}).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST_TYPE,
+        "config": {"mediaType": CONFIG_TYPE, "digest": _digest(config), "size": len(config)},
+        "layers": [
+            {"mediaType": row["media_type"], "digest": digest, "size": row["layer_bytes"]}
+            for digest, row in layers.items()
+        ],
+    }
+    return Described(rows, layers, config, _digest(config), json.dumps(manifest).encode())
+
+
+def export_cache(db: Database, blobs: Blobs, keys: Sequence[str], target: Path) -> None:
+    """Write the steps `keys` and their layers to the directory `target`. Raises BuildError."""
+    found = describe(db, blobs, keys)
     try:
         folder = target / "blobs" / "sha256"
         folder.mkdir(parents=True, exist_ok=True)
-        for digest in layers:
+        for digest in found.layers:
             place = folder / digest.partition(":")[2]
             if not place.exists():
                 part = place.with_suffix(f".{os.getpid()}")
                 with blobs.open(digest) as source, part.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
                 os.replace(part, place)
-        config = _put(folder, json.dumps({"rows": rows}).encode())
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST_TYPE,
-            "config": {"mediaType": CONFIG_TYPE, **config},
-            "layers": [
-                {"mediaType": row["media_type"], "digest": digest, "size": row["layer_bytes"]}
-                for digest, row in layers.items()
-            ],
-        }
-        entry = {"mediaType": _MANIFEST_TYPE, **_put(folder, json.dumps(manifest).encode())}
+        for data in (found.config, found.manifest):
+            (folder / _digest(data).partition(":")[2]).write_bytes(data)
+        entry = {"mediaType": _MANIFEST_TYPE, "digest": _digest(found.manifest), "size": len(found.manifest)}
         index = {"schemaVersion": 2, "manifests": [entry]}
         (target / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
         part = target / f"index.json.{os.getpid()}"
@@ -69,10 +87,8 @@ def export_cache(db: Database, blobs: Blobs, keys: Sequence[str], target: Path) 
         raise BuildError(f"cannot write the cache to {target}: {err.strerror}") from err
 
 
-def _put(folder: Path, data: bytes) -> dict[str, Any]:
-    digest = hashlib.sha256(data).hexdigest()
-    (folder / digest).write_bytes(data)
-    return {"digest": f"sha256:{digest}", "size": len(data)}
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def import_cache(db: Database, blobs: Blobs, source: Path) -> int:
@@ -88,7 +104,7 @@ def import_cache(db: Database, blobs: Blobs, source: Path) -> int:
                 f"{source} is a build cache of another builder ({manifest['config']['mediaType']})",
                 resolution="use one that labkernel wrote with --cache-to",
             )
-        rows = [_checked(row) for row in _read(source, manifest["config"]["digest"])["rows"]]
+        rows = [checked_row(row) for row in _read(source, manifest["config"]["digest"])["rows"]]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
         raise BuildError(f"{source} holds no build cache: {err}") from None
     added = 0
@@ -105,14 +121,19 @@ def import_cache(db: Database, blobs: Blobs, source: Path) -> int:
                 raise
             except OSError as err:
                 raise BuildError(f"cannot read the cache in {source}: {err.strerror}") from err
-        with db.transaction() as tx:
-            tx.execute(
-                "INSERT OR IGNORE INTO build_cache VALUES (?, NULL, ?, ?, ?, ?, ?, strftime('%s','now'), "
-                "strftime('%s','now'))",
-                tuple(row[name] for name in _COLUMNS),
-            )
+        add_row(db, row)
         added += 1
     return added
+
+
+def add_row(db: Database, row: Mapping[str, Any]) -> None:
+    """Remember a step that came from elsewhere, checked, its layer stored."""
+    with db.transaction() as tx:
+        tx.execute(
+            "INSERT OR IGNORE INTO build_cache VALUES (?, NULL, ?, ?, ?, ?, ?, strftime('%s','now'), "
+            "strftime('%s','now'))",
+            tuple(row[name] for name in _COLUMNS),
+        )
 
 
 def export_directory(images: Images, id: str, target: Path) -> None:
@@ -146,7 +167,7 @@ def _read(source: Path, digest: str) -> Any:
     if algorithm != "sha256" or not _HEX.fullmatch(encoded):
         raise ValueError(f"bad digest {digest}")
     path = source / "blobs" / "sha256" / encoded
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ValueError(f"{digest} is too large")
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != encoded:
@@ -154,7 +175,7 @@ def _read(source: Path, digest: str) -> Any:
     return json.loads(data)
 
 
-def _checked(row: dict[str, Any]) -> dict[str, Any]:
+def checked_row(row: dict[str, Any]) -> dict[str, Any]:
     """The row, if it is of the form that `export_cache` writes. Raises ValueError, LookupError, TypeError."""
     record = json.loads(row["config"])
     good = _HEX.fullmatch(row["key"]) is not None and isinstance(record["created"], str)

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from .grammar import flag, many, option
 
 if TYPE_CHECKING:
+    from ..building.remotecache import CachePlace
     from ..builds import BuildOptions, BuildResult
     from .host import Host
 
@@ -34,8 +35,8 @@ BUILD_FLAGS = [
     option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
     many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (network.host, security.insecure)"),
     many("--platform", metavar="stringArray", help="Set target platform for build"),
-    many("--cache-from", metavar="stringArray", help="External cache sources (type=local,src=DIR)"),
-    many("--cache-to", metavar="stringArray", help="Cache export destinations (type=local,dest=DIR)"),
+    many("--cache-from", metavar="stringArray", help="External cache sources (type=local|registry,src=DIR|ref=NAME)"),
+    many("--cache-to", metavar="stringArray", help="Cache export destinations (type=local|registry|inline)"),
     many("-o", "--output", metavar="stringArray", help="Output destination (type=local|tar|oci|docker,dest=PATH)"),
     flag("--load", help='Shorthand for "--output=type=image": what is built is always in the store', hidden=True),
     flag("--check", help="Check the Dockerfile and build nothing"),
@@ -74,8 +75,8 @@ def options_of(host: Host, flags: dict[str, Any]) -> BuildOptions:
         extra_hosts=[_extra_host(word) for word in flags["add_host"]],
         memory_bytes=parse_size(flags["memory"], "memory limit") if flags["memory"] else 0,
         platform=",".join(flags["platform"]) or None,
-        cache_from=[_cache_directory(host, word, "cache-from", "src") for word in flags["cache_from"]],
-        cache_to=_cache_target(host, flags["cache_to"]),
+        cache_from=[_cache_place(host, word, "cache-from", "src") for word in flags["cache_from"]],
+        cache_to=[_cache_place(host, word, "cache-to", "dest") for word in flags["cache_to"]],
     )
 
 
@@ -146,23 +147,26 @@ def _extra_host(word: str) -> str:
     return f"{name}:{address.strip('[]')}"
 
 
-def _cache_directory(host: Host, word: str, flag_name: str, key: str) -> Path:
-    kind = _fields(word, flag_name).get("type") if "=" in word else "registry"
+def _cache_place(host: Host, word: str, flag_name: str, key: str) -> CachePlace:
+    from ..building.remotecache import CachePlace
+
+    fields = _fields(word, flag_name) if "=" in word else {"type": "registry", "ref": word}
+    kind = fields.get("type", "")
+    if kind == "registry":
+        if not fields.get("ref"):
+            raise UsageError(f"--{flag_name} type=registry needs ref=NAME")
+        return CachePlace(kind, fields["ref"])
+    if kind == "inline" and flag_name == "cache-to":
+        return CachePlace(kind)
     if kind != "local":
+        inline = ", inline" if flag_name == "cache-to" else "; an inline cache is read with type=registry,ref=IMAGE"
         raise UsageError(
             f"--{flag_name} type={kind or '?'} is not supported",
-            resolution=f"type=local,{key}=DIRECTORY keeps the cache in a directory",
+            resolution=f"type=local,{key}=DIRECTORY, type=registry,ref=NAME{inline}",
         )
-    place = _fields(word, flag_name).get(key)
-    if not place:
+    if not fields.get(key):
         raise UsageError(f"--{flag_name} type=local needs {key}=DIRECTORY")
-    return host.working_dir() / Path(place).expanduser()
-
-
-def _cache_target(host: Host, words: Sequence[str]) -> Path | None:
-    if len(words) > 1:
-        raise UsageError("--cache-to can be given once")
-    return _cache_directory(host, words[0], "cache-to", "dest") if words else None
+    return CachePlace(kind, str(host.working_dir() / Path(fields[key]).expanduser()))
 
 
 # -- output ----------------------------------------------------------------------------------------------------------
