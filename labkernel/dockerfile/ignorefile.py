@@ -2,8 +2,8 @@
 
 Go's rules as BuildKit applies them (moby/patternmatcher): `*` and `?` stay within a path component, `**` crosses them,
 `!` takes back, the last matching line wins, and a path is matched when one of its parents is. A pattern becomes a
-regular expression where that cannot backtrack much, otherwise an automaton of bits, so no pattern is slow. wcmatch was
-measured too: it matches 15 of 15 common cases, but not Go's errors, escapes, or `**` inside a word.
+regular expression where that cannot backtrack much, otherwise an automaton of bits, so no pattern is slow. wcmatch,
+which matches the common cases, has neither Go's errors and escapes nor its `**` inside a word.
 """
 
 from __future__ import annotations

@@ -278,7 +278,11 @@ class Extractor:
         if name == "security.selinux":  # a label of another machine's policy
             return
         try:
-            os.setxattr(fd, name, text.encode("utf-8", "surrogateescape"))
+            value = text.encode("utf-8", "surrogateescape")
+            if name != "security.capability":
+                os.setxattr(fd, name, value)
+            elif ownership.set_capability(fd, value):
+                self._warn("capabilities of files are recorded beside them: they cannot be set without privileges")
         except (OSError, UnicodeError, ValueError) as err:
             if isinstance(err, OSError) and err.errno not in _OPTIONAL:
                 raise

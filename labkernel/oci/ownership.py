@@ -2,8 +2,9 @@
 
 With one mapped id, chown to another id fails, and device nodes cannot be made in any user namespace. The intended owner
 is then recorded on the file ("uid:gid", or "uid:gid:type:major:minor" on the empty file that stands for a device), is
-carried along when overlay copies the file up, and is given back when the tree becomes a tar again. Symlinks, fifos and
-sockets cannot carry user xattrs (man 7 xattr): their owner is lost there.
+carried along when overlay copies the file up, and is given back when the tree becomes a tar again. What capabilities a
+file has goes the same way, into `user.labkernel.capability`. Symlinks, fifos and sockets cannot carry user xattrs (man 7
+xattr): their owner is lost there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import stat
 from contextlib import suppress
 
 OWNER_XATTR = "user.labkernel.owner"
+CAPABILITY_XATTR = "user.labkernel.capability"
+"""The value of security.capability, which nobody may set without CAP_SETFCAP over the file (driver proot)."""
 
 # EINVAL: the id is not mapped here; EPERM: no CAP_CHOWN over it
 _UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
@@ -57,6 +60,19 @@ def set_owner_at(dir_fd: int, name: bytes, uid: int, gid: int) -> bool:
     except OSError as err:
         if err.errno not in _UNMAPPED:
             raise
+        return True
+    return False
+
+
+def set_capability(fd: int, value: bytes) -> bool:
+    """Give the open file capabilities (man 7 capabilities), or record them. True when recorded. Raises OSError."""
+    try:
+        os.setxattr(fd, "security.capability", value)
+    except PermissionError:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        os.fchmod(fd, mode | 0o200)  # user xattrs are written like content
+        os.setxattr(fd, CAPABILITY_XATTR, value)
+        os.fchmod(fd, mode)
         return True
     return False
 

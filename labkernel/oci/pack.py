@@ -191,6 +191,8 @@ class Packer:
         for name in os.listxattr(fd):
             if name == ownership.OWNER_XATTR:
                 owner = _recorded(fd)
+            elif name == ownership.CAPABILITY_XATTR:
+                records.setdefault(b"SCHILY.xattr.security.capability", os.getxattr(fd, name))
             elif name.startswith(_PRIVATE_XATTRS):
                 if name.rpartition(".")[2] in _MOVED_XATTRS:
                     raise LayerError(f"{os.fsdecode(path)}: overlay keeps its content elsewhere ({name})")
