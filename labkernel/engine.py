@@ -234,7 +234,25 @@ class Engine:
         # The one place where the engine knows a face: `lab.monitor(c)` is how a notebook asks for it.
         from .widgets.monitor import monitor
 
-        return monitor(*things, **options)
+        return monitor(*things, history=self.history, **options)
+
+    def dashboard(self, **options: Any) -> Any:
+        """A live board of all containers, virtual machines, images, volumes and networks, with docker's verbs."""
+        from .widgets.dashboard import dashboard
+
+        return dashboard(self, **options)
+
+    def processes(self, thing: Any = None) -> Any:
+        """The process tree of a container or VM, or of the engine with all that it runs; shows itself in a cell."""
+        from .widgets.trees import processes
+
+        return processes(self, thing)
+
+    def network_map(self) -> Any:
+        """Networks and the containers in them, with addresses and published ports, as a picture."""
+        from .widgets.trees import network_map
+
+        return network_map(self)
 
     def close(self) -> None:
         """Close the database. Containers go on: they belong to the supervisor."""

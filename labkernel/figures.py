@@ -391,7 +391,11 @@ def _history_points(series: Series, name: str, origin: float) -> tuple[list[floa
 def _draw_event(axes: Axes, x: float, kind: str, text: str, colour: str, *, named: bool) -> None:
     axes.axvline(x, color=LIMIT if kind == "oom" else colour, linewidth=0.9, linestyle=":", alpha=0.8)
     if named:
-        words = {"oom": "OOM", "start": "start", "stop": f"stop ({text})" if text else "stop"}.get(kind, kind)
+        words = {
+            "oom": "OOM",
+            "stop": f"stop ({text})" if text else "stop",
+            "exec": f"exec {shortened(text, 24)}",
+        }.get(kind, kind)
         axes.annotate(
             words,
             (x, 0.97),

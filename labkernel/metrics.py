@@ -26,6 +26,7 @@ from .samples import (
     ProcessTreeReader,
     Reader,
     Sample,
+    kind_of,
     reader_for,
     state_of,
 )
@@ -52,12 +53,13 @@ __all__ = [
 
 # -- collecting
 
+_THROTTLED_SHARE, _THROTTLED_AGAIN_S = 0.05, 10.0
 _FEW_TARGETS, _DETAIL_S = 20, 2.0
 _STATE_FOLLOWS_S = 5.0  # how long a state may say "running" of a container whose processes are gone
 
 
 class Event(NamedTuple):
-    """Something that happened to a target: `start`, `stop` (text: exit status) or `oom`."""
+    """What happened to a target: `start`, `stop` (text: exit status), `oom`, `throttled`, `exec` (text: command)."""
 
     time_s: float
     kind: str
@@ -144,6 +146,8 @@ class _Target:
         self.retry_at = 0.0
         self.gone_at: float | None = None
         self.ooms = 0
+        self.before: Sample | None = None
+        self.throttled_at = float("-inf")
 
     def tick(self, now: float) -> None:
         if self.reader is None and now >= self.retry_at:
@@ -156,9 +160,22 @@ class _Target:
             self.reader.close()
             self.reader = None
             self._look(now)
-        elif (sample.oom_kills or 0) > self.ooms:
+            return
+        if (sample.oom_kills or 0) > self.ooms:
             self.ooms = sample.oom_kills or 0
             self.series.events.append(Event(sample.time_s, "oom"))
+        self._mark_throttling(sample)
+
+    def _mark_throttling(self, sample: Sample) -> None:
+        """Mark the moment from which the CPU limit holds it back; again only after a while without."""
+        before, self.before = self.before, sample
+        if before is None or sample.throttled_usec is None or sample.time_s <= before.time_s:
+            return
+        held = (sample.throttled_usec - (before.throttled_usec or 0)) / (sample.time_s - before.time_s) / 1e6
+        if held > _THROTTLED_SHARE:
+            if sample.time_s - self.throttled_at > _THROTTLED_AGAIN_S:
+                self.series.events.append(Event(before.time_s, "throttled"))
+            self.throttled_at = sample.time_s
 
     def _look(self, now: float) -> None:
         self.retry_at = now + self.retry_s
@@ -176,7 +193,7 @@ class _Target:
             if limits.memory_bytes is None and self.series.kind == "vm":
                 limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
             self.series.limits = limits
-            self.ooms = 0
+            self.ooms, self.before = 0, None
             self.series.events.append(Event(now, "start"))
             return
         if self.gone_at is None:
@@ -239,7 +256,7 @@ class Sampler:
 
     def add(self, thing: Any, *, name: str | None = None, kind: str | None = None) -> Series:
         """Follow `thing` (what `reader_for` takes) from now on; returns its series."""
-        kind = kind or ("container" if state_of(thing) is not None else "vm")
+        kind = kind or kind_of(thing)
         label = name or str(getattr(thing, "name", "") or getattr(thing, "short_id", "") or thing)
         series = Series(label, self._capacity, kind=kind)
         with self._lock:
@@ -405,9 +422,8 @@ class Metrics:
                 sample, limits = reader.read(), reader.limits()
             finally:
                 reader.close()
-            kind = "vm" if state_of(thing) is None else "container"
             if sample is not None:
-                labels = {"name": thing.name, "id": thing.id, "image": _image_name(thing), "kind": kind}
+                labels = {"name": thing.name, "id": thing.id, "image": _image_name(thing), "kind": kind_of(thing)}
                 found.append(Reading(labels, sample, limits))
         return found
 

@@ -587,12 +587,12 @@ def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
     if callable(ask):
         made: Reader | None = ask()
         return made
+    if kind_of(thing) == "vm" and not isinstance(thing, int):
+        pid = getattr(thing, "pid", None)  # of QEMU: a machine's own state tells of the command inside
+        return reader_for(pid) if pid else None
     if isinstance(thing, int):
         return ProcessReader(thing) if os.path.exists(f"/proc/{thing}/stat") else None
-    state = state_of(thing)
-    if state is None:
-        pid = getattr(thing, "pid", None)
-        return reader_for(pid) if pid else None
+    state = state_of(thing) or {}
     if state.get("status") not in ("running", "paused") or not state.get("pid"):
         return None
     pid, cgroup = int(state["pid"]), state.get("cgroup") or {}
@@ -603,6 +603,11 @@ def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
     except OSError:
         over = True
     return None if over else ProcessTreeReader(pid, net=net)
+
+
+def kind_of(thing: Any) -> str:
+    """`container` or `vm`: a virtual machine says so, or is what has a `pid` and no runtime state."""
+    return str(getattr(thing, "kind", "") or ("vm" if state_of(thing) is None else "container"))
 
 
 def state_of(thing: Any) -> Mapping[str, Any] | None:

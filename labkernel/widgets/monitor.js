@@ -6,9 +6,9 @@
 /**
  * One target. Columns of equal length; NaN is a gap.
  * @typedef {{ t: number[], cpu: number[], mem: number[], thr: number[], pids: number[] }} Columns
- * @typedef {{ name: string, kind: string, cpu: number | null, mem: number | null }} Target
+ * @typedef {{ name: string, kind: string, cpu: number | null, mem: number | null, can: string[] }} Target
  * @typedef {{ s: number, t: number, kind: string, text: string }} Mark
- * @typedef {{ targets: Target[], data: Columns[], marks: Mark[], state: string, seen: number, seq: number, listeners: Set<() => void> }} Store
+ * @typedef {{ targets: Target[], data: Columns[], marks: Mark[], state: string, seen: number, seq: number, note: string, listeners: Set<() => void> }} Store
  * @typedef {{ on: Function, off: Function, send: Function, get: (name: string) => any }} Model
  */
 
@@ -16,6 +16,8 @@ const FIELDS = 5; // t, cpu, mem, thr, pids: float64 t first, see frame() in mon
 const LIGHT = ["#0072B2", "#D55E00", "#008060", "#B3589A", "#9A6700", "#2B8CBE", "#333333", "#777777"];
 const DARK = ["#56B4E9", "#FF9D5C", "#34D3A2", "#F0A3D0", "#F0E442", "#9AD0F5", "#DDDDDD", "#AAAAAA"];
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
+/** No two of the first 32 curves have both the same colour and the same dashes. @param {number} index */
+const dashes = (index) => DASHES[(index + Math.floor(index / LIGHT.length)) % DASHES.length];
 const WINDOWS = [15, 60, 300, 0];
 const MIB = 1048576;
 
@@ -35,6 +37,10 @@ const columns = () => ({ t: [], cpu: [], mem: [], thr: [], pids: [] });
  * @param {Store} store @param {any} message @param {DataView[]} buffers
  */
 function receive(store, message, buffers) {
+  if (message.kind === "note") {
+    store.note = message.text;
+    store.listeners.forEach((listener) => listener());
+  }
   if (message.kind !== "frame") return;
   store.seen = performance.now();
   store.state = message.state;
@@ -192,7 +198,7 @@ function panel(c, store, look, colours, place) {
   store.data.forEach((data, index) => {
     c.strokeStyle = colours.palette[index % colours.palette.length];
     c.lineWidth = 1.8;
-    c.setLineDash(DASHES[index % DASHES.length]);
+    c.setLineDash(dashes(index));
     curve(c, data, key, look, px, py, bottom, store.data.length === 1);
   });
   c.setLineDash([]);
@@ -271,7 +277,7 @@ function axis(c, look, px, bottom, colours, labels) {
 }
 
 /**
- * Start, stop and OOM as vertical lines; their words stand in the CPU panel only.
+ * Start, stop, exec, throttling and OOM as vertical lines; their words stand in the CPU panel only.
  * @param {CanvasRenderingContext2D} c @param {Store} store @param {(t: number) => number} px
  * @param {number} top @param {number} bottom @param {ReturnType<typeof theme>} colours @param {boolean} named
  */
@@ -293,10 +299,13 @@ function marks(c, store, px, top, bottom, colours, named) {
     if (!named) continue;
     row = x - lastX < 60 ? row + 1 : 0;
     lastX = x;
-    const text = mark.kind === "oom" ? "OOM kill" : mark.kind === "stop" ? `stop${mark.text ? ` (${mark.text})` : ""}` : mark.kind;
+    const words = mark.text.length > 22 ? `${mark.text.slice(0, 21)}…` : mark.text;
+    /** @type {Record<string, string>} */
+    const named_ = { oom: "OOM kill", stop: words ? `stop (${words})` : "stop", exec: `exec ${words}` };
+    const ahead = mark.kind !== "stop" && mark.kind !== "oom";
     c.fillStyle = colour;
-    c.textAlign = mark.kind === "start" ? "left" : "right";
-    c.fillText(text, x + (mark.kind === "start" ? 4 : -4), top + 5 + row * 12);
+    c.textAlign = ahead ? "left" : "right";
+    c.fillText(named_[mark.kind] ?? mark.kind, x + (ahead ? 4 : -4), top + 5 + row * 12);
   }
   c.font = `11px ${colours.font}`;
 }
@@ -392,14 +401,15 @@ function make(tag, attributes = {}, ...children) {
  * @param {Model} model @param {Store} store @param {HTMLElement} el
  */
 function view(model, store, el) {
-  const pause = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Pause the picture (space)" }, "Pause"));
-  const stop = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Stop measuring and keep a picture" }, "Stop"));
+  const pause = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Pause the picture (space); drag over the plot to zoom in" }, "Pause"));
+  const stop = /** @type {HTMLButtonElement} */ (make("button", { type: "button", title: "Stop measuring and keep a picture" }, "End"));
   const span = /** @type {HTMLSelectElement} */ (make("select", { "aria-label": "Time shown", title: "Time shown (+ and -)" }));
   for (const seconds of WINDOWS) {
     span.append(make("option", { value: String(seconds) }, seconds === 0 ? "all" : seconds < 60 ? `${seconds} s` : `${seconds / 60} min`));
   }
   span.value = String(WINDOWS.includes(model.get("window_s")) ? model.get("window_s") : 60);
   const legend = make("div", { class: "legend" });
+  const note = make("div", { class: "note", role: "alert" });
   const status = make("span", { class: "status", role: "status" });
   const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { role: "img", "aria-label": "waiting for figures" }));
   const root = make(
@@ -407,12 +417,20 @@ function view(model, store, el) {
     // Lumino would take keys pressed in here for notebook shortcuts.
     { class: CSS_CLASS, tabindex: "0", role: "group", "aria-label": "Live monitor", "data-lm-suppress-shortcuts": "true" },
     make("div", { class: "bar" }, legend, make("div", { class: "tools" }, status, pause, span, stop)),
+    note,
     canvas,
   );
   el.append(root);
 
   /** @type {number | null} */
   let heldAt = null;
+  /** What was dragged out of the time axis. @type {{ from: number, to: number } | null} */
+  let zoomed = null;
+  /** @type {{ x: number, from: number } | null} */
+  let dragged = null;
+  /** @type {{ figures: HTMLElement, acts: HTMLElement, can: string }[]} */
+  let lines = [];
+  let named = "";
   /** @type {number | null} */
   let cross = null;
   let asked = 0;
@@ -420,6 +438,7 @@ function view(model, store, el) {
 
   const now = () => Math.max(1, ...store.data.map((data) => data.t.at(-1) ?? 0));
   const look = () => {
+    if (zoomed) return { ...zoomed, at: cross };
     const to = heldAt ?? now();
     const seconds = Number(span.value);
     const from = seconds ? Math.max(0, to - seconds) : 0;
@@ -431,8 +450,10 @@ function view(model, store, el) {
   const tell = () => {
     const ended = store.state === "ended";
     const lost = !ended && store.seen > 0 && performance.now() - store.seen > 4000;
-    status.textContent = ended ? "ended" : lost ? "no figures: has the kernel stopped?" : heldAt !== null ? "paused" : store.seen ? "live" : "waiting";
-    status.className = `status ${ended ? "ended" : lost ? "lost" : heldAt !== null ? "paused" : "live"}`;
+    const word = zoomed ? "zoomed (Esc: back)" : heldAt !== null ? "paused" : store.seen ? "live" : "waiting";
+    status.textContent = ended ? "ended" : lost ? "no figures: has the kernel stopped?" : word;
+    status.className = `status ${ended ? "ended" : lost ? "lost" : heldAt !== null || zoomed ? "paused" : "live"}`;
+    note.textContent = store.note;
     stop.disabled = ended || lost;
     pause.textContent = heldAt === null ? "Pause" : "Resume";
     pause.setAttribute("aria-pressed", String(heldAt !== null));
@@ -440,22 +461,66 @@ function view(model, store, el) {
   const paint = () => {
     asked = 0;
     tell();
-    const colours = theme(root);
-    legend.replaceChildren(
-      ...store.targets.map((target, index) => {
-        const data = store.data[index];
-        const i = data ? data.t.length - 1 : -1;
-        const figures = i < 0 ? "" : `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}`;
-        const swatch = make("span", { class: "swatch" });
-        swatch.style.borderTop = `3px ${index % DASHES.length ? "dashed" : "solid"} ${colours.palette[index % colours.palette.length]}`;
-        return make("span", { class: "target" }, swatch, make("b", {}, target.name), make("span", { class: "figures" }, figures));
-      }),
-    );
+    tellTargets();
     draw(canvas, store, look());
     if (performance.now() - spoken > 5000) {
       spoken = performance.now();
       canvas.setAttribute("aria-label", `Live plot. ${legend.textContent}. ${status.textContent}`);
     }
+  };
+  // The legend is made anew only when there are other targets: its buttons must keep the keyboard, and a click that has
+  // begun, while figures come in several times a second.
+  const tellTargets = () => {
+    const { palette, dark } = theme(root);
+    const key = JSON.stringify([store.targets.map((target) => target.name), dark]);
+    if (key !== named) {
+      named = key;
+      lines = store.targets.map(() => ({ figures: make("span", { class: "figures" }), acts: make("span", { class: "acts" }), can: "?" }));
+      legend.replaceChildren(
+        ...store.targets.map((target, index) => {
+          const swatch = make("span", { class: "swatch" });
+          swatch.style.borderTop = `3px ${dashes(index).length ? "dashed" : "solid"} ${palette[index % palette.length]}`;
+          return make("span", { class: "target" }, swatch, make("b", {}, target.name), lines[index].figures, lines[index].acts);
+        }),
+      );
+    }
+    store.targets.forEach((target, index) => {
+      const data = store.data[index];
+      const i = data ? data.t.length - 1 : -1;
+      lines[index].figures.textContent = i < 0 ? "" : `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}`;
+      const can = store.state === "ended" ? "" : (target.can ?? []).join();
+      if (can !== lines[index].can) {
+        lines[index].can = can;
+        offer(target, index);
+      }
+    });
+  };
+  /** Buttons of what may be done to a target. @param {Target} target @param {number} index */
+  const offer = (target, index) => {
+    const verbs = lines[index].can ? lines[index].can.split(",") : [];
+    const buttons = verbs.map((verb) => {
+      const button = make("button", { type: "button", class: `act ${verb}`, title: `${verb} ${target.name}` }, verb);
+      button.addEventListener("click", () => confirm(target, index, verb));
+      return button;
+    });
+    lines[index].acts.replaceChildren(...buttons);
+  };
+  /** @param {Target} target @param {number} index @param {string} verb */
+  const confirm = (target, index, verb) => {
+    const yes = make("button", { type: "button", class: `act ${verb}` }, `yes, ${verb}`);
+    const no = make("button", { type: "button", class: "act" }, "no");
+    const back = () => {
+      offer(target, index);
+      /** @type {HTMLElement | null} */ (lines[index].acts.querySelector(`.${verb}`))?.focus();
+    };
+    yes.addEventListener("click", () => {
+      store.note = "";
+      model.send({ kind: "act", index, verb });
+      back();
+    });
+    no.addEventListener("click", back);
+    lines[index].acts.replaceChildren(make("span", { class: "question" }, `${verb} ${target.name}?`), yes, no);
+    yes.focus();
   };
   const ask = () => {
     if (!asked) asked = requestAnimationFrame(paint);
@@ -484,7 +549,12 @@ function view(model, store, el) {
     "-": () => zoom(1),
     ArrowLeft: () => move(-1),
     ArrowRight: () => move(1),
-    Escape: () => ((cross = null), ask()),
+    Escape: () => {
+      cross = null;
+      zoomed = null;
+      tell();
+      ask();
+    },
   };
   root.addEventListener("keydown", (event) => {
     const inControl = event.target instanceof HTMLButtonElement || event.target instanceof HTMLSelectElement;
@@ -499,16 +569,40 @@ function view(model, store, el) {
     stop.disabled = true;
     model.send({ kind: "stop" });
   });
-  canvas.addEventListener("pointermove", (event) => {
-    const box = canvas.getBoundingClientRect();
-    const x = event.clientX - box.left;
+  /** The time under the pointer. @param {PointerEvent} event */
+  const timeAt = (event) => {
+    const x = event.clientX - canvas.getBoundingClientRect().left;
     const place = layout(canvas.clientWidth, canvas.clientHeight).find((one) => x >= one.x && x <= one.x + one.w);
-    if (!place) return;
+    if (!place) return null;
     const { from, to } = look();
-    cross = from + ((x - place.x - 40) / (place.w - 46)) * (to - from);
+    return Math.min(to, Math.max(from, from + ((x - place.x - 40) / (place.w - 46)) * (to - from)));
+  };
+  canvas.addEventListener("pointermove", (event) => {
+    cross = timeAt(event) ?? cross;
     ask();
   });
-  canvas.addEventListener("pointerleave", () => ((cross = null), ask()));
+  canvas.addEventListener("pointerdown", (event) => {
+    const from = timeAt(event);
+    dragged = from === null ? null : { x: event.clientX, from };
+    // Still while something is dragged out of it.
+    if (dragged && heldAt === null && !zoomed) zoomed = look();
+  });
+  const dropped = (/** @type {PointerEvent} */ event) => {
+    if (!dragged) return;
+    const to = timeAt(event) ?? dragged.from;
+    const far = Math.abs(event.clientX - dragged.x) > 8;
+    zoomed = far ? { from: Math.min(dragged.from, to), to: Math.max(dragged.from, to, Math.min(dragged.from, to) + 0.5) } : null;
+    dragged = null;
+    tell();
+    ask();
+  };
+  canvas.addEventListener("pointerup", dropped);
+  canvas.addEventListener("dblclick", keys.Escape);
+  canvas.addEventListener("pointerleave", (event) => {
+    dropped(event);
+    cross = null;
+    ask();
+  });
 
   store.listeners.add(ask);
   const sizes = new ResizeObserver(() => {
@@ -532,7 +626,7 @@ function view(model, store, el) {
 
 export default () => {
   /** @type {Store} */
-  const store = { targets: [], data: [], marks: [], state: "waiting", seen: 0, seq: -1, listeners: new Set() };
+  const store = { targets: [], data: [], marks: [], state: "waiting", seen: 0, seq: -1, note: "", listeners: new Set() };
   return {
     /** @param {{ model: Model }} context */
     initialize({ model }) {

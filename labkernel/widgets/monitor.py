@@ -1,13 +1,14 @@
 """`lab.monitor(container, vm, …)`: a live plot of CPU, memory, throttling and processes while they run.
 
 Drawn by the browser on a canvas (`monitor.js`): the kernel only pushes numbers, under 1 ms of CPU a frame, from a
-thread of its own, so the plot moves while a cell runs and never holds one up. When the targets end, or Stop is pressed,
+thread of its own, so the plot moves while a cell runs and never holds one up. When the targets end, or End is pressed,
 the output becomes a picture (matplotlib, by display id) without any widget in it: a saved notebook shows it anywhere.
 """
 
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import threading
 import time
@@ -16,25 +17,36 @@ from typing import Any
 
 from ..display import table_text
 from ..errors import UsageError
-from ..metrics import SUMMARY_HEADER, Sample, Sampler, Series, state_of, summary
+from ..metrics import SUMMARY_HEADER, Event, Sample, Sampler, Series, state_of, summary
 
 _FIELDS = 5  # t, cpu, memory, throttled, pids: float64 each, little-endian; monitor.js reads the same
 _SENT_AGAIN = 1500  # points of history a full frame brings to a page that was reloaded
 _FULL_EVERY_S = 30.0
 _FULL_AT_FIRST_S = 5.0
 _AFTER_END_S = 1.0
+_EVENTS_EVERY_S, _EVENTS_BACK_S = 1.0, 5.0
+_FIRST_SAMPLES_S = 2.0
+# A Jupyter server names its session, VS Code itself: there a browser shows what is live, even if it is late to say so.
+_SHOWN_BY = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
 _NAN = float("nan")
+VERBS = ("start", "stop", "kill")
 
 
 def monitor(
-    *things: Any, hz: float = 5.0, window_s: float = 60.0, duration_s: float | None = None, title: str = ""
+    *things: Any,
+    hz: float = 5.0,
+    window_s: float = 60.0,
+    duration_s: float | None = None,
+    title: str = "",
+    history: Any = None,
 ) -> Monitor:
     """A live plot of containers and VMs (also lists of them). Shows itself as the value of a cell.
 
     `hz` samples a second, 1 to 10; `window_s` is what the plot shows at first (15, 60, 300; 0: all). It ends by itself
     when all its targets have ended. With `duration_s` it ends after so many seconds at the latest, and the cell that
     shows it lasts as long (so a notebook that is executed without a browser has the picture too); Jupyter's stop button
-    ends it early. Raises UsageError for something that cannot be followed.
+    ends it early. Where no browser shows it (nbclient, nbconvert --execute) the picture is brought up to date after
+    each cell. `history` (the engine's events) marks each exec. Raises UsageError for something that cannot be followed.
     """
     flat: list[Any] = []
     for thing in things:
@@ -46,7 +58,9 @@ def monitor(
             raise UsageError(f"cannot be monitored: {thing!r}", resolution="give it a container, a VM or a pid")
     if not 1 <= hz <= 10:
         raise UsageError(f"hz={hz:g} is not between 1 and 10", resolution="use a Sampler for more samples a second")
-    return Monitor(flat, hz=hz, window_s=window_s, duration_s=duration_s, title=title)
+    made = Monitor(flat, hz=hz, window_s=window_s, duration_s=duration_s, title=title)
+    made.history = history
+    return made
 
 
 class _Feed:
@@ -117,6 +131,11 @@ class Monitor:
         self._full_at = 0.0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._things = things
+        self._seen_by_browser = False
+        self._asked_events_at = 0.0
+        self._known_events: set[str] = set()
+        self.history: Any = None
         self.ended = False
         self.frame_cpu_s = 0.0
         """CPU time the last frame cost the kernel."""
@@ -174,8 +193,31 @@ class Monitor:
         """One reading of all targets, pushed to the browser."""
         began = time.thread_time()
         self._sampler.tick()
+        self._mark_execs()
         self._push()
         self.frame_cpu_s = time.thread_time() - began
+
+    def _mark_execs(self) -> None:
+        """Once a second, what was executed in the containers since: docker's event `exec_start: COMMAND`."""
+        now = time.monotonic()
+        if self.history is None or now - self._asked_events_at < _EVENTS_EVERY_S:
+            return
+        self._asked_events_at = now
+        ids = {getattr(thing, "id", None): series for thing, series in zip(self._things, self.series, strict=True)}
+        try:
+            found = self.history.list(since=time.time() - _EVENTS_BACK_S)
+        except Exception:  # a busy database, an engine that was closed: a mark less, and no end of the plot
+            return
+        for event in found:
+            series = ids.get(event["Actor"]["ID"])
+            key = f"{event['timeNano']}{event['Action']}"
+            if series is None or not event["Action"].startswith("exec_start") or key in self._known_events:
+                continue
+            self._known_events.add(key)
+            # Events have the clock's time, samples the monotonic one.
+            moment = now - max(0.0, time.time() - event["timeNano"] / 1e9)
+            if moment >= self._origin:
+                series.events.append(Event(moment, "exec", event["Action"].partition(": ")[2]))
 
     # -- to the browser
 
@@ -210,7 +252,7 @@ class Monitor:
             "capacity": self._capacity,
             "marks": marks,
         }
-        targets = [_target(series) for series in self.series]
+        targets = [_target(thing, series) for thing, series in zip(self._things, self.series, strict=True)]
         if full or targets != self._targets:
             message["targets"] = self._targets = targets
         if full:
@@ -223,7 +265,20 @@ class Monitor:
         if kind == "stop":
             self._stop.set()
         elif kind == "hello":
+            self._seen_by_browser = True
             self._full_wanted.set()
+        elif kind == "act" and content.get("verb") in VERBS and content.get("index") in range(len(self._things)):
+            arguments = self._things[content["index"]], content["verb"]
+            threading.Thread(target=self._act, args=arguments, name="labkernel-act", daemon=True).start()
+
+    def _act(self, thing: Any, verb: str) -> None:
+        """Start, stop or kill a target, as the browser asked after its user confirmed; tells what went wrong."""
+        try:
+            getattr(thing, verb)()
+        except Exception as err:  # whatever it is, the user who pressed the button should read it
+            words = getattr(err, "brief", None) or str(err) or type(err).__name__
+            if self._view is not None:
+                self._view.send({"kind": "note", "text": f"{verb}: {words}"}, buffers=[])
 
     # -- showing
 
@@ -245,20 +300,37 @@ class Monitor:
         data = {**self._view_bundle(), "text/plain": f"{self._heading()}: live, needs a running kernel"}
         display(data, raw=True, display_id=handle)  # type: ignore[no-untyped-call]
         self.start()
+        if not any(name in os.environ for name in _SHOWN_BY):
+            shell.events.register("post_run_cell", self._after_cell)
         if self.duration_s is not None:
             try:
                 self.wait()
             except KeyboardInterrupt:
                 self.stop()
 
+    def _after_cell(self, _result: Any = None) -> None:
+        """Without a browser there is nothing live, and no moment at which a notebook is saved: a picture after each
+        cell, until the first sign of a browser."""
+        from IPython.core.getipython import get_ipython
+
+        shell = get_ipython()
+        if self.ended or self._seen_by_browser:
+            if shell is not None:
+                shell.events.unregister("post_run_cell", self._after_cell)
+            return
+        until = time.monotonic() + _FIRST_SAMPLES_S
+        while len(self.series[0].points) < 3 and not self.ended and time.monotonic() < until:
+            time.sleep(0.05)
+        if not self.ended:
+            self._leave_picture()
+
     def _view_bundle(self) -> dict[str, Any]:
         if self._view is None:
-            from .view import MonitorView
+            from .view import MonitorView, answer_while_busy
 
             self._view = MonitorView(window_s=self.window_s)
             self._view.on_msg(self._message)
-            # ipykernel 7.4 answers a message of a widget on the subshell that made it, which is the busy main one.
-            getattr(self._view.comm, "__dict__", {}).pop("_reply_subshell_id", None)
+            answer_while_busy(self._view)
         bundle = self._view._repr_mimebundle_()
         return dict(bundle[0] if isinstance(bundle, tuple) else bundle)
 
@@ -295,11 +367,17 @@ class Monitor:
         return f"{self._heading()}\n{table_text(SUMMARY_HEADER, (summary(series) for series in self.series))}"
 
 
-def _target(series: Series) -> dict[str, Any]:
+def _target(thing: Any, series: Series) -> dict[str, Any]:
     cpus, memory = series.limits.cpus, series.limits.memory_bytes
     return {
         "name": series.name,
         "kind": series.kind,
+        "can": _verbs(thing, running=bool(series.points) and not series.ended),
         "cpu": None if cpus is None else cpus * 100,
         "mem": None if memory is None else memory / (1 << 20),
     }
+
+
+def _verbs(thing: Any, *, running: bool) -> list[str]:
+    """What may be done to it now: a machine's figures are followed by pid only, and a pid has no verbs."""
+    return [verb for verb in (("stop", "kill") if running else ("start",)) if callable(getattr(thing, verb, None))]

@@ -111,7 +111,7 @@ def test_it_fits_themes_and_widths(open_notebook: Any, theme: str, width: int) -
     page.wait_for_function(FITS, timeout=60_000)
     page.locator(".labkernel-monitor").scroll_into_view_if_needed()
     shot(page, f"monitor-{name}")
-    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="End").click()
     page.locator(".jp-OutputArea img").wait_for(timeout=120_000)
 
 
@@ -135,6 +135,36 @@ limits = {"mem_limit": "64m", "nano_cpus": 300_000_000}
 c = lab.containers.run("lab/busybox", ["sh", "-c", work], detach=True, name="web", **limits)
 m = lab.monitor(c)
 """
+
+
+def test_a_container_is_killed_after_a_question_and_its_execs_are_marked(open_notebook: Any, expect: Any) -> None:
+    do = "c.exec_run(['true']); print(m.wait(300)); print([event.kind for event in m.series[0].events])"
+    notebook = open_notebook("monitor-acts.ipynb", CONTAINER, "m", do, "c.remove(force=True)")
+    page = notebook.page
+    notebook.run_all()
+    page.wait_for_function(LIVE, timeout=120_000)
+    # Drag over the plot: zoomed, and back by the keyboard.
+    canvas = page.locator(".labkernel-monitor canvas")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 200, box["y"] + 60, steps=4)
+    page.mouse.up()
+    status = page.locator(".labkernel-monitor .status")
+    expect(status).to_contain_text("zoomed", timeout=60_000)
+    page.keyboard.press("Escape")
+    expect(status).to_have_text("live", timeout=60_000)
+    acts = page.locator(".labkernel-monitor .acts")
+    acts.get_by_role("button", name="kill").click()
+    expect(acts.locator(".question")).to_have_text("kill web?", timeout=60_000)
+    shot(page, "monitor-question")
+    acts.get_by_role("button", name="no", exact=True).click()
+    expect(acts.get_by_role("button", name="stop")).to_be_visible(timeout=60_000)
+    acts.get_by_role("button", name="kill").click()
+    page.keyboard.press("Enter")  # the keyboard stands on "yes"
+    page.locator(".jp-OutputArea img").wait_for(timeout=120_000)
+    page.wait_for_function("() => /'exec'.*'stop'/.test(document.body.innerText)", timeout=60_000)
 
 
 def test_a_real_container_with_limits(open_notebook: Any) -> None:

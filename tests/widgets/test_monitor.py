@@ -74,7 +74,7 @@ def test_first_frames_are_full_and_later_ones_bring_what_is_new(work: Work) -> N
     assert message["full"]
     assert message["counts"] == [2]
     assert message["fresh"] == [1]
-    assert message["targets"] == [{"name": "web", "kind": "container", "cpu": None, "mem": None}]
+    assert message["targets"] == [{"name": "web", "kind": "container", "can": [], "cpu": None, "mem": None}]
     assert [mark["kind"] for mark in message["marks"]] == ["start"]
     assert math.isnan(rows[0][1])
     assert rows[1][2] > 0

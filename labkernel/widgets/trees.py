@@ -1,0 +1,285 @@
+"""`lab.processes()` and `lab.network_map()`: who is whose child, and who can talk to whom, as pictures that stay.
+
+Both are plain HTML or SVG without a script: a saved notebook shows them, and so does a page without a kernel.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..display import human_memory
+from ..errors import LabkernelError, UsageError
+
+_MONO = "font-family:var(--jp-code-font-family, monospace);font-size:12px"
+_MUTED = "color:var(--jp-ui-font-color2, #666)"
+
+
+@dataclass
+class Process:
+    """One process with its children. `inside` is its pid as its own pid namespace has it (proc(5), NSpid)."""
+
+    pid: int
+    inside: int
+    command: str
+    memory_bytes: int
+    cpu_s: float
+    label: str = ""
+    children: list[Process] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return 1 + sum(child.count for child in self.children)
+
+
+@dataclass(repr=False)
+class ProcessTree:
+    """Trees of processes as this machine sees them; shows itself."""
+
+    title: str
+    roots: list[Process]
+
+    def _lines(self) -> list[str]:
+        lines: list[str] = []
+
+        def walk(process: Process, stem: str, mark: str) -> None:
+            lines.append(f"{stem}{mark}{_words(process)}")
+            below = stem + {"": "", "├─ ": "│  ", "└─ ": "   "}[mark]
+            for index, child in enumerate(process.children):
+                walk(child, below, "└─ " if index == len(process.children) - 1 else "├─ ")
+
+        for root in self.roots:
+            walk(root, "", "")
+        return lines
+
+    def __repr__(self) -> str:
+        return "\n".join([self.title, *(self._lines() or ["nothing runs"])])
+
+    def _repr_html_(self) -> str:
+        body = "".join(_branch(root) for root in self.roots) or "<p>nothing runs</p>"
+        count = sum(root.count for root in self.roots)
+        head = f"<div><b>{html.escape(self.title)}</b> <span style='{_MUTED}'>{count} processes</span></div>"
+        return f"<div class='labkernel-processes'>{head}{body}</div>"
+
+
+def _words(process: Process) -> str:
+    inside = f" (inside {process.inside})" if process.inside != process.pid else ""
+    label = f"[{process.label}] " if process.label else ""
+    figures = f"{human_memory(process.memory_bytes)}, {process.cpu_s:.2f} s"
+    return f"{label}{process.pid}{inside} {process.command}  {figures}"
+
+
+def _branch(process: Process) -> str:
+    inside = f" <span style='{_MUTED}'>inside: {process.inside}</span>" if process.inside != process.pid else ""
+    label = (
+        f"<b style='color:var(--jp-brand-color1, #0072b2)'>{html.escape(process.label)}</b> " if process.label else ""
+    )
+    figures = f"<span style='{_MUTED}'>{human_memory(process.memory_bytes)}, {process.cpu_s:.2f} s of CPU</span>"
+    command = html.escape(process.command if len(process.command) <= 90 else process.command[:89] + "…")
+    line = f"{label}<span style='{_MUTED}'>{process.pid}</span>{inside} {command} &nbsp;{figures}"
+    border = "border-left:1px solid var(--jp-border-color2, #ccc)"
+    place = f"<div style='margin-left:8px;padding-left:10px;{border}'>"
+    below = "".join(f"{place}{_branch(child)}</div>" for child in process.children)
+    if not below:
+        return f"<div style='{_MONO};padding:1px 0'>{line}</div>"
+    return f"<details open><summary style='cursor:pointer;{_MONO};padding:1px 0'>{line}</summary>{below}</details>"
+
+
+def processes(engine: Any, thing: Any = None) -> ProcessTree:
+    """The processes of a container or VM (or its name); without one, those of the engine: keeper, supervisor and all
+    that runs below them. Raises NoSuchContainer, UsageError for something that has no processes."""
+    if isinstance(thing, str):
+        thing = engine.containers.get(thing)
+    if thing is None:
+        labels: dict[int, str] = {}
+        for container in engine.containers.list():
+            if pid := int((container.runtime_state() or {}).get("pid") or 0):
+                labels[pid] = container.name
+        return ProcessTree("the engine and what it runs", [_own_tree(engine, labels)])
+    kind = getattr(thing, "kind", "")
+    state = thing.runtime_state() if callable(getattr(thing, "runtime_state", None)) and kind != "vm" else {}
+    main: int | None = int(state.get("pid") or 0) if state else getattr(thing, "pid", None)
+    if not isinstance(main, int) and kind != "vm":
+        raise UsageError(f"has no processes: {thing!r}", resolution="give it a container, a VM, or a name")
+    name = str(getattr(thing, "name", main))
+    found = [_tree(main, {main: name})] if main else []
+    return ProcessTree(f"processes of {name}", [root for root in found if root.command])
+
+
+def _own_tree(engine: Any, labels: dict[int, str]) -> Process:
+    """The keeper and all below it, each called what it is (docs/architecture.md, Processes)."""
+    info = engine.runtime.ensure()
+    names = {info.keeper_pid: "keeper", info.pid: "supervisor", **labels}
+    root = _tree(int(info.keeper_pid or info.pid), names)
+    for supervisor in (root, *root.children):
+        for child in supervisor.children if supervisor.label == "supervisor" else ():
+            # What a container's process is called before it becomes one: a child that waits, in namespaces of its own.
+            child.label = child.label or ("waiting for a container" if child.inside != child.pid else "worker")
+    return root
+
+
+def _tree(pid: int, labels: dict[int, str]) -> Process:
+    """The process and its children, read with psutil; what ends meanwhile is left out."""
+    import psutil
+
+    try:
+        one = psutil.Process(pid)
+        with one.oneshot():
+            command = " ".join(one.cmdline()) or f"[{one.name()}]"
+            times, memory = one.cpu_times(), one.memory_info().rss
+        children = [_tree(child.pid, labels) for child in one.children()]
+    except psutil.Error:
+        return Process(pid, pid, "", 0, 0.0)
+    cpu = times.user + times.system
+    alive = [child for child in children if child.command]
+    return Process(pid, _inside(pid), command, memory, cpu, labels.get(pid, ""), alive)
+
+
+def _inside(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status") as stream:
+            return next(int(line.split()[-1]) for line in stream if line.startswith("NSpid:"))
+    except (OSError, StopIteration, ValueError):
+        return pid
+
+
+# -- networks
+
+_WIDTH, _ROW, _TOP = 860, 46, 54
+_INK, _SOFT, _LINE = "#1b1f24", "#57606a", "#8b949e"
+_COLOURS = ("#0072B2", "#009E73", "#B3589A", "#9A6700", "#2B8CBE", "#555555")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A container in a network: its address there, and the ports that are published on this machine."""
+
+    name: str
+    address: str
+    ports: str = ""
+
+
+@dataclass(frozen=True)
+class Net:
+    name: str
+    driver: str
+    subnet: str
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, repr=False)
+class NetworkMap:
+    """Networks and who is in them. Two containers can talk when they share a network that is not `none`."""
+
+    nets: Sequence[Net]
+
+    def __repr__(self) -> str:
+        lines = []
+        for net in self.nets:
+            lines.append(f"{net.name} ({', '.join(filter(None, (net.driver, net.subnet)))})")
+            lines += [f"  {m.name}  {m.address}{f'  published: {m.ports}' if m.ports else ''}" for m in net.members]
+            lines += [] if net.members else ["  (nobody)"]
+        return "\n".join(lines) or "no networks"
+
+    def svg(self) -> str:
+        """The map: this machine at the left, its networks, their containers at the right."""
+        heights = [max(1, len(net.members)) * _ROW + 26 for net in self.nets]
+        height = _TOP + sum(heights) + 10
+        parts = [
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' "
+            f"height='{height}' font-family='system-ui, sans-serif' font-size='13'>",
+            f"<rect width='{_WIDTH}' height='{height}' rx='8' fill='#ffffff'/>",
+            f"<text x='20' y='30' font-size='15' font-weight='600' fill='{_INK}'>Networks of this engine</text>",
+        ]
+        middle = _TOP + sum(heights) / 2
+        parts.append(_box(20, middle - 26, 120, 52, "this machine", "", _INK, filled=False))
+        top = float(_TOP)
+        for index, (net, tall) in enumerate(zip(self.nets, heights, strict=True)):
+            parts.append(_net_svg(net, _COLOURS[index % len(_COLOURS)], top, tall - 16, middle))
+            top += tall
+        return "".join([*parts, "</svg>"])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        # As an image in HTML it shrinks with its cell; on its own JupyterLab cuts it off.
+        data = base64.b64encode(self.svg().encode()).decode()
+        picture = f"<img style='max-width:100%' alt='map of the networks' src='data:image/svg+xml;base64,{data}'>"
+        return {"text/html": picture, "image/svg+xml": self.svg(), "text/plain": repr(self)}
+
+
+def _box(x: float, y: float, w: float, h: float, name: str, below: str, colour: str, *, filled: bool) -> str:
+    ink = "#ffffff" if filled else _INK
+    shift = 0 if not below else -8
+    words = (
+        f"<text x='{x + w / 2}' y='{y + h / 2 + 5 + shift}' text-anchor='middle' font-weight='600' fill='{ink}'>"
+        f"{html.escape(_cut(name))}</text>"
+    )
+    if below:
+        words += (
+            f"<text x='{x + w / 2}' y='{y + h / 2 + 14}' text-anchor='middle' font-size='11' "
+            f"fill='{ink if filled else _SOFT}'>{html.escape(_cut(below, 34))}</text>"
+        )
+    fill = colour if filled else "#ffffff"
+    place = f"x='{x}' y='{y}' width='{w}' height='{h}' rx='7'"
+    return f"<rect {place} fill='{fill}' stroke='{colour}' stroke-width='1.6'/>{words}"
+
+
+def _cut(text: str, length: int = 24) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -> str:
+    y = top + tall / 2
+    parts = []
+    if net.driver != "null":
+        dash = "" if net.driver != "host" else " stroke-dasharray='5 4'"
+        parts.append(f"<path d='M140 {machine_y} C 190 {machine_y}, 190 {y}, 240 {y}' fill='none' "
+                     f"stroke='{_LINE}' stroke-width='1.6'{dash}/>")  # fmt: skip
+    what = {"null": "loopback only", "host": "the machine's own"}.get(net.driver, net.driver)
+    parts.append(_box(240, y - 23, 200, 46, net.name, net.subnet or what, colour, filled=True))
+    if not net.members:
+        parts.append(f"<text x='560' y='{y + 4}' fill='{_SOFT}'>nobody</text>")
+    for place, member in enumerate(net.members):
+        at = top + tall * (place + 0.5) / len(net.members)
+        line = f"M440 {y} C 490 {y}, 500 {at}, 550 {at}"
+        parts.append(f"<path d='{line}' fill='none' stroke='{colour}' stroke-width='1.6'/>")
+        parts.append(_box(550, at - 19, 180, 38, member.name, member.address, colour, filled=False))
+        if member.ports:
+            parts.append(f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{html.escape(member.ports)}</text>")
+    return "".join(parts)
+
+
+def network_map(engine: Any) -> NetworkMap:
+    """All networks of an engine and the running containers in them, with addresses and published ports."""
+    containers = {container.id: container for container in engine.containers.list()}
+    nets = []
+    for network in engine.networks.list():
+        attrs = network.attrs
+        subnets = [str(entry.get("Subnet", "")) for entry in (attrs.get("IPAM") or {}).get("Config") or ()]
+        members = []
+        for id, entry in (attrs.get("Containers") or {}).items():
+            ports = _published(containers[id]) if id in containers else ""
+            address = str(entry.get("IPv4Address") or "").partition("/")[0]
+            members.append(Member(str(entry.get("Name") or id[:12]), address, ports))
+        driver = str(attrs.get("Driver") or "")
+        if driver in ("host", "null"):
+            mode = {"host": "host", "null": "none"}[driver]
+            named = {member.name for member in members}
+            members += [
+                Member(container.name, "")
+                for container in containers.values()
+                if container.name not in named and (container.attrs["HostConfig"].get("NetworkMode") == mode)
+            ]
+        nets.append(Net(network.name, driver, ", ".join(filter(None, subnets)), tuple(members)))
+    return NetworkMap(nets)
+
+
+def _published(container: Any) -> str:
+    try:
+        ports = (container.attrs.get("NetworkSettings") or {}).get("Ports") or {}
+    except (LabkernelError, OSError):
+        return ""
+    found = [f"{place.get('HostPort')}→{inside}" for inside, places in ports.items() for place in places or ()]
+    return ", ".join(dict.fromkeys(found))

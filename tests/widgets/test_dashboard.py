@@ -1,0 +1,107 @@
+"""The kernel's half of lab.dashboard(), the process tree and the network map. The browser's half: tests/ui."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from labkernel.engine import Engine
+from labkernel.errors import LabkernelError, UsageError
+from labkernel.widgets.dashboard import Dashboard
+from labkernel.widgets.trees import Member, Net, NetworkMap, network_map, processes
+
+
+class View:
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+def row_of(board: Dashboard, kind: str, name: str) -> dict[str, Any]:
+    return next(row for row in board.snapshot()[kind] if row["cells"][0] == name)
+
+
+def test_it_shows_and_does_what_docker_would(engine: Engine) -> None:
+    container = engine.containers.run("busybox", ["sh", "-c", "echo hi; sleep 600"], detach=True, name="shown")
+    board = engine.dashboard()
+    board.snapshot()
+    row = row_of(board, "containers", "shown")
+    assert row["state"] == "running"
+    assert row["can"] == ["stop", "kill", "logs"]
+    assert row["cells"][3].endswith("%")
+    assert board.act("containers", container.id, "logs") == "hi\n"
+    assert board.act("containers", container.id, "kill") == ""
+    container.wait()
+    assert row_of(board, "containers", "shown")["can"] == ["start", "remove", "logs"]
+    engine.volumes.create("shown-data")
+    board.act("volumes", "shown-data", "remove")
+    assert all(row["id"] != "shown-data" for row in board.snapshot()["volumes"])
+    assert "shown" in repr(board)
+    assert "<table" in board.html()
+    with pytest.raises(LabkernelError):
+        board.act("images", "busybox", "kill")
+    with pytest.raises(LabkernelError):
+        board.act("containers", "nobody", "stop")
+
+
+def test_only_what_changed_is_sent_and_errors_are_told(engine: Engine) -> None:
+    board = Dashboard(engine)
+    view = board._view = View()
+    board.look()
+    assert set(view.sent[0]["board"]) == {"containers", "vms", "images", "volumes", "networks"}
+    board.look()
+    assert view.sent[1]["board"] == {}
+    board._message(None, {"kind": "hello"}, [])
+    board.look()
+    assert "containers" in view.sent[2]["board"], "a page that was reloaded is told everything"
+    board._answer("containers", "nobody", "stop")
+    assert view.sent[-1]["kind"] == "note"
+    assert "nobody" in view.sent[-1]["text"]
+
+
+def test_whose_child_a_process_is(engine: Engine) -> None:
+    container = engine.containers.run("busybox", ["sh", "-c", "sleep 600 & sleep 601; true"], detach=True, name="tree")
+    tree = engine.processes(container)
+    [root] = tree.roots
+    assert root.label == "tree"
+    commands = {child.command for child in root.children}
+    whole = engine.processes()
+    assert "tree" in repr(whole)
+    if engine.driver.name != "proot":
+        assert root.inside == 1
+        assert {"sleep 600", "sleep 601"} >= commands
+    assert "<details open>" in whole._repr_html_()
+    with pytest.raises(UsageError, match="has no processes"):
+        processes(engine, object())
+
+
+def test_the_map_names_addresses_and_ports() -> None:
+    def attrs(driver: str, **more: Any) -> dict[str, Any]:
+        return {"Driver": driver, **more}
+
+    inside = {"abc": {"Name": "web", "IPv4Address": "10.9.0.2/24"}}
+    subnet = {"Config": [{"Subnet": "10.9.0.0/24"}]}
+    ports = {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}]}
+    web = SimpleNamespace(
+        id="abc", name="web", attrs={"NetworkSettings": {"Ports": ports}, "HostConfig": {"NetworkMode": "front"}}
+    )
+    alone = SimpleNamespace(id="def", name="alone", attrs={"HostConfig": {"NetworkMode": "none"}})
+    networks = [
+        SimpleNamespace(name="front", attrs=attrs("bridge", IPAM=subnet, Containers=inside)),
+        SimpleNamespace(name="none", attrs=attrs("null", Containers={})),
+    ]
+    engine = SimpleNamespace(
+        containers=SimpleNamespace(list=lambda: [web, alone]), networks=SimpleNamespace(list=lambda: networks)
+    )
+    found = network_map(engine)
+    assert list(found.nets) == [
+        Net("front", "bridge", "10.9.0.0/24", (Member("web", "10.9.0.2", "8080→80/tcp"),)),
+        Net("none", "null", "", (Member("alone", ""),)),
+    ]
+    assert "web  10.9.0.2  published: 8080→80/tcp" in repr(found)
+    assert found.svg().startswith("<svg")
+    assert repr(NetworkMap([])) == "no networks"
