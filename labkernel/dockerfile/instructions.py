@@ -371,17 +371,9 @@ def _run(node: Node) -> Run:
     for mount in flags.all("mount"):
         check_mount(mount)
     network = flags.text("network") or "default"
-    if network not in NETWORK_MODES:
-        raise DockerfileError(
-            f'unsupported network mode "{network}"{did_you_mean(network, NETWORK_MODES)}',
-            resolution="one of " + ", ".join(NETWORK_MODES),
-        )
+    _refuse_other(network, NETWORK_MODES, f'unsupported network mode "{network}"')
     security = flags.text("security") or "sandbox"
-    if security not in SECURITY_MODES:
-        raise DockerfileError(
-            f'security "{security}" is not valid{did_you_mean(security, SECURITY_MODES)}',
-            resolution="one of " + ", ".join(SECURITY_MODES),
-        )
+    _refuse_other(security, SECURITY_MODES, f'security "{security}" is not valid')
     return Run(
         args=node.args,
         json_form=node.json_form,
@@ -392,6 +384,11 @@ def _run(node: Node) -> Run:
         devices=flags.all("device"),
         **_where(node),
     )
+
+
+def _refuse_other(value: str, known: Sequence[str], words: str) -> None:
+    if value not in known:
+        raise DockerfileError(f"{words}{did_you_mean(value, known)}", resolution="one of " + ", ".join(known))
 
 
 def _cmd(node: Node) -> Cmd:

@@ -2,8 +2,8 @@
 
 With one mapped id, chown to another id fails, and device nodes cannot be made in any user namespace. The intended owner
 is then recorded on the file ("uid:gid", or "uid:gid:type:major:minor" on the empty file that stands for a device), is
-carried along when overlay copies the file up, and is given back when the tree becomes a tar again. What capabilities a
-file has goes the same way, into `user.labkernel.capability`. Symlinks, fifos and sockets cannot carry user xattrs (man 7
+carried along when overlay copies the file up, and is given back when the tree becomes a tar again. The capabilities
+of a file go the same way, into `user.labkernel.capability`. Symlinks, fifos and sockets cannot carry user xattrs (man 7
 xattr): their owner is lost there.
 """
 
