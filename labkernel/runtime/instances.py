@@ -66,6 +66,8 @@ class Instance:
     @property
     def awaits_input(self) -> bool:
         """Whether it will take input once it has been started (again)."""
+        if self.early.frames:
+            return True  # nothing may overtake what came before
         starts = self.setup is not None or self.status not in ("running", "paused")
         return self.input is None and starts and (self.terminal or bool(self.own.get("stdin_open")))
 
