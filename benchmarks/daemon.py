@@ -36,6 +36,8 @@ from peers import Docker, unpacked_busybox
 from labkernel.engine import Engine
 
 GB = 1_000_000_000
+TEXT = f"yes {'labkernel ' * 10} | head -c {GB}"
+"""Lines of 100 characters: a log counts in lines."""
 
 
 class Client:
@@ -69,16 +71,14 @@ def report(title: str, times: dict[str, list[float]], *, size: int = 0) -> None:
         rate = f"   {size / middle / 1e6:8.0f} MB/s" if size else ""
         ratio = f"   {middle / base:5.2f} x dockerd" if base and name != "dockerd" else ""
         spread = f"({min(seconds) * 1000:.1f} … {max(seconds) * 1000:.1f})"
-        print(f"  {name:<12}{middle * 1000:10.1f} ms   {spread}{rate}{ratio}")
+        print(f"  {name:<12}{middle * 1000:10.1f} ms   {spread}{rate}{ratio}", flush=True)
 
 
 def interleaved(clients: list[Client], runs: int, once: Any) -> dict[str, list[float]]:
     times: dict[str, list[float]] = {client.name: [] for client in clients}
-    for turn in range(runs + 1):
+    for _ in range(runs):
         for client in clients:
-            took = once(client)
-            if turn:  # the first warms both up
-                times[client.name].append(took)
+            times[client.name].append(once(client))
     return times
 
 
@@ -114,23 +114,19 @@ def bench_streams(clients: list[Client], runs: int, work: Path) -> dict[str, dic
         with big.open("rb") as file:
             return client.timed("cp", "-", "host:/", stdin=file)
 
-    found = {
-        "attach in": interleaved(
-            clients,
-            runs,
-            lambda each: each.fed(zeros, "run", "--rm", "-i", *common, each.image, "sh", "-c", "cat > /dev/null"),
+    ways: dict[str, Any] = {
+        "attach in": lambda each: each.fed(
+            zeros, "run", "--rm", "-i", *common, each.image, "sh", "-c", "cat > /dev/null"
         ),
-        "attach out": interleaved(
-            clients,
-            runs,
-            lambda each: each.timed("run", "--rm", *common, each.image, "head", "-c", str(GB), "/dev/zero"),
-        ),
-        "exec out": interleaved(
-            clients, runs, lambda each: each.timed("exec", "host", "head", "-c", str(GB), "/dev/zero")
-        ),
-        "cp in": interleaved(clients, runs, copy_in),
-        "cp out": interleaved(clients, runs, lambda each: each.timed("cp", "host:/big", "-")),
+        "attach out": lambda each: each.timed("run", "--rm", *common, each.image, "sh", "-c", TEXT),
+        "exec out": lambda each: each.timed("exec", "host", "head", "-c", str(GB), "/dev/zero"),
+        "cp in": copy_in,
+        "cp out": lambda each: each.timed("cp", "host:/big", "-"),
     }
+    found = {}
+    for title, way in ways.items():
+        found[title] = interleaved(clients, runs, way)
+        report(f"1 GB, {title}", found[title], size=GB)
     for client in clients:
         client.timed("rm", "-f", "host")
     return found
@@ -224,9 +220,7 @@ def main() -> int:
             report(f"docker ps -a with {options.containers} containers", found)
             results["ps"] = found
         if "data" in wanted:
-            for title, times in bench_streams(clients, options.stream_runs, work).items():
-                report(f"1 GB, {title}", times, size=GB)
-                results[title] = times
+            results["data"] = bench_streams(clients, options.stream_runs, work)
         if "many" in wanted:
             results["many"] = bench_many(daemon, options.streams)
             print(f"{options.streams} logs -f and {options.streams} attach at once: {results['many']}")

@@ -92,7 +92,8 @@ async def carry(
 ) -> None:
     """Carry bytes both ways until the container's side ends, the client leaves, or types the keys to detach.
 
-    `closes`: the end of the client's input is the end of the container's."""
+    `closes`: the end of the client's input is the end of the container's. Otherwise it is the end of the attachment, as
+    with docker, whose client looks for a terminal's keys itself and then closes."""
 
     async def out() -> None:
         while pieces := await streams.read():
@@ -107,9 +108,9 @@ async def carry(
                 data, detached = keys.feed(data)
             if data:
                 await streams.write(data)
-        if detached:
+        if detached or (stdin and not closes):
             return
-        if stdin and closes:
+        if stdin:
             await streams.close_stdin()
         await channel.gone()
 
@@ -188,7 +189,7 @@ async def _carry(
     call: Call, container: Container, attachment: Attachment, channel: Any, keys: DetachKeys | None, *, raw: bool
 ) -> None:
     stdin = call.flag("stdin") and bool(container.settings.get("stdin_open"))
-    closes = bool(container.settings.get("stdin_once"))
+    closes = bool(container.settings.get("stdin_once")) and not container.settings.get("tty")
     await carry(Streams(attachment), channel, raw=raw, stdin=stdin, keys=keys, closes=closes)
 
 

@@ -183,7 +183,7 @@ async def start(call: Call) -> Any:
             text = f"OCI runtime exec failed: exec failed: unable to start container process: {err.brief}: unknown\r\n"
             await channel.send(text.encode() if raw else _framed_error(text))
             return None
-        await carry(streams, channel, raw=raw, stdin=config.attach_stdin, keys=keys)
+        await carry(streams, channel, raw=raw, stdin=config.attach_stdin, keys=keys, closes=not raw)
         if streams.attachment.exit_code is None:
             call.host.background(_drain(each, streams))  # the client left: the command goes on
         else:

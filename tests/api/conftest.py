@@ -38,9 +38,14 @@ def daemon(shared_daemon: Daemon, engine: Engine) -> Daemon:
     return shared_daemon
 
 
-@pytest.fixture
-def docker(daemon: Daemon, tmp_path: Path) -> Cli:
-    program = shutil.which("docker")
-    if program is None:
+def clients() -> list[str]:
+    """Every docker client of this machine: Debian's, and another one that somebody put beside it."""
+    found = [shutil.which("docker"), "/usr/bin/docker", "/usr/local/bin/docker"]
+    return list({os.path.realpath(path): path for path in found if path and os.path.exists(path)})
+
+
+@pytest.fixture(params=clients() or [None], ids=lambda path: str(path).strip("/").replace("/", "-"))
+def docker(request: pytest.FixtureRequest, daemon: Daemon, tmp_path: Path) -> Cli:
+    if request.param is None:
         pytest.skip("no docker client is installed (Debian: docker.io)")
-    return Cli(program, daemon.address, tmp_path)
+    return Cli(request.param, daemon.address, tmp_path)

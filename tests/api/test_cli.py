@@ -27,10 +27,10 @@ def names_in(archive: bytes) -> list[str]:
 
 
 def test_version_and_info(docker: Cli) -> None:
-    told = json.loads(docker.ok("version", "--format", "json"))
+    told = json.loads(docker.ok("version", "--format", "{{json .}}"))
     assert told["Server"]["ApiVersion"] == "1.50"
     assert told["Server"]["MinAPIVersion"] == "1.24"
-    info = json.loads(docker.ok("info", "--format", "json"))
+    info = json.loads(docker.ok("info", "--format", "{{json .}}"))
     assert info["OSType"] == "linux"
     assert not info.get("ServerErrors")
     assert "Server Version" in docker.ok("info")
@@ -63,7 +63,7 @@ def test_run_passes_stdin_and_its_end(docker: Cli) -> None:
     assert done.stdout == data
 
 
-@pytest.mark.parametrize(("command", "code"), [("nosuch", 127), ("/etc", 126), ("/no/such", 127)])
+@pytest.mark.parametrize(("command", "code"), [("nosuch", 127), ("/etc/passwd", 126), ("/no/such", 127)])
 def test_a_command_that_cannot_start_ends_run_with_dockers_code(docker: Cli, command: str, code: int) -> None:
     said = docker.fails("run", "--rm", IMAGE, command, code=code)
     assert "Error response from daemon" in said
@@ -212,7 +212,7 @@ def test_copies_in_both_directions(docker: Cli, tmp_path: Path) -> None:
         [docker.program, "cp", "box:/root/folder", "-"], env=docker.environment, capture_output=True, timeout=120
     )
     assert "folder/deep/file" in names_in(done.stdout)
-    assert "Could not find the file /nothing in container" in docker.fails("cp", "box:/nothing", str(tmp_path))
+    assert re.search("Could not find the file|No such container:path", docker.fails("cp", "box:/no", str(tmp_path)))
     assert docker.ok("diff", "box").splitlines()[:2] == ["C /root", "A /root/folder"]
 
 
@@ -227,7 +227,7 @@ def test_top_stats_and_update(docker: Cli) -> None:
     lines = docker.ok("top", "used").splitlines()
     assert lines[0].split()[:3] == ["UID", "PID", "PPID"]
     assert "trap" in lines[1]
-    reading = json.loads(docker.ok("stats", "--no-stream", "--format", "json", "used"))
+    reading = json.loads(docker.ok("stats", "--no-stream", "--format", "{{json .}}", "used"))
     assert reading["Name"] == "used"
     assert reading["CPUPerc"].endswith("%")
     assert docker.ok("update", "--memory", "64m", "--memory-swap", "64m", "used") == "used"
