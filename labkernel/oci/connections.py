@@ -16,7 +16,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 from labkernel import __version__
@@ -31,7 +31,40 @@ LEAST_RATE = 512
 """Bytes a second that a body must bring on average, after a first grace of STALL_TIMEOUT_S."""
 MAX_REDIRECTS = 5
 
-Body = bytes | Callable[[], Iterator[bytes]]
+_PIECE = 4 << 20
+
+
+class FileBody:
+    """A part of a file as a request's body: the kernel sends it (sendfile(2)) where no TLS is in the way."""
+
+    def __init__(
+        self, open_file: Callable[[], BinaryIO], offset: int, count: int, progress: Callable[[int], None]
+    ) -> None:
+        self._open = open_file
+        self._offset = offset
+        self._count = count
+        self._progress = progress
+
+    def __call__(self) -> Iterator[bytes]:
+        """The bytes, read here."""
+        with self._open() as file:
+            file.seek(self._offset)
+            rest = self._count
+            while rest and (data := file.read(min(rest, 1 << 18))):
+                rest -= len(data)
+                yield data
+                self._progress(len(data))
+
+    def send(self, paced: _Paced) -> None:
+        """The bytes, from the file to the socket."""
+        with self._open() as file:
+            at, end = self._offset, self._offset + self._count
+            while at < end and (sent := paced.sendfile(file, at, min(_PIECE, end - at))):
+                at += sent
+                self._progress(sent)
+
+
+Body = bytes | FileBody | Callable[[], Iterator[bytes]]
 
 
 @dataclass(frozen=True)
@@ -281,7 +314,11 @@ class _Connection:
         if body or method in ("POST", "PUT", "PATCH"):
             everything["Content-Length"] = str(len(body) if isinstance(body, bytes) else size_bytes or 0)
         self._paced.expect_answer()
-        connection.request(method, self._absolute + path, body if isinstance(body, bytes) else body(), everything)
+        if isinstance(body, FileBody) and self.key[0] == "http":
+            connection.request(method, self._absolute + path, None, everything)
+            body.send(self._paced)
+        else:
+            connection.request(method, self._absolute + path, body if isinstance(body, bytes) else body(), everything)
         self._paced.expect_answer()
         response = connection.getresponse()
         self._paced.expect_body()
@@ -386,6 +423,11 @@ class _Paced:
             self._deadline = time.monotonic() + self._patience.answer_s
         self._sock.settimeout(self._patience.stall_s)
         self._sock.sendall(data)
+
+    def sendfile(self, file: BinaryIO, offset: int, count: int) -> int:
+        self._deadline = time.monotonic() + self._patience.answer_s
+        self._sock.settimeout(self._patience.stall_s)
+        return self._sock.sendfile(file, offset, count)
 
     def makefile(self, mode: str) -> io.BufferedReader:
         # One reader per answer; closing it must not close the socket of a connection that is kept.

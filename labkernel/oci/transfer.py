@@ -6,13 +6,13 @@ endless answers end. Source: OCI distribution-spec 1.1, "Pulling blobs", "Pushin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import BinaryIO
 from urllib.parse import urlencode, urljoin
 
 from labkernel.errors import RegistryError
 
-from .connections import Broken, Response
+from .connections import Broken, FileBody, Response
 from .registry import ERROR_MAX, Refused, Registry
 
 BUFFER = 1 << 18
@@ -103,20 +103,10 @@ def upload(
     In one piece, or with `chunk_bytes` in chunks; what breaks is asked how far it came and goes on from there.
     Raises RegistryError, Refused, Cancelled.
     """
-    query = f"?{urlencode({'mount': digest, 'from': mount_from})}" if mount_from else ""
-    with registry.call(
-        "POST",
-        repository,
-        f"blobs/uploads/{query}",
-        actions="pull,push",
-        mount_from=mount_from,
-        expected=(201, 202),
-    ) as response:
-        response.read(ERROR_MAX)
-        if response.status == 201:
-            progress(size_bytes)
-            return "mounted"
-        location = _location(response, registry)
+    location = _begin(registry, repository, digest, mount_from)
+    if location is None:
+        progress(size_bytes)
+        return "mounted"
     sent, attempt = 0, 0
     while True:
         before = sent
@@ -140,6 +130,21 @@ def upload(
             registry.pool.pause(registry.persistence.pause_s * 2**attempt)
 
 
+def _begin(registry: Registry, repository: str, digest: str, mount_from: str | None) -> str | None:
+    """Where to send the blob; None when it has been mounted."""
+    query = f"?{urlencode({'mount': digest, 'from': mount_from})}" if mount_from else ""
+    with registry.call(
+        "POST",
+        repository,
+        f"blobs/uploads/{query}",
+        actions="pull,push",
+        mount_from=mount_from,
+        expected=(201, 202),
+    ) as response:
+        response.read(ERROR_MAX)
+        return None if response.status == 201 else _location(response, registry)
+
+
 def _patch(
     registry: Registry,
     repository: str,
@@ -160,7 +165,7 @@ def _patch(
             location,
             actions="pull,push",
             headers=headers,
-            body=_body(open_blob, sent, count, progress),
+            body=FileBody(open_blob, sent, count, progress),
             size_bytes=count,
             expected=(202, 204),
             again=False,
@@ -188,7 +193,7 @@ def _finish(
         f"{location}{'&' if '?' in location else '?'}{urlencode({'digest': digest})}",
         actions="pull,push",
         headers={"Content-Type": "application/octet-stream"},
-        body=_body(open_blob, sent, rest, progress) if rest else b"",
+        body=FileBody(open_blob, sent, rest, progress) if rest else b"",
         size_bytes=rest,
         expected=(200, 201, 202, 204),
         again=False,
@@ -207,21 +212,6 @@ def _how_far(registry: Registry, repository: str, location: str, size_bytes: int
             raise RegistryError(f"{registry.domain} says it has {has} of {size_bytes} bytes")
         location = _location(response, registry) if response.headers.get("Location") else location
     return location, has
-
-
-def _body(
-    open_blob: Callable[[], BinaryIO], offset: int, count: int, progress: Progress
-) -> Callable[[], Iterator[bytes]]:
-    def pieces() -> Iterator[bytes]:
-        with open_blob() as file:
-            file.seek(offset)
-            rest = count
-            while rest and (data := file.read(min(rest, BUFFER))):
-                rest -= len(data)
-                yield data
-                progress(len(data))
-
-    return pieces
 
 
 def _location(response: Response, registry: Registry) -> str:
