@@ -123,13 +123,8 @@ class Autobuilds:
         Dockerfile's path below `directory` of the repository. What is there now is built by the first `run`.
         Raises UsageError, ConflictError (a hook of somebody else's), InvalidReference.
         """
-        if shutil.which("git") is None:
-            raise UsageError("there is no git on this machine", resolution="install git")
         wanted = reference.parse_tag(name)
-        if poll_s is not None and poll_s < LEAST_POLL_S:
-            raise UsageError(f"polling every {poll_s:g} s", resolution=f"{LEAST_POLL_S:g} s or more")
-        if branch is not None and (branch.startswith("-") or branch != branch.strip() or not branch):
-            raise UsageError(f"not a branch: {branch!r}")
+        _check(branch, poll_s)
         is_local = os.path.isdir(os.path.expanduser(repository))
         where = os.path.abspath(os.path.expanduser(repository)) if is_local else repository
         made = Autobuild(
@@ -380,6 +375,15 @@ class _Journal:
             self.line("  cached")
         elif step.status == "output":
             self.text(bytes(step.output).decode(errors="replace"))
+
+
+def _check(branch: str | None, poll_s: float | None) -> None:
+    if shutil.which("git") is None:
+        raise UsageError("there is no git on this machine", resolution="install git")
+    if poll_s is not None and poll_s < LEAST_POLL_S:
+        raise UsageError(f"polling every {poll_s:g} s", resolution=f"{LEAST_POLL_S:g} s or more")
+    if branch is not None and (branch.startswith("-") or branch != branch.strip() or not branch):
+        raise UsageError(f"not a branch: {branch!r}")
 
 
 def find_commit(found: Autobuild) -> str | None:

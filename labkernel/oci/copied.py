@@ -21,7 +21,7 @@ from typing import Any
 from . import layer, ownership
 from .pack import raise_file_limit
 from .rootfd import Root
-from .steps import operate
+from .steps import begin, operate
 
 Record = list[int]
 _CLOCK_REALTIME_COARSE = 5  # man 2 clock_gettime; it is what the kernel stamps inodes with
@@ -62,10 +62,7 @@ def make_layer(
     clamp_s: int | None = None,
 ) -> dict[str, Any]:
     """As `steps.make_layer`, over base/tree: the files of `lowers` as hard links, made by the caller."""
-    os.umask(0o022)
-    raise_file_limit()
-    with open(plan, "rb") as file:
-        operations = json.loads(file.read())
+    operations = begin(plan)
     tree, before, upper = f"{base}/tree", f"{base}/before", f"{base}/upper"
     snapshot(tree=tree, out=before, linked=True)
     warnings: list[str] = []

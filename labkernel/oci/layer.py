@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from isal import isal_zlib  # noqa: F401 -- here, so that the worker has it before it forks a task's child
@@ -66,16 +66,8 @@ def apply_layer(
         raise LayerError(f"cannot unpack a layer into {target}: it is not empty")
     new = target if in_place else _new_directory(os.path.dirname(target), os.path.basename(target))
     try:
-        if fds:
-            stream = BlobStream(fds[0], max_bytes=max_bytes, read=GrowingFile(fds[0], fds[1]).read)
+        with _stream_of(blob, fds, max_bytes) as stream:
             result = _unpack(stream, new, userxattr, lowers, max_members, report)
-        else:
-            blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                stream = BlobStream(blob_fd, max_bytes=max_bytes)
-                result = _unpack(stream, new, userxattr, lowers, max_members, report)
-            finally:
-                os.close(blob_fd)
         if result["diff_id"] != diff_id:
             raise LayerError(
                 f"layer unpacks to {result['diff_id']}, its config says {diff_id}",
@@ -89,6 +81,18 @@ def apply_layer(
         discard(paths=[f"{new}/{name}" for name in os.listdir(new)] if in_place else [new])
         raise
     return result
+
+
+@contextmanager
+def _stream_of(blob: str, fds: Sequence[int], max_bytes: int) -> Iterator[BlobStream]:
+    if fds:
+        yield BlobStream(fds[0], max_bytes=max_bytes, read=GrowingFile(fds[0], fds[1]).read)
+        return
+    blob_fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield BlobStream(blob_fd, max_bytes=max_bytes)
+    finally:
+        os.close(blob_fd)
 
 
 def adopt_attributes(*, target: str, paths: Sequence[str], lowers: Sequence[str]) -> None:
@@ -159,12 +163,7 @@ def diff_layer(
         tar = TarWriter(writer)
         packer = Packer(tar, whiteouts=True, clamp_s=clamp_s)
         packer.fill.update(fill or {})
-        with Root.open(upper) as root:
-            if lowers and _differs(root.fd, lowers[0]):
-                packer.root(root.fd)
-            with ExitStack() as stack:
-                packer.below = [stack.enter_context(Root.open(path)) for path in lowers] if lowers else None
-                packer.tree([root.fd])
+        _pack_upper(packer, upper, lowers)
         tar.close()
         diff_id, digest = writer.finish()
     except BaseException:
@@ -183,6 +182,14 @@ def diff_layer(
         "size_bytes": packer.size_bytes,
         "members": packer.members,
     }
+
+
+def _pack_upper(packer: Packer, upper: str, lowers: Sequence[str]) -> None:
+    with Root.open(upper) as root, ExitStack() as stack:
+        if lowers and _differs(root.fd, lowers[0]):
+            packer.root(root.fd)
+        packer.below = [stack.enter_context(Root.open(path)) for path in lowers] if lowers else None
+        packer.tree([root.fd])
 
 
 def export_tree(

@@ -64,7 +64,20 @@ class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"
     data: str | None = None
 
 
-class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
+class _Document(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
+    """What keeps its bytes. Without fields: those of a subclass are encoded in their own order."""
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes this was parsed from or encoded to."""
+        return _raw(self)
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.raw)
+
+
+class Manifest(_Document, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
     """One image for one platform: its config and its layers, bottom first."""
 
     schema_version: int
@@ -75,17 +88,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", 
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
-    @property
-    def raw(self) -> bytes:
-        """The bytes this was parsed from or encoded to."""
-        return _raw(self)
 
-    @property
-    def digest(self) -> str:
-        return digest_of(self.raw)
-
-
-class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
+class Index(_Document, frozen=True, omit_defaults=True, rename="camel", dict=True, kw_only=True):
     """A choice of manifests, mostly by platform."""
 
     schema_version: int
@@ -94,15 +98,6 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel", dic
     manifests: list[Descriptor]
     subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
-
-    @property
-    def raw(self) -> bytes:
-        """The bytes this was parsed from or encoded to."""
-        return _raw(self)
-
-    @property
-    def digest(self) -> str:
-        return digest_of(self.raw)
 
 
 class _Probe(msgspec.Struct, rename="camel"):

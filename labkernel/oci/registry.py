@@ -234,9 +234,7 @@ class Registry:
 
         Raises Refused for any other status, RegistryError when nobody answers, Broken at once when not `again`.
         """
-        scope = f"repository:{repository}:{actions}" if actions else ""
-        if mount_from:
-            scope += f" repository:{mount_from}:pull"
+        scope = _scope(repository, actions, mount_from)
         sent = {"Accept": accept, **(headers or {})}
         last: RegistryError | Broken | None = None
         for site in self._candidates():
@@ -432,6 +430,12 @@ def matches(raw: bytes, digest: str) -> bool:
 
     algorithm, _, wanted = digest.partition(":")
     return hashlib.new(algorithm, raw).hexdigest() == wanted
+
+
+def _scope(repository: str, actions: str, mount_from: str | None) -> str:
+    """What a token is asked for (Docker's "Token Scope Documentation")."""
+    scope = f"repository:{repository}:{actions}" if actions else ""
+    return f"{scope} repository:{mount_from}:pull" if mount_from else scope
 
 
 def _same_host(url: str, endpoint: Endpoint) -> bool:

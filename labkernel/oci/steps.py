@@ -24,6 +24,15 @@ from .placing import Placer, find_owner
 from .rootfd import Root
 
 
+def begin(plan: str) -> list[dict[str, Any]]:
+    """Make this process ready to write a layer; the operations in the JSON file `plan`."""
+    os.umask(0o022)
+    raise_file_limit()
+    with open(plan, "rb") as file:
+        found: list[dict[str, Any]] = json.loads(file.read())
+    return found
+
+
 def make_layer(
     *,
     base: str,
@@ -47,10 +56,7 @@ def make_layer(
 
     Raises LayerError, DriverError without overlay, OSError.
     """
-    os.umask(0o022)
-    raise_file_limit()
-    with open(plan, "rb") as file:
-        operations = json.loads(file.read())
+    operations = begin(plan)
     upper, work = f"{base}/upper", f"{base}/work"
     new_upper(upper, lowers)
     warnings: list[str] = []

@@ -433,7 +433,29 @@ def _plain_tail(kind: bytes) -> tuple[bytes, int]:
     return _tail(kind, b"", 0)
 
 
-class LayerWriter:
+class _Gathering:
+    """Headers are 512 bytes: they are gathered, so that hash, compressor and kernel see large pieces."""
+
+    def __init__(self) -> None:
+        self._pending: list[bytes] = []
+        self._waiting = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._pending.append(bytes(data))
+        self._waiting += len(data)
+        if self._waiting >= CHUNK // 4:
+            self.flush()
+
+    def flush(self) -> None:
+        """Give away what has been gathered."""
+        data, self._pending, self._waiting = b"".join(self._pending), [], 0
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class LayerWriter(_Gathering):
     """A sink that makes a layer blob: sha256 of the tar (diff ID) -> gzip -> sha256 of the blob (digest) -> `fd`.
 
     The gzip header carries no name and no time, so equal trees give equal blobs.
@@ -442,25 +464,15 @@ class LayerWriter:
     def __init__(self, fd: int, *, compress: bool = True) -> None:
         from isal import isal_zlib
 
+        super().__init__()
         self._fd = fd
         self._plain = hashlib.sha256()
         self._packed = hashlib.sha256()
         self._gzip: Any = isal_zlib.compressobj(2, wbits=31) if compress else None
-        self._pending: list[bytes] = []
-        self._waiting = 0
         self.size = 0
         self.blob_size = 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        # Headers are 512 bytes: gather them, so that hash, compressor and kernel see large pieces.
-        self._pending.append(bytes(data))
-        self._waiting += len(data)
-        if self._waiting >= CHUNK // 4:
-            self._flush()
-
-    def _flush(self) -> None:
-        data = b"".join(self._pending)
-        self._pending, self._waiting = [], 0
+    def _take(self, data: bytes) -> None:
         self.size += len(data)
         self._plain.update(data)
         self._emit(self._gzip.compress(data) if self._gzip else data)
@@ -473,28 +485,20 @@ class LayerWriter:
 
     def finish(self) -> tuple[str, str]:
         """Flush everything: (diff ID, digest of the blob)."""
-        self._flush()
+        self.flush()
         if self._gzip:
             self._emit(self._gzip.flush())
         return f"sha256:{self._plain.hexdigest()}", f"sha256:{self._packed.hexdigest()}"
 
 
-class FdSink:
+class FdSink(_Gathering):
     """A sink that writes to a descriptor, gathering small writes."""
 
     def __init__(self, fd: int) -> None:
+        super().__init__()
         self._fd = fd
-        self._pending: list[bytes] = []
-        self._waiting = 0
 
-    def write(self, data: bytes | memoryview) -> None:
-        self._pending.append(bytes(data))
-        self._waiting += len(data)
-        if self._waiting >= CHUNK // 4:
-            self.flush()
-
-    def flush(self) -> None:
-        data, self._pending, self._waiting = b"".join(self._pending), [], 0
+    def _take(self, data: bytes) -> None:
         write_all(self._fd, data)
 
 
