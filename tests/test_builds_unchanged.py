@@ -123,6 +123,14 @@ def test_other_words_and_variables_are_another_build(place: Place, monkeypatch: 
     place.build()
     assert place.found() is not None
     assert place.found("--build-arg=A=b") is None
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place.context.parent))
+    assert place.found() is None
+    place.build()
+    assert place.found() is not None
+    (place.context.parent / "labkernel").mkdir()
+    (place.context.parent / "labkernel/contexts.json").write_text('{"current": "elsewhere"}')
+    assert place.found() is None
+    (place.context.parent / "labkernel/contexts.json").unlink()
     monkeypatch.setenv("LABKERNEL_DRIVER", "proot")
     assert place.found() is None
 

@@ -31,7 +31,10 @@ _FORMAT = 1
 _KEPT = 64
 _RACY_NS = 100_000_000  # a file this young may change again within one tick of the clock
 # What else decides where the store is and what a build does there.
-_VARIABLES = ("LABKERNEL_ROOT", "LABKERNEL_RUNTIME_DIR", "LABKERNEL_DRIVER", "XDG_DATA_HOME", "HOME")
+_VARIABLES = (
+    *("LABKERNEL_ROOT", "LABKERNEL_RUNTIME_DIR", "LABKERNEL_DRIVER", "LABKERNEL_CONTEXT"),
+    *("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME"),
+)
 # Flags under which a build reads or writes something that is not recorded.
 _FLAGS_OUT = (
     *("secret", "ssh", "pull", "no_cache", "no_cache_filter", "cache_from", "cache_to", "output", "iidfile", "check"),
@@ -63,7 +66,18 @@ def find(words: Sequence[str], version: str) -> dict[str, Any] | None:
 
 def _identity(words: Sequence[str], version: str) -> list[Any]:
     variables = [os.environ.get(name) for name in _VARIABLES]
-    return [_FORMAT, version, sys.version_info[:3], os.getcwd(), os.geteuid(), list(words), variables]
+    place = [os.getcwd(), os.geteuid(), _chosen_context()]
+    return [_FORMAT, version, sys.version_info[:3], place, list(words), variables]
+
+
+def _chosen_context() -> bytes | None:
+    """What `labkernel context use` leaves: with another engine nothing here is that engine's answer."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    try:
+        with open(f"{base}/labkernel/contexts.json", "rb") as file:
+            return file.read()
+    except OSError:
+        return None
 
 
 def _root() -> str:
@@ -143,7 +157,7 @@ def remember(
     `words` and `flags` are its command line, plain and parsed; `texts` the contents of Dockerfile and ignore files,
     None for one that is not there; `plain` and `lines` what such a build writes to stderr and stdout.
     """
-    trace = result.trace
+    trace = getattr(result, "trace", None)  # a build of another engine has none
     if trace is None or not trace.repeatable or any(flags[name] for name in _FLAGS_OUT):
         return False
     if any("=" not in word for word in flags["build_arg"]) or flags["progress"] in ("json", "rawjson"):

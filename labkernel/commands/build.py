@@ -241,9 +241,12 @@ def _leave_record(
     from ..building.unchanged import remember
     from ..widgets.progress import terminal_progress
 
+    trace = getattr(result, "trace", None)  # a build of another engine has none
+    if trace is None:
+        return
     ignores = [dockerfile.with_name(f"{dockerfile.name}.dockerignore")]
-    if result.trace is not None and result.trace.directory is not None:
-        ignores.append(result.trace.directory / ".dockerignore")
+    if trace.directory is not None:
+        ignores.append(trace.directory / ".dockerignore")
     texts: dict[Path, bytes | None] = {}
     try:
         for path in (dockerfile, *ignores):
