@@ -147,7 +147,7 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data, fds = protocol.receive(self.sock)
+            data, fds = protocol.receive(self.sock, 65536 if self.frame is None else 262144)
         except BlockingIOError:
             return
         except OSError:

@@ -16,7 +16,7 @@ from ..linux.namespaces import FLAGS
 from . import init, instances, keeper, monitors, proot, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
-from .streams import InputPipe
+from .streams import PIPE_BYTES, InputPipe, widen
 
 
 class Session:
@@ -77,6 +77,7 @@ class Session:
                 continue
             read, write = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(read, False)
+            widen(read)
             self.outputs[read] = stream
             theirs.append(write)
         return theirs
@@ -183,7 +184,7 @@ class Session:
 
     def _pump(self, fd: int) -> bool:
         try:
-            data = os.read(fd, 65536)
+            data = os.read(fd, PIPE_BYTES)
         except BlockingIOError:
             return False
         except OSError:
