@@ -23,9 +23,12 @@ _SETTLING_S = 5.0
 def find_leaks(networks: Networks) -> list[str]:
     """Names of our interfaces that no running container uses, and `table NAME` for rules without a supervisor."""
     deadline = time.monotonic() + _SETTLING_S
+    veths = prefixes(store_key(networks.layout.root))[1]
+    found = _look(networks)
     # The kernel takes a container's interfaces away some moments after its end.
-    while (found := _look(networks)) and time.monotonic() < deadline:
+    while any(name.startswith(veths) for name in found) and time.monotonic() < deadline:
         time.sleep(0.1)
+        found = _look(networks)
     return found
 
 

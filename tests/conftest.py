@@ -168,10 +168,18 @@ def _groups() -> Iterator[str]:
             yield folder
 
 
+def _bridges() -> Iterator[str]:
+    for link in Path("/sys/class/net").glob("lk*"):
+        try:
+            yield f"bridge {link.name}: {(link / 'ifalias').read_text().strip()}"
+        except OSError:
+            continue
+
+
 def _traces() -> set[str]:
-    """What the engine could leave on a machine: mounts, cgroups, and processes of its own."""
+    """What the engine could leave on a machine: mounts, cgroups, bridges, and processes of its own."""
     found = {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    found |= {f"cgroup {path}" for path in _groups()}
+    found |= {f"cgroup {path}" for path in _groups()} | set(_bridges())
     return found | {f"process {pid} {words[:300]}" for pid, words in _processes()}
 
 

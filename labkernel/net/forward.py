@@ -163,6 +163,8 @@ class Forwarder:
             sock = socket.socket(fileno=fd)
             os.set_blocking(fd, False)
             if message["proto"] == "tcp":
+                # Its connections take this over, and only then can the port be bound again while they are in TIME_WAIT.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 sock.listen(1024)
             self.listeners[fd] = (message["open"], sock, message["proto"], (message["to"][0], message["to"][1]))
             self.epoll.register(fd, _IN)

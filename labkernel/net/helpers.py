@@ -98,11 +98,10 @@ def _bind(kind: int, address: str, number: int) -> socket.socket:
             if kind != socket.SOCK_STREAM:
                 raise
             # Connections of an earlier server in TIME_WAIT keep a port only from who does not say SO_REUSEADDR; with
-            # it, two that do not listen could share one: so it listens for a moment, which only one can.
+            # it, two that do not listen could share one: so it listens, which only one can.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((address, number))
             sock.listen(1)
-            sock.shutdown(socket.SHUT_RD)
     except OSError:
         sock.close()
         raise

@@ -435,7 +435,7 @@ class Switch:
 
     def _send_ports(self, member: Member) -> None:
         assert self.forward is not None
-        for port, sock in zip(member.ports, member.sockets, strict=True):
+        for port, sock in zip(member.ports, member.sockets, strict=False):
             message = {"open": member.inst.id, "proto": port["proto"], "to": [port["to"], port["port"]]}
             self.forward.send(json.dumps(message).encode(), [sock.fileno()])
 
@@ -452,15 +452,16 @@ class Switch:
             for member in self.members.values():
                 self._send_ports(member)
 
-    def _bind_again(self, member: Member) -> None:
-        """The ports of a container that has run on without a supervisor."""
-        for port in member.ports:
-            try:
-                sock, _ = helpers.bind_port({**port, "host": [port["host"]] * 2})
-            except OSError:
-                # Somebody was quicker: the rules still send the port to the container; only the reservation is lost.
-                sock = socket.socket()
-            member.sockets.append(sock)
+    def _bind_again(self, member: Member, tries: int = 100) -> None:
+        """The ports of a container that has run on without a supervisor; its rules have stayed."""
+        try:
+            for port in member.ports[len(member.sockets) :]:
+                member.sockets.append(helpers.bind_port({**port, "host": [port["host"]] * 2})[0])
+        except OSError:
+            # The process that has forwarded until now is about to end. Or somebody was quicker, and has the port.
+            if tries and self.members.get(member.inst.id) is member:
+                self.sup.loop.later(0.02, lambda: self._bind_again(member, tries - 1))
+            return
         if member.ports and not (self.mode == "host" and self.table is not None):
             self._publish(member)
 
