@@ -26,6 +26,7 @@ from .. import __version__
 from ..errors import DriverError, LabkernelError, RuntimeFailure
 from . import protocol
 from .takeover import CODE as _TAKEOVER_CODE
+from .waiting import PendingWait
 
 _CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.keeper import main;main()"
 # A task's first answer comes before it begins, so without an answer it can be sent again.
@@ -212,45 +213,6 @@ class Attachment:
         """Detach. A thread that is reading gets its end."""
         with suppress(OSError):
             self._sock.shutdown(sockets.SHUT_RDWR)
-        self._sock.close()
-
-
-class PendingWait:
-    """A wait that has been asked for: `fileno()` is readable when `result()` has something to say."""
-
-    def __init__(self, runtime: Runtime, id: str, condition: str) -> None:
-        self._runtime = runtime
-        self._message = {"op": "wait", "id": id, "condition": condition, "version": runtime.version}
-        self._sock = self._ask()
-
-    def _ask(self) -> sockets.socket:
-        sock = self._runtime._connect()
-        protocol.send_message(sock, self._message)
-        return sock
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def result(self) -> ExitStatus | None:
-        """How it ended; None when one has to wait on, since another supervisor answers now (`fileno` changes).
-        Raises NoSuchContainer."""
-        try:
-            answer, _, _ = protocol.receive_message(self._sock)
-        except (EOFError, ConnectionResetError):
-            answer = {"upgrade": False}
-        if "error" in answer and not answer.get("ok"):
-            raise LabkernelError.from_dict(answer)
-        if "upgrade" not in answer:
-            return ExitStatus(int(answer["exit_code"]), bool(answer["oom_killed"]), str(answer["error"]))
-        self.close()
-        if answer["upgrade"]:
-            self._runtime._upgrade()
-        elif self._message["condition"] == "next-exit":
-            self._message["condition"] = "not-running"  # it may have ended while nobody answered
-        self._sock = self._ask()
-        return None
-
-    def close(self) -> None:
         self._sock.close()
 
 
