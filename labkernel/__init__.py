@@ -19,10 +19,16 @@ __all__ = ["__version__", "connect", "load_ipython_extension"]
 def connect(root: str | None = None, *, driver: str | None = None, runtime_dir: str | None = None) -> Engine:
     """Open the embedded engine on the store `root` (default: LABKERNEL_ROOT, then the user's data directory).
 
+    An address (`ssh://user@host`, `tcp://host:port`, `unix:///path`) opens a Docker, Podman or labkernel daemon there,
+    with the same names as far as it has them (see `remote.RemoteEngine`).
     `driver` is one of `root`, `rootless`, `proot`; by default the first that this machine allows.
     """
     from .engine import Engine
 
+    if root is not None and "://" in root:
+        from .remote import connect as connect_remote
+
+        return connect_remote(root)  # type: ignore[return-value]
     return Engine.open(root=root, driver=driver, runtime_dir=runtime_dir)
 
 

@@ -41,9 +41,9 @@ def main() -> None:
 
 
 def _carry_out(words: Sequence[str]) -> int:
-    if words[:1] == ["build"] and _unchanged(words[1:]):
+    if words[:1] == ["build"] and not _elsewhere() and _unchanged(words[1:]):
         return 0
-    if words[:1] == ["pull"] and _up_to_date(words[1:]):
+    if words[:1] == ["pull"] and not _elsewhere() and _up_to_date(words[1:]):
         return 0
     from . import terminal
 
@@ -51,6 +51,12 @@ def _carry_out(words: Sequence[str]) -> int:
         # `eval "$(_LABKERNEL_COMPLETE=bash_source labkernel)"` is how click gives a shell its completion.
         terminal.complete()
     return terminal.run(words, terminal.TerminalHost(words=words))
+
+
+def _elsewhere() -> bool:
+    """Whether commands may be for another engine than the embedded one: see contexts.py."""
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return bool(os.environ.get("LABKERNEL_CONTEXT")) or os.path.exists(f"{folder}/labkernel/contexts.json")
 
 
 def _unchanged(words: Sequence[str]) -> bool:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .engine import Engine
 
-MAGICS = ("container", "docker", "network", "vm", "lab", "compare", "registry", "daemon", "compose")
+MAGICS = ("container", "docker", "network", "vm", "lab", "compare", "registry", "daemon", "compose", "context")
 _STATE = "_labkernel"
 
 
@@ -107,12 +107,14 @@ class Lab:
 
     def __init__(self) -> None:
         self._engine: Engine | None = None
+        self._context = ""
 
     def _open(self) -> Engine:
-        if self._engine is None:
-            from .engine import Engine
+        from .contexts import Contexts, open_engine
 
-            self._engine = Engine.open()
+        current = Contexts().current()
+        if self._engine is None or current != self._context:
+            self._engine, self._context = open_engine(current), current
         return self._engine
 
     def __getattr__(self, name: str) -> Any:
@@ -242,6 +244,7 @@ _ROOTS: dict[str, LabGroup | str] = {
     "registry": "registry",
     "daemon": "daemon",
     "compose": "compose",
+    "context": "context",
 }
 
 
@@ -295,6 +298,7 @@ def _doc(prog: str) -> str:
         "%registry": "The private registry of this machine: `%registry start`, `%registry stop`.",
         "%daemon": "The Docker Engine API, for `!docker` and SDKs: `%daemon start`, `%daemon stop`, `%daemon status`.",
         "%compose": "Services of a Compose file: `%compose ps`, `%compose logs`, … of the last cell or a file here.",
+        "%context": "Which engine the magics are for: `%context use ssh://USER@HOST`, `%context use embedded`.",
         "%%compose": "Services together; the cell is the Compose file: `%%compose up -d`.",
         "%%dockerfile": "Build an image; the cell is the Dockerfile: `%%dockerfile -t NAME`.",
     }[prog]

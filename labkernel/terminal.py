@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def _open() -> Engine:
-    from .engine import Engine
+    from .contexts import open_engine
 
-    return Engine.open()
+    return open_engine()
 
 
 class TerminalHost(Host):

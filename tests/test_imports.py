@@ -22,6 +22,8 @@ SERVICES = {
     *("builds", "building"),
     # several containers together
     "compose",
+    # engines elsewhere
+    *("contexts", "remote", "remoteobjects", "remotebuilds"),
     # containers
     *("containers", "container", "containerfiles", "copying", "changing", "filters", "inspection", "prootsetup"),
     *("guarantees", "remounting", "explaining"),
@@ -50,6 +52,8 @@ BELOW = {
 BELOW["api"] |= {"runtime", "dockerfile", "store"}
 BELOW["commands"] |= {"api", "widgets", "dockerfile", "linux", "runtime"}
 BELOW["terminal"] |= {"commands", "widgets"}
+# Which engine it is to be is asked before there is one.
+BELOW["contexts"] |= {"engine"}
 BELOW["cli"] |= {"terminal", "widgets"}
 BELOW["magics"] |= {"commands", "widgets"}
 BELOW["kernel"] |= {"magics"}

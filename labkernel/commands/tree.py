@@ -30,6 +30,7 @@ ENTRIES = {
     "builder": Entry("build:builder", "Manage builds", _MANAGEMENT),
     "compose": Entry("compose:compose", "Services of a Compose file, up and down together", _MANAGEMENT),
     "container": Entry("groups:container", "Manage containers", _MANAGEMENT),
+    "context": Entry("context:context", "Which engine commands are for: the embedded one, or a daemon", _MANAGEMENT),
     "daemon": Entry("daemon:daemon", "Serve the Docker Engine API to docker's client and SDKs", _MANAGEMENT),
     "image": Entry("groups:image", "Manage images", _MANAGEMENT),
     "network": Entry("network:network", "Manage networks", _MANAGEMENT),
@@ -73,7 +74,7 @@ _REGISTRY = "leave it out: `pull`, `push` and `image inspect` are there"
 ABSENT = {
     "manifest": _REGISTRY,
     **dict.fromkeys(("swarm", "service", "stack", "node", "secret", "config"), "`compose` runs services here"),
-    **dict.fromkeys(("context", "plugin", "trust", "checkpoint", "buildx"), "leave it out"),
+    **dict.fromkeys(("plugin", "trust", "checkpoint", "buildx"), "leave it out"),
 }
 
 
