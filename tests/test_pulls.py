@@ -28,6 +28,7 @@ from labkernel.engine import Engine
 from labkernel.errors import CorruptBlob, DiskFull, LabkernelError, LayerError, ManifestError, RegistryError
 from labkernel.oci import registry as client
 from labkernel.oci.connections import Patience
+from labkernel.oci.endpoints import Limits
 from labkernel.oci.registry import Persistence, Refused, Registry
 from labkernel.pulls import Pulls
 
@@ -337,6 +338,8 @@ def test_manifests_that_lie(pulls: QuickPulls, fake: Scripted, image: MadeImage)
     huge = MadeImage({"x": b"x"}, describe=lambda m, c: m["layers"][0].update(size=1 << 62))
     with_manifest(huge.manifest)
     fake.blobs.update(huge.blobs)
+    refuses(pulls, f"{domain}/huge", ManifestError, "are refused")
+    vars(pulls.images)["limits"] = Limits(image_bytes=1 << 63)
     refuses(pulls, f"{domain}/huge", DiskFull, "more than are free")
     artifact = MadeImage({"x": b"x"}, describe=lambda m, c: m.update(artifactType="application/vnd.cat"))
     raw = json.loads(artifact.manifest)

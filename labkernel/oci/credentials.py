@@ -13,7 +13,6 @@ import binascii
 import json
 import os
 import secrets
-import subprocess
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +146,8 @@ def _decode(entry: Mapping[str, Any]) -> Login | None:
 
 def _ask_helper(name: str, domain: str) -> Login | None:
     """`docker-credential-NAME get`. None when it has nothing for this registry."""
+    import subprocess
+
     if "/" in name or name.startswith("."):
         raise UsageError(f"not a credential helper: {name!r}")
     for key in _keys(domain)[:2]:
