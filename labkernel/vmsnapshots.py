@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import VMError
+from .errors import ConflictError, VMError
 from .qemu.snapshot import copy_sparse
-from .qemu.spawn import INCOMING_FD
 from .runtime.settings import check_name
 
 if TYPE_CHECKING:
@@ -45,19 +44,28 @@ def take(vm: VM, name: str, ask: Callable[[str], object]) -> str:
 def restore(vm: VM, name: str) -> None:
     """See `VM.restore`."""
     source = _find(vm, name)
+    if vm.settings.get("auto_remove"):
+        raise ConflictError(f"VM {vm.name} removes itself when it ends", resolution="start it without --rm")
     if vm.status in ("running", "paused"):
         vm.kill()
     copy_sparse(str(source / "disk.qcow2"), str(vm.directory / "disk.qcow2"))
     config = json.loads((source / "config.json").read_bytes())
     plan = config["labkernel"]["machine"]
     ran = next((each for each in plan["attempts"] if each["accelerator"] == vm.accelerator), plan["attempts"][-1])
-    argv = [word for word in ran["argv"] if word not in ("-incoming", f"fd:{INCOMING_FD}")]
-    argv += ["-incoming", f"fd:{INCOMING_FD}"]
+    argv = [word for word in ran["argv"] if word not in ("-incoming", "defer")] + ["-incoming", "defer"]
+    # All of its memory is in the snapshot; the template it started from may be gone.
+    argv = [_own_memory(word) for word in argv]
     attempt = {**ran, "argv": argv, "incoming": str(source / "memory"), "start": "snapshot"}
     saved = json.loads((source / "snapshot.json").read_bytes())
     plan.update(attempts=[attempt], resume=saved, warnings=[])
     (vm.directory / "config.json").write_text(json.dumps(config))
     vm._containers.begin(vm, lambda: vm._containers.runtime.start(vm.id))
+
+
+def _own_memory(word: str) -> str:
+    if not word.startswith("memory-backend-file,"):
+        return word
+    return ",".join(["memory-backend-ram", *(part for part in word.split(",") if part.startswith(("id=", "size=")))])
 
 
 def remove(vm: VM, name: str) -> None:

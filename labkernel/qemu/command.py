@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from .channel import PORT_NAME, SHARE_PORT_NAME
-from .spawn import CHANNEL_FD, CONSOLE_FD, INCOMING_FD, QMP_FD, SHARE_FD
+from .spawn import CHANNEL_FD, CONSOLE_FD, QMP_FD, SHARE_FD
 
 # Each word is worth something at boot; the initcalls set up tracing, certificates and crypto tests nobody uses here.
 _QUICK_BOOT = (
@@ -60,6 +60,8 @@ class Machine:
     sandbox: bool = True
     network: str = ""
     ports: tuple[Port, ...] = ()
+    memory: Path | None = None  # the file with a template's memory; None: memory of its own from the start
+    memory_shared: bool = False  # what the guest writes goes into that file (a template is made), else it is its own
 
     def kernel_command_line(self) -> str:
         """At most 2,048 bytes (the kernel cuts off the rest), so nothing of a user's command is ever in it."""
@@ -72,9 +74,11 @@ class Machine:
         return " ".join([*words, *self.append])
 
     def argv(self, *, incoming: bool = False) -> list[str]:
-        """The command line; its descriptors are those of `spawn.Qemu`. `incoming`: the state of a machine comes in."""
+        """The command line; its descriptors are those of `spawn.Qemu`. `incoming`: it waits for a machine's
+        state (`snapshot.come_in`)."""
         argv = [self.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-        argv += ["-name", "labkernel-guest", "-machine", "pc,usb=off,vmport=off"]
+        argv += ["-name", "labkernel-guest", "-machine", "pc,usb=off,vmport=off,memory-backend=ram"]
+        argv += ["-object", self._memory()]
         if self.accelerator == "tcg":
             argv += ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
         else:
@@ -94,8 +98,14 @@ class Machine:
         if self.sandbox:
             argv += ["-sandbox", _SANDBOX]
         if incoming:
-            argv += ["-incoming", f"fd:{INCOMING_FD}"]
+            argv += ["-incoming", "defer"]
         return argv
+
+    def _memory(self) -> str:
+        if self.memory is None:
+            return f"memory-backend-ram,id=ram,size={self.memory_mib}M"
+        shared = "on" if self.memory_shared else "off"
+        return f"memory-backend-file,id=ram,size={self.memory_mib}M,mem-path={_comma(self.memory)},share={shared}"
 
     def _network(self) -> list[str]:
         if not self.network:
@@ -108,7 +118,8 @@ class Machine:
 
     def bare(self) -> Machine:
         """What of the machine its hardware and memory depend on: the same for all that one template can serve."""
-        return dataclasses.replace(self, disk=Path("DISK"), ports=(), network="closed" if self.network else "")
+        network = "closed" if self.network else ""
+        return dataclasses.replace(self, disk=Path("DISK"), ports=(), network=network, memory=None, memory_shared=False)
 
     def template_key(self, *facts: str) -> str:
         """Names the migration file this machine can be restored from: 32 hex digits.

@@ -21,7 +21,7 @@ from . import guest, kernel, kvm, template
 from .command import Machine
 
 MEMORY_FLOOR_MIB = 96
-READY_DEADLINE_S = {"tcg": 60.0, "kvm": 10.0}
+READY_DEADLINE_S = {"tcg": 90.0, "kvm": 10.0}
 _RESTORE_DEADLINE_S = 30.0
 ACCEL_VARIABLE = "LABKERNEL_VM_ACCEL"  # "tcg" or "kvm" overrides the probe
 SANDBOX_VARIABLE = "LABKERNEL_VM_SANDBOX"  # "off" where this QEMU has no seccomp
@@ -86,17 +86,23 @@ class Machines:
         path = template.template_path(
             self._vm / "templates", machine, kernel=f"{found.identity} {machine.initramfs.name}"
         )
-        if path.exists():
+        memory = template.memory_path(path)
+        if path.exists() and memory.exists():
             return path
         with self._lock(f"vm-template-{path.stem}"):
-            if not path.exists():
+            if not (path.exists() and memory.exists()):
                 self.notify("making a template of a booted machine (once for each size of memory)")
-                disk = path.with_suffix(".qcow2")
-                argv = dataclasses.replace(machine.bare(), disk=disk).argv()
+                disk, ram = path.with_suffix(".qcow2"), path.with_suffix(f".{os.getpid()}.ram")
+                argv = dataclasses.replace(machine.bare(), disk=disk, memory=ram, memory_shared=True).argv()
                 deadline_s = READY_DEADLINE_S[machine.accelerator]
                 try:
                     self._task(
-                        "labkernel.qemu.template:make", path=str(path), argv=argv, disk=str(disk), deadline_s=deadline_s
+                        "labkernel.qemu.template:make",
+                        path=str(path),
+                        argv=argv,
+                        disk=str(disk),
+                        ram=str(ram),
+                        deadline_s=deadline_s,
                     )
                 except LabkernelError as err:
                     self.notify(f"no template: {err.brief}; booting cold")
@@ -105,6 +111,8 @@ class Machines:
 
 
 def _attempt(machine: Machine, saved: Path | None) -> dict[str, Any]:
+    if saved is not None:
+        machine = dataclasses.replace(machine, memory=template.memory_path(saved))
     return {
         "argv": machine.argv(incoming=saved is not None),
         "incoming": str(saved) if saved is not None else None,

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from labkernel.errors import LabkernelError
 from labkernel.linux import pty
 
 from . import channel
@@ -144,8 +145,9 @@ class Monitor:
 
     def _launch(self) -> None:
         self._attempt = attempt = self._attempts.pop(0)
+        self.qmp = None
         self.facts.update(asked_at=time.monotonic(), start=attempt["start"], accelerator=attempt["accelerator"])
-        self.qemu = qemu = Qemu(attempt["argv"], incoming=attempt.get("incoming"))
+        self.qemu = qemu = Qemu(attempt["argv"])
         self.facts.update(qemu_pid=qemu.pid)
         self.save()
         self.link = Link(qemu.channel, self.watch, self._file)
@@ -154,10 +156,26 @@ class Monitor:
             self.watch(fd, select.POLLIN, lambda _events, fd=fd: self._keep(fd))  # type: ignore[misc]
         self.watch(qemu.pidfd, select.POLLIN, lambda _events: self._gone())
         self._timers["boot"] = (time.monotonic() + float(attempt["deadline_s"]), self._too_late)
+        if attempt.get("incoming") and not self._come_in(attempt["incoming"]):
+            return
         if self.plan.get("resume"):
             self._resume(self.plan["resume"])
         elif attempt.get("incoming"):
             self._set_up()  # it said hello in its former life
+
+    def _come_in(self, path: str) -> bool:
+        from .qmp import Qmp
+        from .snapshot import come_in
+
+        assert self.qemu is not None
+        self.qmp = Qmp(self.qemu.qmp)
+        try:
+            come_in(self.qmp, path)
+        except (OSError, LabkernelError) as err:
+            self.forget("boot")
+            self._failed_attempt(getattr(err, "brief", "") or str(err))
+            return False
+        return True
 
     def _keep(self, fd: int) -> None:
         assert self.qemu is not None

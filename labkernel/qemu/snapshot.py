@@ -21,6 +21,8 @@ from .qmp import Qmp
 
 _TIMEOUT_S = 120.0
 _FROZEN_S = 20.0
+_START_S = 30.0  # QEMU answers when it has set itself up
+_APART = [{"capability": "x-ignore-shared", "state": True}]
 
 
 def take(monitor: Any, client: Any, target: str) -> None:
@@ -74,7 +76,8 @@ def _write(monitor: Any, target: str) -> None:
 def migrate(qmp: Qmp, out: int, last_words: Callable[[], str]) -> None:
     """Write the machine's state to the descriptor `out`; it stands still afterwards. Raises VMError."""
     # The default is made for networks: 128 MiB/s, and a guest whose memory is dirtied faster never ends.
-    qmp.execute("migrate-set-parameters", max_bandwidth=1 << 34)
+    qmp.execute("migrate-set-parameters", timeout_s=_START_S, max_bandwidth=1 << 34)
+    qmp.execute("migrate-set-capabilities", capabilities=_APART)
     qmp.execute("getfd", fds=[out], fdname="state")
     qmp.execute("migrate", uri="fd:state")
     deadline = time.monotonic() + _TIMEOUT_S
@@ -86,6 +89,20 @@ def migrate(qmp: Qmp, out: int, last_words: Callable[[], str]) -> None:
             break
         time.sleep(0.005)
     raise VMError("QEMU could not write the machine's state", details=last_words() or None)
+
+
+def come_in(qmp: Qmp, path: str) -> None:
+    """Go on where the state in the file `path` was written. Memory that lies in a file of its own is not in it.
+
+    Raises OSError, VMError; that the state itself cannot be read shows later, by QEMU's end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Not to be had on the command line before QEMU 8.
+        qmp.execute("migrate-set-capabilities", timeout_s=_START_S, capabilities=_APART)
+        qmp.execute("getfd", fds=[fd], fdname="state")
+        qmp.execute("migrate-incoming", uri="fd:state")
+    finally:
+        os.close(fd)
 
 
 def copy_sparse(source: str, target: str) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from labkernel.linux import syscalls
 
 # The numbers these descriptors have in QEMU: its command line names them (command.py).
-CHANNEL_FD, SHARE_FD, CONSOLE_FD, QMP_FD, INCOMING_FD = 100, 101, 102, 103, 104
+CHANNEL_FD, SHARE_FD, CONSOLE_FD, QMP_FD = 100, 101, 102, 103
 KEPT_BYTES = 16384
 _SOCKET_BUFFER = 1 << 20
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -25,23 +25,20 @@ class Qemu:
     """A running QEMU. `channel`, `share` and `console` are sockets that do not block, `qmp` is one that does, `stderr`
     a pipe."""
 
-    def __init__(self, argv: Sequence[str], *, incoming: str | None = None) -> None:
-        """Start it; `incoming` is a file with a machine's state to go on from. Raises OSError."""
+    def __init__(self, argv: Sequence[str]) -> None:
+        """Start it. Raises OSError."""
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         self.channel, self.share, self.console, self.qmp = ours
         for end in (*ours[:2], *theirs[:2]):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         self.stderr, stderr = os.pipe2(os.O_CLOEXEC)
-        saved = os.open(incoming, os.O_RDONLY | os.O_CLOEXEC) if incoming else None
         parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(argv, parent, [*(end.fileno() for end in theirs), *([] if saved is None else [saved])], stderr)
+            _become(argv, parent, [end.fileno() for end in theirs], stderr)
         for end in theirs:
             end.close()
         os.close(stderr)
-        if saved is not None:
-            os.close(saved)
         self.pidfd = os.pidfd_open(self.pid)
         for fd in (self.channel.fileno(), self.share.fileno(), self.console.fileno(), self.stderr):
             os.set_blocking(fd, False)
@@ -129,4 +126,4 @@ def _become(argv: Sequence[str], parent: int, fds: list[int], stderr: int) -> No
         os._exit(127)
 
 
-__all__ = ["CHANNEL_FD", "CONSOLE_FD", "INCOMING_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu"]
+__all__ = ["CHANNEL_FD", "CONSOLE_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu"]

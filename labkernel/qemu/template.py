@@ -1,7 +1,11 @@
-"""Instant machines: a guest that has said hello is written to a migration file once, and every VM starts from it.
+"""Instant machines: a guest that has said hello is kept once, and every VM starts from it.
 
-The file is taken before a root disk is mounted, so one template serves every image; clock and entropy come with the
-first message after a restore. QEMU writes to and reads from a descriptor it is given, for its sandbox forbids spawning.
+    templates/<key>.vm    a migration stream with the states of its devices        templates/<key>.ram   its memory
+
+It is taken before a root disk is mounted, so one template serves every image; clock and entropy come with the first
+message after a restore. A machine maps the memory privately: it is read as it is touched, shared with all machines of
+the template as far as nobody writes, and a start costs no copy (with the memory in the stream it cost 0.15 s of CPU and
+60 MB for each). QEMU writes to and reads from a descriptor it is given, for its sandbox forbids spawning.
 A template is bound to what `Machine.template_key` hashes: QEMU, kernel, initramfs, memory, devices, command line.
 
 `make` runs in a child of the worker (`Runtime.task`): it has one thread, as starting a QEMU needs.
@@ -36,14 +40,21 @@ def template_path(templates: Path, machine: Machine, *, kernel: str) -> Path:
     return templates / f"{machine.template_key(f'{info.st_size}:{info.st_mtime_ns}', kernel)}.vm"
 
 
-def make(*, path: str, argv: Sequence[str], disk: str, deadline_s: float) -> dict[str, Any]:
-    """Boot the machine of `argv`, whose disk is the file `disk`, and write it to `path`: complete or not at all.
+def memory_path(template: Path) -> Path:
+    """Where the memory of a template lies."""
+    return template.with_suffix(".ram")
+
+
+def make(*, path: str, argv: Sequence[str], disk: str, ram: str, deadline_s: float) -> dict[str, Any]:
+    """Boot the machine of `argv`, whose disk is the file `disk` and whose memory `ram`, and keep it at `path`: complete
+    or not at all.
 
     Takes a boot and some 0.3 s. Removes the oldest templates beyond `KEPT`. Raises VMError, TaskError, DiskFull.
     """
     target = Path(path)
     blank, overlay = target.with_name("blank.img"), Path(disk)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
+    memory = Path(ram)
     try:
         with open(blank, "ab") as file:
             file.truncate(SIZE_BYTES)
@@ -55,14 +66,17 @@ def make(*, path: str, argv: Sequence[str], disk: str, deadline_s: float) -> dic
                 migrate(Qmp(qemu.qmp), out.fileno(), qemu.last_words)
             finally:
                 qemu.end()
+        with open(memory, "rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave a template with half of its memory
+        memory.replace(memory_path(target))
         partial.replace(target)
     except OSError as err:
         raise TaskError.from_oserror("write a template of a machine", err) from err
     finally:
-        partial.unlink(missing_ok=True)
-        overlay.unlink(missing_ok=True)
+        for path_ in (partial, overlay, memory):
+            path_.unlink(missing_ok=True)
     _forget_old(target.parent)
-    return {"size_bytes": target.stat().st_blocks * 512}
+    return {"size_bytes": (target.stat().st_blocks + memory_path(target).stat().st_blocks) * 512}
 
 
 def _wait_hello(qemu: Qemu, deadline: float) -> None:
@@ -92,3 +106,4 @@ def _forget_old(directory: Path) -> None:
             found.append((path.stat().st_mtime, path))
     for _, path in sorted(found, reverse=True)[KEPT:]:
         path.unlink(missing_ok=True)
+        memory_path(path).unlink(missing_ok=True)
