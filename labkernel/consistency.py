@@ -30,8 +30,8 @@ SETTLING_S = 60.0
 
 
 class Problem(NamedTuple):
-    """One finding: `kind` is `database`, `image`, `layer`, `container`, `temporary`, `mount`, `cgroup`, `network` or
-    `process`."""
+    """One finding: `kind` is `database`, `image`, `layer`, `container`, `vm`, `temporary`, `mount`, `cgroup`, `network`
+    or `process`."""
 
     kind: str
     subject: str
@@ -44,7 +44,7 @@ class Problem(NamedTuple):
 
 def check(engine: Engine, *, verify: bool = False) -> list[Problem]:
     """Everything that is wrong, worst first. With `verify` every blob is read and hashed, which takes a while."""
-    looks = (_database, _images, _layers, _containers, _temporary, _mounts, _cgroups, _networks)
+    looks = (_database, _images, _layers, _containers, _machines, _temporary, _mounts, _cgroups, _networks)
     found = [problem for look in looks for problem in look(engine)]
     return [*found, *_blobs(engine)] if verify else found
 
@@ -85,24 +85,39 @@ def _layers(engine: Engine) -> Iterator[Problem]:
 
 def _containers(engine: Engine) -> Iterator[Problem]:
     rows = {row["id"] for row in engine.db.query("SELECT id FROM containers")}
-    supervised = engine.layout.socket.exists()
     for directory in engine.layout.containers.iterdir():
         name = directory.name
         if name not in rows and (is_abandoned(directory) or (_is_old(directory) and not is_locked(directory))):
             yield Problem("container", name[:12], "a directory that no container owns", PRUNE)
+    yield from _states(engine.layout.socket.exists(), engine.layout.containers, "container")
+
+
+def _machines(engine: Engine) -> Iterator[Problem]:
+    for directory in engine.vms.leftovers():
+        yield Problem("vm", directory.name[:12], "a directory that no machine owns", PRUNE)
+    yield from _states(engine.layout.socket.exists(), engine.layout.vm / "machines", "vm")
+
+
+def _states(supervised: bool, place: Path, kind: str) -> Iterator[Problem]:  # noqa: FBT001
+    """What state files say and what runs."""
+    remove, look = (
+        ("labkernel rm -f", "labkernel ps") if kind == "container" else ("labkernel vm rm -f", "labkernel vm ps")
+    )
+    for directory in place.iterdir():
+        name = directory.name
         try:
             state = json.loads((directory / "state.json").read_bytes())
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as err:
-            yield Problem("container", name[:12], f"its state cannot be read: {err}", f"labkernel rm -f {name[:12]}")
+            yield Problem(kind, name[:12], f"its state cannot be read: {err}", f"{remove} {name[:12]}")
             continue
         if state["status"] in ("running", "paused"):
             alive = _start_ticks(state["pid"]) == state["pid_start"]
             if alive and not supervised:
-                yield Problem("process", str(state["pid"]), f"container {name[:12]} has no supervisor", "labkernel ps")
+                yield Problem("process", str(state["pid"]), f"{kind} {name[:12]} has no supervisor", look)
             if not alive and not _changed_since(directory / "state.json", state):
-                yield Problem("container", name[:12], "said to run, but its process is gone", "labkernel ps -a")
+                yield Problem(kind, name[:12], "said to run, but its process is gone", f"{look} -a")
 
 
 def _changed_since(path: Path, seen: dict[str, object]) -> bool:

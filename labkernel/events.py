@@ -29,7 +29,8 @@ KEPT = 10_000
 """As many events are kept; docker keeps 256."""
 _POLL_S = 0.05
 _PLACE = "events merged"
-_TYPES = ("container", "image", "volume", "network", "daemon", "builder", "plugin")
+_KIND = "\0type"  # no label is called so
+_TYPES = ("container", "vm", "image", "volume", "network", "daemon", "builder", "plugin")
 _FILTERS = ("container", "daemon", "event", "image", "label", "network", "plugin", "scope", "type", "volume")
 
 
@@ -156,9 +157,11 @@ def _insert(tx: sqlite3.Connection, line: bytes, known: dict[str, dict[str, Any]
     about = known[id]
     if about is None:
         return False  # a step of a build: not a container anybody knows of
+    kind = about.get(_KIND, "container")
+    told = {name: value for name, value in about.items() if name != _KIND}
     tx.execute(
-        "INSERT INTO events (time_ns, type, action, actor, attributes) VALUES (?, 'container', ?, ?, ?)",
-        (moment, action, id, json.dumps({**about, **attributes})),
+        "INSERT INTO events (time_ns, type, action, actor, attributes) VALUES (?, ?, ?, ?, ?)",
+        (moment, kind, action, id, json.dumps({**told, **attributes})),
     )
     return True
 
@@ -167,17 +170,17 @@ def _about(tx: sqlite3.Connection, id: str) -> dict[str, Any] | None:
     row = tx.execute("SELECT name, image_ref, settings FROM containers WHERE id = ?", (id,)).fetchone()
     if row is not None:
         return container_attributes(row["name"], row["image_ref"], json.loads(row["settings"]).get("labels"))
-    # Gone already: what was said when it was made, or renamed last.
+    # A virtual machine, or gone already: what was said when it was made, or renamed last.
     row = tx.execute(
-        "SELECT attributes FROM events WHERE actor = ? AND type = 'container' AND action IN ('create', 'rename')"
-        " ORDER BY number DESC LIMIT 1",
+        "SELECT type, attributes FROM events WHERE actor = ? AND type IN ('container', 'vm')"
+        " AND action IN ('create', 'rename') ORDER BY number DESC LIMIT 1",
         (id,),
     ).fetchone()
     if row is None:
         return None
     found: dict[str, Any] = json.loads(row["attributes"])
     found.pop("oldName", None)
-    return found
+    return {**found, _KIND: row["type"]}
 
 
 def container_attributes(name: str, image: str, labels: Mapping[str, str] | None) -> dict[str, str]:

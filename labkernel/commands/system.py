@@ -233,7 +233,7 @@ def df(ctx: click.Context, form: str | None, *, verbose: bool) -> Any:
 @many("--filter", metavar="filter", help="Provide filter values")
 @click.pass_context
 def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: tuple[str, ...]) -> Any:
-    """Remove unused data: stopped containers, networks, unused images, the build cache, with --volumes also volumes."""
+    """Remove unused data: stopped containers and VMs, networks, images, the build cache, with --volumes volumes."""
     host = host_of(ctx)
     engine: Any = host.engine
     confirm(host, "This will remove all stopped containers, unused networks and unused images.", force=force)
@@ -254,7 +254,9 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
         lines += [title, *names, ""] if names else []
         reclaimed += answer.get("SpaceReclaimed", 0)
     engine.networks.sweep()
-    reclaimed += engine.images.sweep() or 0
+    machines = engine.vms.prune(filters, all=all)
+    lines += ["Deleted VMs:", *machines["VMsDeleted"], ""] if machines["VMsDeleted"] else []
+    reclaimed += machines["SpaceReclaimed"] + (engine.images.sweep() or 0)
     return Text("\n".join([*lines, f"Total reclaimed space: {human_size(reclaimed)}"]))
 
 

@@ -34,8 +34,16 @@ def disk_bytes(path: Path) -> int:
     return total
 
 
+def _machines(engine: Any) -> tuple[str, int, int, int, int]:
+    """Virtual machines: all can be made again but those that run, and the kernels."""
+    machines, sizes = engine.vms.list(all=True), engine.vms.usage()
+    active = [vm for vm in machines if vm.status in ("running", "paused")]
+    busy = sum(disk_bytes(vm.directory) for vm in active)
+    return ("VMs", len(machines), len(active), sum(sizes.values()), sum(sizes.values()) - busy - sizes["kernels"])
+
+
 def usage_table(engine: Any, form: str | None) -> Listing:
-    """docker's four lines: images, containers, local volumes, build cache."""
+    """docker's four lines: images, containers, local volumes, build cache; and ours for virtual machines."""
     images = engine.images.list(all=True)
     containers = engine.containers.list(all=True)
     volumes = engine.volumes.list()
@@ -56,6 +64,7 @@ def usage_table(engine: Any, form: str | None) -> Listing:
         ("Containers", len(containers), len(containers) - len(stopped), disk_bytes(layout.containers), stopped_bytes),
         ("Local Volumes", len(volumes), sum(v.name in used_volumes for v in volumes), sum(sizes.values()),
          sum(size for name, size in sizes.items() if name not in used_volumes)),
+        _machines(engine),
     ]  # fmt: skip
 
     def view(row: tuple[str, int, int, int, int]) -> dict[str, Any]:
