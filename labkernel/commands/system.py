@@ -27,6 +27,7 @@ ENTRIES = {
     "events": Entry("system:events", "Get events of the store"),
     "info": Entry("system:info", "Display system-wide information"),
     "prune": Entry("system:prune", "Remove unused data"),
+    "reset": Entry("reset:reset", "Remove everything: containers, images, volumes, networks, the build cache"),
 }
 system = LabGroup("system", help="Manage the store and look at the machine.", entries=ENTRIES)
 

@@ -19,8 +19,8 @@ from labkernel.engine import Engine
 IMAGE = "lab/busybox"
 
 # Docker 28's profile, which is ours, lets these through: name_to_handle_at, process_vm_readv and process_vm_writev,
-# pkey_mprotect, pkey_alloc and pkey_free, and what the kernel got since (cachestat, fchmodat2, map_shadow_stack, futex_*,
-# statmount, listmount). Debian's 20.10 does not know them yet. Its cgroup file systems are mounted rw within a tmpfs.
+# pkey_mprotect, pkey_alloc and pkey_free, and what the kernel got since (cachestat, fchmodat2, map_shadow_stack,
+# futex_*, statmount, listmount). Debian's 20.10 does not know them yet. There the tmpfs around its cgroups is writable.
 LATER = {f"syscall-{number}" for number in (303, 310, 311, 329, 330, 331, *range(451, 459))}
 LATER |= {"mount-/sys/fs/cgroup", "cgroup-made"}
 
