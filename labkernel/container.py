@@ -479,15 +479,20 @@ class Container:
         reading = next(readings, None)
         return next(readings, reading)
 
-    def top(self, *, ps_args: str | None = None) -> dict[str, Any]:
-        """Its processes: {"Titles": [...], "Processes": [[...]]}, as `ps -ef` words them. Needs it to run."""
-        from .runtime.processes import process_table
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of what it has written, and of that with its image."""
+        image = find_image(self)
+        own = disk_bytes(self.directory / "upper")
+        return own, own + (image.size_bytes if image else 0)
 
-        if ps_args and ps_args.strip() not in ("-ef", "ef", "aux", "-aux"):
-            raise UsageError(f"ps arguments are not available in this release: {ps_args}")
+    def top(self, *, ps_args: str | None = None) -> dict[str, Any]:
+        """Its processes: {"Titles": [...], "Processes": [[...]]}, as `ps -ef` words them, or this machine's `ps` with
+        other arguments. Needs it to run."""
+        from .runtime.processes import process_table, ps_table
+
         state = self.runtime_state()
         self._need_running(state["status"])
-        titles, rows = process_table(state)
+        titles, rows = process_table(state) if (ps_args or "-ef").strip() == "-ef" else ps_table(state, ps_args or "")
         return {"Titles": titles, "Processes": rows}
 
     def _need_running(self, status: str) -> None:

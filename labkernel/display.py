@@ -54,10 +54,11 @@ def human_age(timestamp_s: float) -> str:
 
 
 def table_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns padded with three spaces between, as the docker CLI prints them; ends without a newline."""
+    """Columns with three spaces between and ten characters at least, as the docker CLI prints them (Go's tabwriter);
+    ends without a newline."""
     lines = [[str(cell) for cell in line] for line in (header, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join("   ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    widths = [max(10, 3 + max(len(line[i]) for line in lines)) for i in range(len(header))]
+    return "\n".join("".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def table_html(header: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str | None = None) -> str:

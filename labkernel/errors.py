@@ -117,6 +117,12 @@ class UsageError(LabkernelError):
     exit_code = 125
 
 
+class InvalidFilter(UsageError):
+    """A filter that is not known, or a value it does not take: docker's daemon says so, hence 1 and not 125."""
+
+    exit_code = 1
+
+
 class NotFoundError(LabkernelError):
     """Something was named that is not there."""
 

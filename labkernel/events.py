@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import InvalidFilter
 from .runtime.eventlog import SUFFIX, numbers
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _test(filters: Mapping[str, Any] | None) -> Callable[[Event], bool]:
     wanted = {name: _words(value) for name, value in (filters or {}).items()}
     for name in wanted:
         if name not in _FILTERS:
-            raise UsageError(f"invalid filter '{name}'", resolution=f"the filters are {', '.join(_FILTERS)}")
+            raise InvalidFilter(f"invalid filter '{name}'", resolution=f"the filters are {', '.join(_FILTERS)}")
     return lambda event: all(_fits(event, name, words) for name, words in wanted.items())
 
 

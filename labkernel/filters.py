@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .container import Container, find_image
-from .errors import NoSuchContainer, NoSuchImage, UsageError
+from .errors import InvalidFilter, NoSuchContainer, NoSuchImage
 
 if TYPE_CHECKING:
     from .containers import Containers
@@ -50,7 +50,7 @@ def select_stopped(containers: Iterable[Container], filters: dict[str, Any]) -> 
     until = filter_words(filters.pop("until", None))
     labels = filter_words(filters.pop("label", None))
     if filters:
-        raise UsageError(f"invalid filter '{next(iter(filters))}'")
+        raise InvalidFilter(f"invalid filter '{next(iter(filters))}'")
     latest = parse_moment(until[0]) if until else None
     return [
         container
@@ -78,18 +78,21 @@ def has_label(labels: Mapping[str, str], wanted: str) -> bool:
 
 def _known(key: str) -> str:
     if key not in _TESTS:
-        raise UsageError(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(sorted(_TESTS))}")
+        raise InvalidFilter(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(sorted(_TESTS))}")
     return key
 
 
 def _by_status(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
     for word in words:
         if word not in _STATES:
-            raise UsageError(f"invalid filter 'status={word}'", resolution=f"one of {', '.join(_STATES)}")
+            raise InvalidFilter(f"invalid filter 'status={word}'", resolution=f"one of {', '.join(_STATES)}")
     return lambda container: container.status in words
 
 
 def _by_exit(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
+    for word in words:
+        if not word.lstrip("-").isdigit():
+            raise InvalidFilter(f"invalid filter 'exited={word}'", resolution="an exit code")
     codes = {int(word) for word in words}
 
     def test(container: Container) -> bool:
@@ -162,7 +165,7 @@ def _by_network(_service: Containers, _all: Sequence[Container], words: list[str
 def _by_health(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
     for word in words:
         if word not in _HEALTH:
-            raise UsageError(f"invalid filter 'health={word}'", resolution=f"one of {', '.join(_HEALTH)}")
+            raise InvalidFilter(f"invalid filter 'health={word}'", resolution=f"one of {', '.join(_HEALTH)}")
     return lambda container: ((container.runtime_state().get("health") or {}).get("Status") or "none") in words
 
 

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import InvalidFilter
 from .oci.reference import Reference
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def make_test(images: Images, filters: Mapping[str, Any] | None, *, patterns: Se
     given = {key: words(value) for key, value in (filters or {}).items()}
     for key in given:
         if key not in _NAMES:
-            raise UsageError(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(_NAMES)}")
+            raise InvalidFilter(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(_NAMES)}")
     wanted = [*given.get("reference", ()), *patterns]
     dangling = is_true("dangling", given["dangling"]) if given.get("dangling") else None
     labels = [word.partition("=") for word in given.get("label", ())]
@@ -60,7 +60,7 @@ def is_true(name: str, values: Sequence[str]) -> bool:
     """The truth a filter's word means. Raises UsageError for another word."""
     word = values[0].lower()
     if word not in {"true", "false", "1", "0"}:
-        raise UsageError(f"invalid filter '{name}={word}'", resolution=f"{name} is true or false")
+        raise InvalidFilter(f"invalid filter '{name}={word}'", resolution=f"{name} is true or false")
     return word in {"true", "1"}
 
 

@@ -447,6 +447,7 @@ class Images:
                 image = self.register(item.config, item.manifest, layers, item.tags)
                 names = [reference.parse(name).familiar for name in item.tags]
                 notify(f"Loaded image: {', '.join(names)}" if names else f"Loaded image ID: {image.id}")
+                self.db.add_event("image", "load", image.id, {"name": names[0] if names else image.id})
                 loaded.append(image)
         return loaded
 
@@ -466,6 +467,8 @@ class Images:
             if name and "@" not in name and name not in entry.tags:
                 entry.tags.append(name)
         save_archive(self.blobs, list(saved.values()), out)
+        for entry in saved.values():
+            self.db.add_event("image", "save", entry.config, {"name": entry.tags[0] if entry.tags else entry.config})
 
     def catalog_row(self, image: Image) -> ImageRow:
         """The stored row of an image. Raises NoSuchImage when it has been removed meanwhile."""

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConflictError, LabkernelError, NoSuchNetwork, StartError, UsageError
+from .errors import ConflictError, InvalidFilter, LabkernelError, NoSuchNetwork, StartError, UsageError
 from .events import insert_event
 from .filters import filter_words, has_label
 from .net import addresses
@@ -153,7 +153,7 @@ class Networks:
         conditions.setdefault("id", []).extend(ids or ())
         for key in conditions:
             if key not in _FILTERS:
-                raise UsageError(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(_FILTERS)}")
+                raise InvalidFilter(f"invalid filter '{key}'", resolution=f"the filters are {', '.join(_FILTERS)}")
         used = self._used() if conditions.get("dangling") else set()
         rows = self.db.query("SELECT * FROM networks ORDER BY name")
         return NetworkList(each for each in (Network(self, row) for row in rows) if _fits(each, conditions, used))
@@ -169,7 +169,7 @@ class Networks:
         labels = filter_words(conditions.pop("label", None))
         unwanted = filter_words(conditions.pop("label!", None))
         if conditions:
-            raise UsageError(f"invalid filter '{next(iter(conditions))}'")
+            raise InvalidFilter(f"invalid filter '{next(iter(conditions))}'")
         latest = parse_moment(until[0]) if until else None
         used, deleted = self._used(), []
         for network in self.list():

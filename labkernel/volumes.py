@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .display import human_age, table_html, table_text
-from .errors import ConflictError, NoSuchVolume, TaskError, UsageError
+from .errors import ConflictError, InvalidFilter, NoSuchVolume, TaskError, UsageError
 from .events import insert_event
 from .runtime.copies import remove_tree
 from .runtime.logs import timestamp
@@ -78,7 +78,7 @@ class Volumes:
         labels = _words(conditions.pop("label", None))
         dangling = _words(conditions.pop("dangling", None))
         if conditions:
-            raise UsageError(f"invalid filter '{next(iter(conditions))}'")
+            raise InvalidFilter(f"invalid filter '{next(iter(conditions))}'")
         if names:
             volumes = [volume for volume in volumes if any(name in volume.name for name in names)]
         for label in labels:

@@ -76,7 +76,7 @@ def row_of(container: Container, *, size: bool) -> dict[str, Any]:
         "Mounts": summary["Mounts"],
     }
     if size:
-        row["SizeRw"], row["SizeRootFs"] = _sizes(container)
+        row["SizeRw"], row["SizeRootFs"] = container.sizes()
     return row
 
 
@@ -92,14 +92,6 @@ def _ports(container: Container) -> list[dict[str, Any]]:
     return found
 
 
-def _sizes(container: Container) -> tuple[int, int]:
-    from ..container import disk_bytes, find_image
-
-    image = find_image(container)
-    own = disk_bytes(container.directory / "upper")
-    return own, own + (sum(layer.size_bytes for layer in image.layers) if image else 0)
-
-
 def inspect(call: Call) -> Any:
     from .execs import Execs
 
@@ -107,7 +99,7 @@ def inspect(call: Call) -> Any:
     document = container.attrs
     document["ExecIDs"] = call.host.shared(Execs).ids_of(container.id) or None
     if call.flag("size"):
-        document["SizeRw"], document["SizeRootFs"] = _sizes(container)
+        document["SizeRw"], document["SizeRootFs"] = container.sizes()
     return document
 
 

@@ -75,9 +75,10 @@ def ps(ctx: click.Context, /, **flags: Any) -> Listing:
         all=flags["all"] or limit is not None, filters=filters_of(flags["filter"]), limit=limit
     )
     columns = (*CONTAINER_COLUMNS, "Size") if flags["size"] else CONTAINER_COLUMNS
+    sizes = flags["size"] or ".Size" in (flags["form"] or "")
     return tabulate(
         found,
-        lambda container: container_view(container, no_trunc=flags["no_trunc"]),
+        lambda container: container_view(container, no_trunc=flags["no_trunc"], sizes=sizes),
         CONTAINER_TITLES,
         columns=columns,
         form=flags["form"],

@@ -296,6 +296,7 @@ def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **f
         tty=tty,
         stdin=interactive,
         detach=flags["detach"],
+        console_size=host.terminal_size() if tty else None,
     )
     if flags["detach"]:
         attachment.close()

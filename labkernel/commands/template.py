@@ -43,7 +43,9 @@ def fields_of(template: str) -> list[str]:
 
 
 def _error(message: str) -> UsageError:
-    return UsageError(f"template parsing error: {message}", resolution="templates look like --format '{{.Names}}'")
+    return UsageError(
+        f"template parsing error: {message}", resolution="templates look like --format '{{.Names}}'", exit_code=1
+    )
 
 
 def _split(template: str) -> list[tuple[str, str]]:
@@ -235,8 +237,8 @@ def _field(value: Any, name: str) -> Any:
             return value[name]
         near = next((key for key in value if str(key).lower() == name.lower()), None)
         hint = f"did you mean `.{near}`?" if near else f"there is: {' '.join(sorted(map(str, value)))}"
-        raise UsageError(f'template: no entry for field "{name}"', resolution=hint)
-    raise UsageError(f'template: can\'t evaluate field "{name}" in {type(value).__name__}')
+        raise UsageError(f'template: no entry for field "{name}"', resolution=hint, exit_code=1)
+    raise UsageError(f'template: can\'t evaluate field "{name}" in {type(value).__name__}', exit_code=1)
 
 
 def _text(value: Any) -> str:

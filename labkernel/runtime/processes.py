@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import UsageError
 from ..linux.cgroups import Cgroup
 from .prootmonitor import tree
 
@@ -19,6 +20,28 @@ def process_table(state: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     rows = [row for pid in container_pids(state) if (row := _row(pid, ticks, boot)) is not None]
     return TITLES, rows
+
+
+def ps_table(state: Mapping[str, Any], arguments: str) -> tuple[list[str], list[list[str]]]:
+    """What `ps ARGUMENTS` says of the container's processes. As with docker the machine's own ps is asked, and its
+    lines are chosen by their PID column. Raises UsageError."""
+    import subprocess
+
+    wanted = {str(pid) for pid in container_pids(state)}
+    try:
+        asked = subprocess.run(["ps", *arguments.split()], capture_output=True, text=True, timeout=30, check=False)
+    except FileNotFoundError:
+        raise UsageError("this machine has no ps", resolution="`apt install procps`", exit_code=1) from None
+    if asked.returncode:
+        why = asked.stderr.strip().splitlines()
+        raise UsageError(f"ps: {why[0] if why else 'failed'}", exit_code=1)
+    lines = asked.stdout.splitlines()
+    titles = lines[0].split() if lines else []
+    if "PID" not in titles:
+        raise UsageError("Couldn't find PID field in ps output", resolution="let it print pid, too", exit_code=1)
+    at, last = titles.index("PID"), len(titles) - 1
+    rows = [line.split(None, last) for line in lines[1:]]
+    return titles, [row for row in rows if len(row) > at and row[at] in wanted]
 
 
 def container_pids(state: Mapping[str, Any]) -> list[int]:
