@@ -16,7 +16,16 @@ from .contexts import Context, is_address
 from .display import command_words, human_age, status_words
 from .errors import ContainerExit, DriverError, LabkernelError, UsageError
 from .remotebuilds import RemoteBuilds
-from .remoteobjects import RemoteImages, RemoteNetwork, RemoteObject, RemotePulls, RemotePushes, seconds, translated
+from .remoteobjects import (
+    RemoteImages,
+    RemoteNetwork,
+    RemoteObject,
+    RemotePulls,
+    RemotePushes,
+    only_at_home,
+    seconds,
+    translated,
+)
 from .runtime.netsettings import ports as parse_ports
 
 Notify = Callable[[str], None]
@@ -85,12 +94,7 @@ class RemoteEngine:
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise DriverError(
-            f"{name}: only the embedded engine has this, and the context is {self.context.name}",
-            resolution="`context use embedded` comes back",
-        )
+        raise only_at_home(name, self)
 
     def __repr__(self) -> str:
         return f"<labkernel remote Engine: {self.context.host}>"
@@ -396,6 +400,9 @@ class RemoteContainers:
         with translated():
             found: dict[str, Any] = self._inner.prune(filters=filters)
         return found
+
+    def __getattr__(self, name: str) -> Any:
+        raise only_at_home(f"containers.{name}", self._engine)
 
 
 class _Waiting:

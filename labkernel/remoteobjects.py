@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .display import human_age, human_size, table_html
 from .errors import (
     ConflictError,
+    DriverError,
     LabkernelError,
     NoSuchContainer,
     NoSuchImage,
@@ -55,6 +57,16 @@ def translated(kind: str = "object", name: str = "") -> Iterator[None]:
         raise RemoteError(str(err)) from None
     except (requests.exceptions.RequestException, OSError) as err:
         raise RemoteError(f"Cannot connect to the daemon: {err}", resolution="`context ls` shows its address") from None
+
+
+def only_at_home(name: str, engine: RemoteEngine) -> Exception:
+    """The error for what a remote engine has not; for special names the one Python expects."""
+    if name.rpartition(".")[2].startswith("_"):
+        return AttributeError(name)
+    return DriverError(
+        f"{name}: only the embedded engine has this, and the context is {engine.context.name}",
+        resolution="`context use embedded` comes back",
+    )
 
 
 class RemoteObject:
@@ -239,6 +251,30 @@ class RemoteImages:
         with translated():
             image, log = self._inner.build(**options)
         return self._image(image), log
+
+    def save(self, refs: Sequence[str], out: Any) -> None:
+        """One archive of several images. Raises NoSuchImage."""
+        api = self._engine.client.api
+        for ref in refs:
+            self.get(ref)
+        with translated("image", refs[0]):
+            response = api._get(api._url("/images/get"), params={"names": list(refs)}, stream=True)
+            api._raise_for_status(response)
+            for chunk in response.iter_content(1 << 20):
+                out.write(chunk)
+
+    def load(self, source: Any, *, notify: Notify = lambda line: None) -> Sequence[RemoteImage]:
+        """The images of an archive: a path or a stream."""
+        with contextlib.ExitStack() as stack, translated():
+            stream = stack.enter_context(open(source, "rb")) if isinstance(source, (str, os.PathLike)) else source
+            found = [self._image(each) for each in self._inner.load(stream)]
+        for image in found:
+            names = ", ".join(image.tags)
+            notify(f"Loaded image: {names}" if names else f"Loaded image ID: {image.id}")
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        raise only_at_home(f"images.{name}", self._engine)
 
 
 class RemotePulled(NamedTuple):

@@ -59,7 +59,7 @@ def start(ctx: click.Context, /, **flags: Any) -> Any:
     from ..api import background
 
     host = host_of(ctx)
-    running = background.start(host.engine.layout, host.engine.driver.name, _words(flags))
+    running = background.start(host.own_engine.layout, host.own_engine.driver.name, _words(flags))
     if host.notebook:
         os.environ["DOCKER_HOST"] = running.address
     else:
@@ -74,7 +74,7 @@ def stop(ctx: click.Context) -> None:
     from ..api import background
 
     host = host_of(ctx)
-    ended = background.stop(host.engine.layout)
+    ended = background.stop(host.own_engine.layout)
     if os.environ.get("DOCKER_HOST") in ended.addresses:
         del os.environ["DOCKER_HOST"]
     host.line(ended.address)
@@ -87,7 +87,7 @@ def status(ctx: click.Context) -> Any:
     from ..api import background
 
     host = host_of(ctx)
-    running = background.find(host.engine.layout)
+    running = background.find(host.own_engine.layout)
     if running is None:
         return Text("no daemon runs; `daemon start` starts one")
     if host.notebook:
@@ -102,7 +102,7 @@ def unit(ctx: click.Context, kind: str) -> Text:
     """Print systemd's user unit of the daemon."""
     from ..api import background
 
-    return Text(background.unit(kind, host_of(ctx).engine.layout).rstrip())
+    return Text(background.unit(kind, host_of(ctx).own_engine.layout).rstrip())
 
 
 class _Daemon(LabGroup):
@@ -127,7 +127,7 @@ def daemon(ctx: click.Context, /, **flags: Any) -> None:
         raise UsageError("a cell cannot serve in the foreground", resolution="`%daemon start` serves in the background")
     from ..api import background, server
 
-    engine = host.engine
+    engine = host.own_engine
     addresses = flags["hosts"] or [background.default_address(engine.layout)]
     server.serve(engine, addresses, tls=_tls(flags), notify=host.note)
 

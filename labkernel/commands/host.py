@@ -46,6 +46,17 @@ class Host(ABC):
             self._engine = self._open_engine()
         return self._engine
 
+    @property
+    def own_engine(self) -> Engine:
+        """The embedded engine, also where the context is a daemon elsewhere."""
+        from ..contexts import EMBEDDED, Contexts
+
+        if Contexts().current() == EMBEDDED:
+            return self.engine
+        from ..engine import Engine
+
+        return Engine.open()
+
     # -- output
 
     @abstractmethod

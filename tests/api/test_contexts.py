@@ -161,7 +161,11 @@ def everyday(run: Run, name: str) -> None:
     assert run("run", "--rm", f"{name}:too", "cat", "/x/file").out == "of the context\n"
     (folder / "Dockerfile").write_text("FROM lab/busybox\nRUN exit 9\n")
     assert "9" in run("build", "-q", ".", code=None).err
-    run("rmi", f"{name}:built", f"{name}:too")
+    run("rmi", f"{name}:too")
+    run("save", "-o", f"{name}.tar", f"{name}:built")
+    run("rmi", f"{name}:built")
+    assert f"Loaded image: {name}:built" in run("load", "-i", f"{name}.tar").out
+    run("rmi", f"{name}:built")
     run("volume", "create", name)
     assert name in run("volume", "ls", "-q").out.split()
     run("volume", "rm", name)
