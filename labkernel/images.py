@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -40,7 +38,7 @@ from .store.layout import Layout
 from .store.locks import Locks
 
 if TYPE_CHECKING:
-    from .oci.endpoints import Endpoint, Limits
+    from .oci.endpoints import Limits
     from .store.blobs import Readable
 
 LayerRecord = LayerInfo
@@ -384,6 +382,7 @@ class Images:
         changes: Sequence[str] = (),
         *,
         message: str = "",
+        platform: str | None = None,
     ) -> Image:
         """Make an image of one layer from a tar of a root file system (plain, gzip or zstd; a path or a stream).
 
@@ -395,6 +394,12 @@ class Images:
             reference.parse_tag(name)
         where = os.fspath(source) if isinstance(source, (str, os.PathLike)) else "-"
         document = apply_changes(new_document(), changes)
+        if platform:
+            from .oci.platforms import parse_platform
+
+            chosen = parse_platform(platform)
+            document |= {"os": chosen.os, "architecture": chosen.architecture}
+            document |= {"variant": chosen.variant} if chosen.variant else {}
         add_history(document, "", comment=message or f"Imported from {where}")
         from .oci.archive import store_layer
 
@@ -451,7 +456,15 @@ class Images:
                 loaded.append(image)
         return loaded
 
-    def save(self, refs: Sequence[str], out: BinaryIO) -> None:
+    def check_platform(self, image: Image, platform: str | None) -> None:
+        """Raises ImageError when the image is not for `platform` (`os/architecture[/variant]`)."""
+        if platform:
+            from .oci.platforms import fits, parse_platform
+
+            if not fits(image.raw_config, parse_platform(platform)):
+                raise ImageError(f"{(image.tags or [image.short_id])[0]} does not provide the platform {platform}")
+
+    def save(self, refs: Sequence[str], out: BinaryIO, *, platform: str | None = None) -> None:
         """Write images as one tar that is a `docker save` archive and an OCI image layout at once."""
         from .oci.archive import SavedImage, save_archive
         from .removal import find_name
@@ -459,6 +472,7 @@ class Images:
         saved: dict[str, SavedImage] = {}
         for ref in refs:
             image = self.get(ref)
+            self.check_platform(image, platform)
             if image.uses_host:
                 raise ImageError("an image on lab/host cannot leave this machine: its lowest layer is the machine")
             name = find_name(self, image, ref)
@@ -492,7 +506,9 @@ class Images:
             known = self.db.setting(key, max_age_s=REGISTRY_VERDICT_AGE_S)
             if known is not None:
                 return bool(known)
-        verdict = _connects(endpoints, REGISTRY_TIMEOUT_S)
+        from .oci import reach
+
+        verdict = reach.connects(endpoints, REGISTRY_TIMEOUT_S)
         self.db.remember(key, verdict)
         return verdict
 
@@ -557,28 +573,3 @@ def too_many_layers(count: int, most: int) -> ManifestError:
     return ManifestError(
         f"the image has {count} layers: more than {most} are refused", resolution=LIMITS_HINT.format("layers")
     )
-
-
-def _connects(endpoints: Sequence[Endpoint], timeout_s: float) -> bool:
-    """Whether a TCP connection to one of them succeeds. Name look-ups cannot be timed out, so a thread makes them."""
-    from .oci.endpoints import find_proxy, proxy_address
-
-    answers: list[bool] = []
-
-    def attempt() -> None:
-        for endpoint in endpoints:
-            address = (endpoint.host, endpoint.port)
-            proxy = find_proxy("https" if endpoint.secure else "http", *address)
-            try:
-                if proxy is not None:
-                    address = proxy_address(proxy)[:2]
-                socket.create_connection(address, timeout=timeout_s).close()
-            except (OSError, UsageError):
-                continue
-            answers.append(True)
-            return
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return bool(answers)

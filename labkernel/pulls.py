@@ -148,7 +148,9 @@ class Pulls:
         if image is None or digest is None:
             return None
         needed = (image.id, images.catalog_row(image).manifest, *(layer.digest for layer in image.layers))
-        if not all(map(images.blobs.has, needed)) or not _fits(image, platform or platforms.host_platform()):
+        if not all(map(images.blobs.has, needed)) or not platforms.fits(
+            image.raw_config, platform or platforms.host_platform()
+        ):
             return None
         return Pulled(image, digest, new=False)
 
@@ -156,16 +158,6 @@ class Pulls:
 def parse_name(ref: str) -> reference.Reference:
     """The reference a user typed, with its default tag. Raises InvalidReference."""
     return reference.parse(ref).with_default_tag()
-
-
-def _fits(image: Image, platform: oci.Platform) -> bool:
-    document = image.raw_config
-    offered = oci.Platform(
-        os=str(document.get("os") or "linux"),
-        architecture=str(document.get("architecture") or platform.architecture),
-        variant=document.get("variant"),
-    )
-    return platforms.rank(offered, platform) > 0
 
 
 @dataclass

@@ -207,7 +207,7 @@ def test_a_silent_registry_is_remembered(images: Images, monkeypatch: pytest.Mon
     def connects(endpoints: list[Any], timeout_s: float) -> bool:
         return bool(asked.append(endpoints[0].domain))
 
-    monkeypatch.setattr("labkernel.images._connects", connects)
+    monkeypatch.setattr("labkernel.oci.reach.connects", connects)
     for _ in range(3):
         with pytest.raises(NoSuchImage) as caught:
             images.resolve("nope")
@@ -503,3 +503,15 @@ def test_the_engine_looks_up_and_unpacks_through_the_worker(engine: Engine) -> N
     directory = engine.images.layer_dirs(image)[0]
     assert (directory / "bin/busybox").is_file()
     assert engine.images.get("lab/busybox") == image
+
+
+def test_platforms_are_set_by_import_and_asked_for_by_save(images: Images, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(tarfile.TarInfo("x"))
+    image = images.import_tar(path, "lab/other", platform="linux/arm/v7")
+    assert (image.architecture, image.raw_config["variant"]) == ("arm", "v7")
+    with (tmp_path / "out.tar").open("wb") as out:
+        images.save(["lab/other"], out, platform="linux/arm/v7")
+        with pytest.raises(ImageError, match="does not provide the platform linux/amd64"):
+            images.save(["lab/other"], out, platform="linux/amd64")

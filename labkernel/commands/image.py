@@ -70,6 +70,7 @@ def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listi
 def _tree(engine: Any, found: Sequence[Any], *, no_trunc: bool) -> Listing:
     """docker's `images --tree`: sizes are of the unpacked files, and of what a registry would send."""
     rows: list[tuple[str, ...]] = []
+    engine.containers.reconcile()  # containers that removed themselves use nothing
     for image in found:
         digest = engine.images.catalog_row(image).manifest
         disk, content = human_size(image.size_bytes), human_size(sum(layer.size_bytes for layer in image.layers))
@@ -256,11 +257,11 @@ def save(ctx: click.Context, names: tuple[str, ...], output: str | None, platfor
     try:
         # First, so that nothing is created for a typing error.
         for name in names:
-            host.engine.images.get(name)
+            host.engine.images.check_platform(host.engine.images.get(name), platform)
     except NoSuchImage as err:
         raise _not_there(err) from None
     with tar_output(host, output) as out:
-        host.engine.images.save(list(names), out)
+        host.engine.images.save(list(names), out, platform=platform)
 
 
 @command("export", "[OPTIONS] IMAGE")
@@ -295,7 +296,8 @@ def import_(ctx: click.Context, /, file: str, repository: str | None, **flags: A
     name, tag = split_tag(repository)
     with ExitStack() as stack:
         source = _archive(stack, host, None if file == "-" else file, "FILE.tar")
-        image = host.engine.images.import_tar(source, repository=name, tag=tag, changes=flags["change"])
+        more = {"platform": flags["platform"], "message": flags["message"] or ""}
+        image = host.engine.images.import_tar(source, repository=name, tag=tag, changes=flags["change"], **more)
     if not host.notebook:
         host.line(image.id)
     return image

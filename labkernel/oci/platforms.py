@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform as machines
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from labkernel.errors import ManifestError, UsageError
 
@@ -83,3 +85,13 @@ def _level(variant: str | None, platform: Platform) -> int:
     if variant and variant[:1] == "v" and variant[1:].isdigit():
         return min(int(variant[1:]), 50)
     return {"arm": 7, "arm64": 8}.get(platform.architecture, 1)
+
+
+def fits(document: Mapping[str, Any], wanted: Platform) -> bool:
+    """Whether an image of this config document runs on `wanted`. What it does not say is taken to fit."""
+    offered = Platform(
+        os=str(document.get("os") or "linux"),
+        architecture=str(document.get("architecture") or wanted.architecture),
+        variant=document.get("variant"),
+    )
+    return rank(offered, wanted) > 0
