@@ -10,6 +10,7 @@ import re
 import subprocess
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,29 @@ def test_anonymous_volumes_go_with_a_container_that_removes_itself(docker: Cli, 
     before = {volume.name for volume in engine.volumes.list()}
     docker.ok("run", "--rm", "-v", "/data", IMAGE, "touch", "/data/x")
     wait_until(lambda: {volume.name for volume in engine.volumes.list()} == before)
+
+
+def test_networks(docker: Cli, engine: Engine, needs: Callable[..., None]) -> None:
+    if engine.driver.name != "root":
+        pytest.skip("bridges of the machine need root")
+    needs("nftables")
+    assert re.fullmatch("[0-9a-f]{64}", docker.ok("network", "create", "--label", "of=tests", "lab-cli"))
+    try:
+        assert docker.ok("network", "ls", "-q", "-f", "label=of=tests") != ""
+        words = ("-d", "--network", "lab-cli", "--network-alias", "www", "-p", "127.0.0.1:0:80")
+        docker.ok("run", "--name", "web", *words, IMAGE, "sh", "-c", "echo page > /index.html; httpd -f -p 80 -h /")
+        fetch = ("sh", "-c", "until wget -qO- http://www/; do sleep 0.1; done")
+        assert docker.ok("run", "--rm", "--network", "lab-cli", IMAGE, *fetch) == "page"
+        port = docker.ok("port", "web", "80/tcp")
+        assert f"{port}->80/tcp" in docker.ok("ps", "--format", "{{.Ports}}")
+        assert f'"{docker.ok("inspect", "-f", "{{.Id}}", "web")}"' in docker.ok("network", "inspect", "lab-cli")
+        assert "has active endpoints" in docker.fails("network", "rm", "lab-cli")
+        docker.ok("network", "disconnect", "lab-cli", "web")
+        docker.ok("network", "connect", "lab-cli", "web")
+        assert "already exists" in docker.fails("network", "connect", "lab-cli", "web")
+    finally:
+        docker.run("rm", "-f", "web")
+        docker.ok("network", "rm", "lab-cli")
 
 
 def test_events_tell_what_happened(docker: Cli) -> None:

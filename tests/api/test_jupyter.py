@@ -88,3 +88,25 @@ def test_status_counts_containers_below_the_base_url(server: str, engine: Engine
 def test_without_the_token_there_is_no_answer(server: str) -> None:
     assert get(f"{server}labkernel/status", None)[0] == 403
     assert get(f"{server}labkernel/status", "guessed")[0] == 403
+
+
+def test_the_engines_api_answers_below_the_base_url_for_who_may(server: str, engine: Engine) -> None:
+    url = f"{server}labkernel/engine/v1.43/"
+    assert get(f"{url}containers/json", None)[0] == 403
+    container = engine.containers.create("lab/busybox", ["sh", "-c", "echo out; exit 3"], name="below")
+    assert post(f"{url}containers/below/start") == (204, b"")
+    assert post(f"{url}containers/below/wait")[1].startswith(b'{"StatusCode":3')
+    status, body = get(f"{url}containers/json?all=1", TOKEN)
+    assert (status, [row["Id"] for row in body]) == (200, [container.id])  # type: ignore[index]
+    request = urllib.request.Request(
+        f"{url}containers/below/logs?stdout=1", headers={"Authorization": f"token {TOKEN}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert answer.read() == b"\x01\0\0\0\0\0\0\x04out\n"
+    assert get(f"{url}nowhere", TOKEN)[0] == 404
+
+
+def post(url: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, data=b"", headers={"Authorization": f"token {TOKEN}"}, method="POST")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.status, answer.read()
