@@ -157,15 +157,9 @@ def remember(
     `words` and `flags` are its command line, plain and parsed; `texts` the contents of Dockerfile and ignore files,
     None for one that is not there; `plain` and `lines` what such a build writes to stderr and stdout.
     """
-    trace = getattr(result, "trace", None)  # a build of another engine has none
-    if trace is None or not trace.repeatable or any(flags[name] for name in _FLAGS_OUT):
+    trace = result.trace
+    if trace is None or not trace.repeatable or not _can_be_looked_at(flags, texts):
         return False
-    if any("=" not in word for word in flags["build_arg"]) or flags["progress"] in ("json", "rawjson"):
-        return False
-    ignore = b"".join(content or b"" for path, content in texts.items() if path.name.endswith(".dockerignore"))
-    excluded = any(b"--exclude" in (content or b"") and b"!" in (content or b"") for content in texts.values())
-    if b"!" in ignore or excluded:
-        return False  # directories that are left out are then looked into, and nothing here would notice
     stamps = _stamps(trace.directory, trace.taken, trace.began_ns)
     names = [*trace.names.items(), *((name, result.image.id) for name in images.catalog.tags(result.image.id))]
     blobs = _blob_sizes(result, images)
@@ -194,6 +188,17 @@ def remember(
     }
     _write(str(images.layout.root), identity, marshal.dumps(record))
     return True
+
+
+def _can_be_looked_at(flags: Mapping[str, Any], texts: Mapping[Path, bytes | None]) -> bool:
+    if any(flags[name] for name in _FLAGS_OUT) or flags["progress"] in ("json", "rawjson"):
+        return False
+    if any("=" not in word for word in flags["build_arg"]):
+        return False
+    ignore = b"".join(content or b"" for path, content in texts.items() if path.name.endswith(".dockerignore"))
+    excluded = any(b"--exclude" in (content or b"") and b"!" in (content or b"") for content in texts.values())
+    # With exceptions, directories that are left out are looked into, and nothing here would notice.
+    return b"!" not in ignore and not excluded
 
 
 def _stamps(

@@ -179,17 +179,7 @@ def build_text(
 ) -> Any:
     """Build, with the host's progress; returns the BuildResult."""
     quiet = flags["quiet"] or flags["progress"] == "quiet"
-    settings: dict[str, Any] = {
-        "context": context,
-        "tags": list(flags["tag"]),
-        "build_args": build_args(flags["build_arg"]),
-        "target": flags["target"],
-        "no_cache": flags["no_cache"],
-        "labels": dict(word.partition("=")[::2] for word in flags["label"]),
-        "network": flags["network"],
-        "files": files,
-        "options": options_of(host, flags),
-    }
+    settings = _settings(host, context, flags, files)
     outputs = outputs_of(flags["output"])
     if flags["check"]:
         return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile))
@@ -219,6 +209,23 @@ def build_text(
     if host.words is not None and dockerfile is not None:
         _leave_record(host, text, dockerfile, flags, result, lines)
     return result
+
+
+def _settings(
+    host: Host, context: Path | None, flags: dict[str, Any], files: dict[str, bytes] | None
+) -> dict[str, Any]:
+    """The flags as arguments of `Builds.build`."""
+    return {
+        "context": context,
+        "tags": list(flags["tag"]),
+        "build_args": build_args(flags["build_arg"]),
+        "target": flags["target"],
+        "no_cache": flags["no_cache"],
+        "labels": dict(word.partition("=")[::2] for word in flags["label"]),
+        "network": flags["network"],
+        "files": files,
+        "options": options_of(host, flags),
+    }
 
 
 def _closing_lines(result: Any, tags: Sequence[str], *, quiet: bool) -> list[str]:
