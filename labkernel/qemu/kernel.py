@@ -196,6 +196,11 @@ def _read_kept(directory: Path) -> Kernel:
 def _keep(candidate: _Candidate, kernels: Path) -> Kernel:
     """Make `candidate` ready below `kernels`, unless it already is."""
     kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = candidate.vmlinuz.stat()
+    origin = [str(candidate.vmlinuz), info.st_size, info.st_mtime_ns]
+    for entry in kernels.glob(f"*-{_VERSION}/kernel.json"):
+        if json.loads(entry.read_text()).get("origin") == origin:
+            return _read_kept(entry.parent)  # without reading the 8 MB again at each start
     data = candidate.vmlinuz.read_bytes()
     release = _release(data, candidate.vmlinuz)
     digest = hashlib.sha256(data).hexdigest()[:8]
@@ -209,7 +214,7 @@ def _keep(candidate: _Candidate, kernels: Path) -> Kernel:
         image, form = unpack.vmlinux(data)
         (work / "image").write_bytes(image)
         _pack_modules(found, work / "modules")
-        facts = {"version": _VERSION, "release": release, "source": candidate.source, "format": form}
+        facts = {"version": _VERSION, "release": release, "source": candidate.source, "format": form, "origin": origin}
         (work / "kernel.json").write_text(json.dumps(facts))
         try:
             work.rename(target)
