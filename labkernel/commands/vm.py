@@ -1,12 +1,9 @@
-"""`vm`: the same images and commands in QEMU guests (docker's own verbs are in `vmverbs`); `compare`: both, measured
-side by side."""
+"""`vm`: the same images and commands in QEMU guests (docker's own verbs are in `vmverbs`)."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +12,7 @@ from ..errors import ContainerExit, LabkernelError, UsageError
 from . import foreground
 from .grammar import IMAGE, Entry, LabGroup, command, flag, host_of, many, option, words
 from .host import Host, failures
-from .settings import environment_of, nano_cpus, settings_of
+from .settings import settings_of
 from .values import RunResult, explain
 from .vmverbs import VM
 
@@ -269,74 +266,3 @@ def prune(ctx: click.Context, *, all: bool, force: bool, filter: tuple[str, ...]
     confirm(host, "This will remove all stopped virtual machines.", force=force)
     answer = host.engine.vms.prune(filters_of(filter), all=all)
     return pruned("Deleted VMs:", answer["VMsDeleted"], answer["SpaceReclaimed"])
-
-
-@command("compare", "[OPTIONS] IMAGE [-n RUNS] [--json FILE] -- CMD [ARG...]", interspersed=False)
-@option("-n", "--runs", metavar="int", type=click.IntRange(1, 100), default=1, help="Runs of each kind")
-@option("--json", "json_file", metavar="file", help="Also write the figures to this file (- for stdout)")
-@option("--png", metavar="file", help="Also write the picture to this file")
-@option("-m", "--memory", metavar="bytes", help="Memory limit of the container, and memory of the machine")
-@option("--cpus", metavar="decimal", help="CPU limit of the container")
-@many("-e", "--env", help="Set environment variables")
-@many("--env-file", help="Read in a file of environment variables")
-@option("-u", "--user", metavar="string", help="Username or UID")
-@option("-w", "--workdir", metavar="string", help="Working directory")
-@flag("--cold", help="Boot the machine from nothing each time")
-@option("--timeout", metavar="seconds", type=float, help="Give up on a run after so many seconds")
-@words("line", least=1)
-@click.pass_context
-def compare(ctx: click.Context, /, line: tuple[str, ...], **flags: Any) -> Any:
-    """Run the same image and command as a container and as a virtual machine, and put the figures side by side."""
-    host = host_of(ctx)
-    image, flags, words_ = _split(ctx, list(line), flags)
-    settings: dict[str, Any] = {"runs": flags["runs"], "cold": flags["cold"]}
-    if flags["memory"]:
-        settings["memory"] = flags["memory"]
-    if flags["cpus"]:
-        settings["cpus"] = nano_cpus(flags["cpus"]) / 1e9
-    if flags["timeout"]:
-        settings["timeout_s"] = flags["timeout"]
-    if environment := environment_of(flags, host.working_dir()):
-        settings["environment"] = environment
-    for name, keyword in (("user", "user"), ("workdir", "working_dir")):
-        if flags[name]:
-            settings[keyword] = flags[name]
-    for file in filter(None, (flags["json_file"], flags["png"])):
-        if file != "-" and not (host.working_dir() / file).parent.is_dir():
-            raise UsageError(f"{file}: no such directory", exit_code=1)
-    result = host.engine.comparisons.compare(image, words_ or None, notify=host.note, **settings)
-    if flags["json_file"] == "-":
-        host.line(_json(result))
-        return None
-    if flags["json_file"]:
-        (host.working_dir() / flags["json_file"]).write_text(_json(result) + "\n")
-    if flags["png"]:
-        Path(host.working_dir() / flags["png"]).write_bytes(result.to_png())
-    return result
-
-
-def _json(result: Any) -> str:
-    text = result.to_json()
-    return text if isinstance(text, str) else json.dumps(text, indent=2)
-
-
-def _split(ctx: click.Context, line: list[str], flags: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
-    """`IMAGE [flags] -- CMD`: flags may stand after the image, but nothing after `--` is ours."""
-    image = line.pop(0)
-    if "--" in line:
-        place = line.index("--")
-        ours, words_ = line[:place], line[place + 1 :]
-    else:
-        ours, words_ = ([], line) if not line or not line[0].startswith("-") else (line, [])
-    if ours:
-        inner = ctx.command.make_context(ctx.info_name, [*ours, "--", image], parent=ctx.parent)
-        given = inner.get_parameter_source
-        for name, value in inner.params.items():
-            source = given(name)
-            if name != "line" and source is not None and source.name == "COMMANDLINE":
-                flags[name] = (*flags[name], *value) if isinstance(value, tuple) else value
-        if len(inner.params["line"]) > 1:
-            raise UsageError(
-                f"what to run comes after `--`: {ctx.command_path} {image} -- {' '.join(inner.params['line'][:-1])}"
-            )
-    return image, flags, words_

@@ -19,7 +19,7 @@ from ..display import table_html, table_text
 from ..errors import LabkernelError, UsageError
 from ..metrics import dataframe, reader_for
 from .program import INSIDE
-from .words import machine_text, memory_text, ratio_text
+from .words import about, machine_text, memory_text, ratio_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,7 +101,7 @@ class Density:
         lines: list[tuple[str, ...]] = []
         for curve in self.curves:
             measured = ", ".join(f"{count}: {memory_text(value)}" for count, value in curve.points)
-            fits = f"{curve.fitting(self.memory_bytes):,} (extrapolated)"
+            fits = f"{about(curve.fitting(self.memory_bytes))} (extrapolated)"
             lines.append((curve.label, measured, memory_text(curve.line[1]), fits))
         return lines
 

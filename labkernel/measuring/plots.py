@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import figures as look
 from .measurements import outliers
-from .words import memory_text
+from .words import about, memory_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,10 @@ def _panel(axes: Axes, found: Measurements, experiment: Experiment, *, named: bo
         axes.set_xlim(low / 10 ** (span * 0.08), high * 10 ** (span * 0.5))
     axes.xaxis.set_major_formatter(lambda value, _position: _tick(experiment.say(value)) if value > 0 else "0")
     axes.xaxis.set_minor_formatter(lambda _value, _position: "")
-    if not wide:
+    if not wide and experiment.say is memory_text:
+        step = 2.0 ** math.ceil(math.log2(high * 1.5 / 4))
+        axes.set_xticks([step * place for place in range(int(high * 1.5 / step) + 1)])
+    elif not wide:
         axes.locator_params(axis="x", nbins=4)
     axes.tick_params(axis="x", labelsize=7.5)
 
@@ -144,7 +147,7 @@ def density_figure(found: Density) -> Figure:
                   label=f"{curve.label}: measured with up to {max(counts)}")  # fmt: skip
         axes.plot([fits], [found.memory_bytes / mib], marker, color=colour, markersize=9, markerfacecolor="white",
                   markeredgewidth=2, zorder=4)  # fmt: skip
-        words = f"≈ {fits:,} {curve.plural}"
+        words = f"{about(fits)} {curve.plural}"
         axes.annotate(words, (fits, found.memory_bytes / mib), xytext=(0, 9), textcoords="offset points",
                       ha="right" if fits > 50 else "center", fontsize=11, fontweight="bold", color=colour)  # fmt: skip
     axes.axhline(found.memory_bytes / mib, color=look.LIMIT, linewidth=1.1, linestyle=(0, (6, 3)))

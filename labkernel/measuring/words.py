@@ -33,6 +33,12 @@ def _scaled(value: float, base: int, units: Sequence[str]) -> str:
     return f"{value:.3g} {units[place]}" if value < 100 else f"{value:.0f} {units[place]}"
 
 
+def about(count: int) -> str:
+    """An extrapolated number in two digits: `≈ 88,000`."""
+    places = max(0, len(str(count)) - 2)
+    return f"≈ {round(count, -places):,}"
+
+
 def ratio_text(ratio: float) -> str:
     """How many times: two digits below ten, whole numbers above."""
     return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.2g}×"  # noqa: RUF001

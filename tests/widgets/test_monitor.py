@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from labkernel.errors import UsageError
-from labkernel.metrics import Event, Sample
+from labkernel.metrics import Event, Sample, Sampler
 from labkernel.widgets.monitor import Monitor, monitor
 
 
@@ -191,3 +192,61 @@ def test_the_figure_draws_gaps_limits_and_events() -> None:
     assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["CPU", "memory", "throttled", "processes"]
     words = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"start", "OOM", "stop (137)", "limit 50 %", "limit 64 MiB"} <= words
+
+
+def test_a_button_acts_in_a_thread_and_tells_what_went_wrong(work: Work) -> None:
+    made, view = a_monitor(work)
+    said: list[str] = []
+    work.stop = lambda: said.append("stopped")  # type: ignore[attr-defined]
+
+    def refused() -> None:
+        raise UsageError("not now")
+
+    work.kill = refused  # type: ignore[attr-defined]
+    made.tick()
+    assert view.sent[-1][0]["targets"][0]["can"] == ["stop", "kill"]
+    made._message(None, {"kind": "act", "index": 0, "verb": "stop"}, [])
+    until(lambda: said)
+    made._message(None, {"kind": "act", "index": 0, "verb": "remove"}, [])
+    made._message(None, {"kind": "act", "index": 7, "verb": "stop"}, [])
+    notes: list[dict[str, Any]] = []
+    made._view = SimpleNamespace(send=lambda message, buffers: notes.append(message))
+    made._message(None, {"kind": "act", "index": 0, "verb": "kill"}, [])
+    until(lambda: notes)
+    assert notes[0] == {"kind": "note", "text": "kill: not now"}
+    assert said == ["stopped"]
+    made.stop()
+
+
+def test_execs_are_marked_once_and_a_broken_history_ends_nothing(work: Work) -> None:
+    made, _ = a_monitor(work)
+    work.id = "abc"  # type: ignore[attr-defined]
+    now = time.time_ns()
+    about = {"Actor": {"ID": "abc"}, "timeNano": now}
+    other = {**about, "Actor": {"ID": "other"}}
+    events = [
+        {**about, "Action": "exec_start: sh -c ls"},
+        {**about, "Action": "exec_die"},
+        {**other, "Action": "exec_start: x"},
+    ]
+    made.history = SimpleNamespace(list=lambda since: events)
+    made._origin = time.monotonic() - 60
+    made.tick()
+    made._asked_events_at = 0.0
+    made.tick()
+    assert [(e.kind, e.text) for e in made.series[0].events] == [("start", ""), ("exec", "sh -c ls")]
+    made.history = None
+    made.history = SimpleNamespace()
+    made._asked_events_at = 0.0
+    made.tick()
+    made.stop()
+
+
+def test_throttling_is_marked_where_it_begins() -> None:
+    sampler = Sampler({"status": "created"})
+    target = sampler._targets[0]
+    for second, throttled_ms in enumerate((0, 0, 500, 900, 900, 900)):
+        target._mark_throttling(Sample(float(second), 0, 1, throttled_usec=throttled_ms * 1000))
+    assert [(event.kind, event.time_s) for event in target.series.events] == [("throttled", 1.0)]
+    target._mark_throttling(Sample(60.0, 0, 1, throttled_usec=50_000_000))
+    assert len(target.series.events) == 2
