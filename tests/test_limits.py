@@ -58,7 +58,7 @@ def test_an_image_beyond_a_limit_is_refused_with_the_way_to_change_it(
     assert not list(fresh_engine.layout.layers.iterdir())
 
 
-def test_two_hundred_layers_are_pulled_and_run(fresh_engine: Engine) -> None:
+def test_more_than_a_hundred_layers_are_pulled_and_run(fresh_engine: Engine) -> None:
     base = fresh_engine.images.resolve("lab/busybox").layers[0]
 
     def describe(manifest: dict[str, Any], config: dict[str, Any]) -> None:
@@ -66,11 +66,11 @@ def test_two_hundred_layers_are_pulled_and_run(fresh_engine: Engine) -> None:
         manifest["layers"].insert(0, lowest)
         config["rootfs"]["diff_ids"].insert(0, base.diff_id)
 
-    made = MadeImage(*({f"n/{number}": b"%d" % number} for number in range(199)), describe=describe)
+    made = MadeImage(*({f"n/{number}": b"%d" % number} for number in range(149)), describe=describe)
     with scripted() as fake:
         fake.hold(made)
         fake.blobs[base.digest] = fresh_engine.blobs.read(base.digest, base.size_bytes)
         name = f"{fake.domain}/many"
         fresh_engine.pulls.pull(name)
-    said = fresh_engine.containers.run(name, ["sh", "-c", "ls /n | wc -l; cat /n/0 /n/198"], remove=True)
-    assert said.split() == [b"199", b"0198"]
+    said = fresh_engine.containers.run(name, ["sh", "-c", "ls /n | wc -l; cat /n/0 /n/148"], remove=True)
+    assert said.split() == [b"149", b"0148"]
