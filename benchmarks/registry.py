@@ -1,4 +1,4 @@
-"""Pulls and pushes beside skopeo, docker and podman on a loopback registry: medians, ratios, and our peak memory.
+"""Pulls, pushes and loads beside skopeo, docker and podman on a loopback registry: medians, ratios, our peak memory.
 
     python benchmarks/registry.py [--runs N] [--work DIR] [--json FILE]
 
@@ -268,6 +268,37 @@ class Bench:
 
         return {"skopeo": skopeo, "labkernel": ours}
 
+    def load(self) -> dict[str, Callable[[], float]]:
+        """A docker-archive of the image, as skopeo writes it (uncompressed layers)."""
+        archive = self.work / "archive.tar"
+        command("skopeo", "copy", "-q", f"oci:{self.layout}:latest", f"docker-archive:{archive}:{self.name}")
+
+        def ours() -> float:
+            self.forget()
+            return self._ours("load", "-q", "-i", str(archive))
+
+        def unpacked() -> float:
+            # docker and podman unpack while they load; so this is what their loads compare to.
+            self.forget()
+            started = time.perf_counter()
+            (image,) = self.engine.images.load(archive)
+            self.engine.images.layer_dirs(image)
+            return time.perf_counter() - started
+
+        def docker() -> float:
+            self.docker._docker("rmi", "-f", self.name)
+            return command(self.docker.client, "-H", self.docker.host, "load", "-q", "-i", str(archive))[0]
+
+        def podman() -> float:
+            storage = [f"--root={self.work}/podman", f"--runroot={self.work}/podman-run"]
+            subprocess.run(["podman", *storage, "rmi", "-af"], capture_output=True, check=False)
+            return command("podman", *storage, "load", "-q", "-i", str(archive))[0]
+
+        rows = {"labkernel": ours, "labkernel, unpacked": unpacked}
+        if shutil.which("podman"):
+            rows = {"podman": podman, **rows}
+        return {"docker": docker, **rows} if self.docker else rows
+
     def measure(self, title: str, rows: dict[str, Callable[[], float]], runs: int) -> dict[str, Any]:
         times: dict[str, list[float]] = {name: [] for name in rows}
         for _ in range(runs):
@@ -308,6 +339,7 @@ def main() -> None:
                 "pull": bench.measure("pull to a runnable root file system", bench.pull(), args.runs),
                 "again": bench.measure("pull of what is there", bench.again(), args.runs),
                 "push": bench.measure("push of stored blobs to an empty registry", bench.push(), args.runs),
+                "load": bench.measure("load of a docker-archive", bench.load(), args.runs),
             }
             print(f"peak memory of our commands: {bench.peak_kib / 1024:.0f} MiB (the process alone)")
             if args.json:
