@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -224,6 +226,32 @@ def test_another_process_finds_it_and_may_end_the_supervisor(lab: Engine, box: V
     assert (box.status, box.pid) == ("running", qemu)
 
 
+def test_the_command_line_has_dockers_verbs(lab: Engine, box: VM) -> None:
+    env = {
+        **os.environ,
+        "LABKERNEL_ROOT": str(lab.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(lab.layout.runtime_dir),
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
+
+    def labkernel(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "labkernel.cli", "vm", *words]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=DEADLINE_S, input="typed\n")
+
+    assert "box" in labkernel("ps").stdout
+    done = labkernel("exec", "-i", "-w", "/tmp", "-e", "B=2", "box", "sh", "-c", "pwd; echo $B; cat; exit 6")
+    assert (done.returncode, done.stdout) == (6, "/tmp\n2\ntyped\n")
+    assert labkernel("logs", "box").stdout == "hello\n"
+    assert labkernel("port", "box").stdout.startswith("80/tcp -> 127.0.0.1:")
+    assert labkernel("inspect", "-f", "{{.Machine.Start}}", "box").stdout.strip() == box.booted
+    done = labkernel("rm", "box")
+    assert (done.returncode, done.stderr.partition("\n")[0]) == (
+        1,
+        'labkernel: cannot remove VM "box": it is running: stop it before removing or force remove',
+    )
+    assert labkernel("cp", "box:/x", ".").returncode == 1
+
+
 def test_stopped_and_started_again_its_disk_is_there(lab: Engine, box: VM) -> None:
     output(box, "sh", "-c", "echo kept > /kept")
     box.stop(timeout=30)
@@ -355,6 +383,26 @@ def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: 
         lab.vms.begin(vm, lambda: lab.runtime.start(vm.id))
     assert "nosuchoption" in (caught.value.details or "")
     vm.remove(force=True)
+
+
+def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:
+    kept = next((lab.layout.vm / "kernels").glob("**/kernel.json")).parent
+    place = plain_user.home / "kernel"
+    modules = place / "lib/modules" / json.loads((kept / "kernel.json").read_text())["release"]
+    modules.mkdir(parents=True)
+    shutil.copytree(kept / "modules", modules, dirs_exist_ok=True)
+    there = {path.stem for path in modules.glob("*.ko")}
+    builtin = [f"kernel/{name}.ko" for name in (*kernel.WANTED_MODULES, "fuse") if name not in there]
+    (modules / "modules.builtin").write_text("\n".join(builtin))
+    (place / "boot").mkdir()
+    shutil.copy(kept / "image", place / "boot/vmlinuz-kept")
+    (plain_user.home / "shared").mkdir(mode=0o777)
+    (plain_user.home / "shared").chmod(0o777)
+    words = ["vm", "run", "--rm", "--cold", "-m", MEMORY, "-v", "./shared:/d", "--kernel", "kernel/boot/vmlinuz-kept"]
+    done = plain_user.labkernel(*words, IMAGE, "sh", "-c", "id -u; echo mine > /d/file; exit 3", timeout_s=DEADLINE_S)
+    assert (done.returncode, done.stdout) == (3, "0\n"), done.stderr
+    assert (plain_user.home / "shared/file").read_text() == "mine\n"
+    assert plain_user.labkernel("system", "check").stdout.startswith("nothing inconsistent")
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
