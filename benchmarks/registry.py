@@ -341,10 +341,13 @@ def main() -> None:
                 "push": bench.measure("push of stored blobs to an empty registry", bench.push(), args.runs),
                 "load": bench.measure("load of a docker-archive", bench.load(), args.runs),
             }
-            print(f"peak memory of our commands: {bench.peak_kib / 1024:.0f} MiB (the process alone)")
+            load = " ".join(f"{each:.1f}" for each in os.getloadavg())
+            print(f"peak memory of our commands: {bench.peak_kib / 1024:.0f} MiB (the process alone); load {load}")
             if args.json:
                 args.json.write_text(json.dumps({**found, "peak_kib": bench.peak_kib, "bytes": size}, indent=1))
     finally:
+        # podman leaves its storage mounted on itself.
+        subprocess.run(["umount", f"{work}/podman/overlay"], capture_output=True, check=False)
         shutil.rmtree(work, ignore_errors=True)
 
 
