@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml hatch_build.py $(shell find extension labkernel/qemu/guest -type f \
 	-not -path '*/node_modules/*' -not -path '*/lib/*' -not -path '*/.yarn/*' 2>/dev/null)
 
-.PHONY: lab demo test lint bench bench-build bench-daemon docs setup-lab setup-test clean
+.PHONY: lab demo test lint bench bench-build bench-daemon bench-density docs setup-lab setup-test clean
 
 lab: setup-lab
 	$(BIN)/jupyter lab --ServerApp.root_dir=notebooks $(LAB_FLAGS)
@@ -25,6 +25,10 @@ lint: setup-test
 bench: setup-test
 	scripts/setup packages bench
 	$(BIN)/python benchmarks/run.py $(BENCH_FLAGS)
+
+bench-density: setup-test
+	scripts/setup packages bench
+	$(BIN)/python benchmarks/density.py $(BENCH_FLAGS)
 
 bench-daemon: setup-test
 	scripts/setup packages bench

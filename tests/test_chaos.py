@@ -14,4 +14,4 @@ from labkernel import consistency, containers
 def test_kills_at_random(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consistency, "SETTLING_S", consistency.SETTLING_S)  # `finish` changes them
     monkeypatch.setattr(containers, "LEFTOVER_AGE_S", containers.LEFTOVER_AGE_S)
-    assert attack(int(os.environ.get("LABKERNEL_CHAOS_ROUNDS", "20")), seed) == []
+    assert attack(int(os.environ.get("LABKERNEL_CHAOS_ROUNDS", "15")), seed) == []
