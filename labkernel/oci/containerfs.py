@@ -111,7 +111,7 @@ def unpack(*, view: View, path: str, fds: Sequence[int]) -> dict[str, Any] | Non
 
 def extract(root: Root, prefix: bytes, fd: int, *, owner: tuple[int, int] | None = None) -> dict[str, Any]:
     """The tar on `fd` below `prefix` of `root`; everything belongs to `owner` where that is given."""
-    stream = BlobStream(fd, max_bytes=MAX_BYTES)
+    stream = BlobStream(fd, max_bytes=MAX_BYTES, hashed=False)
     out = Extractor(root, whiteouts=False, prefix=prefix, owner=owner)
     count = 0
     for member in members(stream, max_members=MAX_MEMBERS):

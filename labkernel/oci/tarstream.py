@@ -141,11 +141,15 @@ class BlobStream:
     compression and beyond `max_bytes` of output, so a compression bomb ends there.
     """
 
-    def __init__(self, fd: int, *, max_bytes: int, read: Callable[[int], bytes] | None = None) -> None:
-        """Reads from the descriptor `fd`, which stays the caller's, or with `read` (as `os.read`, without the fd)."""
+    def __init__(
+        self, fd: int, *, max_bytes: int, read: Callable[[int], bytes] | None = None, hashed: bool = True
+    ) -> None:
+        """Reads from the descriptor `fd`, which stays the caller's, or with `read` (as `os.read`, without the fd).
+        `hashed` is off where nobody asks for the digest: it takes longer than the rest."""
         self._read = read or (lambda size: os.read(fd, size))
         self._max = max_bytes
         self._sha = hashlib.sha256()
+        self._hashed = hashed
         self._buffer = b""
         self._at = 0  # in _buffer
         self._produced = 0
@@ -165,7 +169,8 @@ class BlobStream:
                     raise LayerError(
                         f"layer unpacks to more than {self._max} bytes", resolution=_LIMIT_HINT.format("layer_bytes")
                     )
-                self._sha.update(data)
+                if self._hashed:
+                    self._sha.update(data)
                 self._buffer, self._at = data, 0
                 return True
         return False
