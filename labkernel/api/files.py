@@ -59,7 +59,7 @@ async def put(call: Call) -> Any:
 
 
 def _put(call: Call, container: Container, path: str) -> None:
-    container.put_archive(path, call.reader())
+    container.put_archive(path, iter(call.stream.read, b""))
 
 
 async def export(call: Call) -> Any:
