@@ -275,7 +275,7 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str | None, kind: 
 def inspected(host: Host, names: tuple[str, ...], form: str | None, kind: str | None = None) -> Any:
     """What each name is, containers first, then images, volumes and networks; goes on after one that is nothing."""
     engine: Any = host.engine
-    services = {"container": "containers", "image": "images", "volume": "volumes", "network": "networks"}
+    services = {"container": "containers", "image": "images", "volume": "volumes", "network": "networks", "vm": "vms"}
     if kind and kind not in services:
         raise UsageError(f'"{kind}" is not a valid value for --type', resolution=f"one of {', '.join(services)}")
     found: list[Any] = []

@@ -79,8 +79,11 @@ def _machine_flags(function: Any) -> Any:
 
 
 def _settings(host: Host, flags: dict[str, Any]) -> dict[str, Any]:
-    settings = settings_of(flags, host.working_dir())
+    # Containers can be in several networks, a machine has one card.
+    settings = settings_of({**flags, "network": None}, host.working_dir())
     settings.update(cold=flags["cold"], notify=host.note, timeout_s=flags["timeout"])
+    if flags["network"]:
+        settings["network_mode"] = flags["network"]
     if flags["kernel"]:
         settings["kernel"] = host.working_dir() / flags["kernel"]
     return settings
@@ -134,9 +137,15 @@ def _foreground(
             host.line()
             return RunResult(0, id=found.id, container=found, note="detached; the machine goes on")
         result = found.result()
-    except BaseException as err:
-        if flags["rm"] or not isinstance(err, foreground.Interrupted):
+    except foreground.Interrupted:
+        if flags["rm"]:
             _take_back(found)
+        raise
+    except KeyboardInterrupt:
+        _take_back(found)
+        raise foreground.Interrupted("interrupted while it came up; the machine was removed", 130) from None
+    except BaseException:
+        _take_back(found)
         raise
     if flags["rm"]:
         found.remove(force=True, v=True)
