@@ -565,3 +565,24 @@ def test_exports_of_two_builds_are_bit_identical(engine: Engine, tmp_path: Path)
     with tarfile.open(fileobj=io.BytesIO(tars[0])) as tar:
         made = [tar.getmember(name.strip("/")) for name in ("tree", "tree/file", "app", "app/file", "made", "made/l")]
         assert {member.mtime for member in made} == {1_500_000_000}
+
+
+def test_files_beside_a_directory(engine: Engine, tmp_path: Path) -> None:
+    """They go over the directory's; nothing else of it is read, whatever lies there."""
+    (tmp_path / "one").write_text("of the directory")
+    (tmp_path / "both").write_text("of the directory")
+    os.mkfifo(tmp_path / "unreadable")
+    (tmp_path / ".dockerignore").write_text("unreadable\n")
+    files = {"both": b"given", "sub/new": b"given"}
+    text = BASE + (
+        "COPY . /all/\nCOPY one both sub/new /named/\nCOPY b* /wild/\n"
+        "RUN --mount=source=sub/new,target=/m cat /m /all/both /all/one /all/sub/new /named/new /wild/both > /seen\n"
+    )
+    result = build(engine, text, context=tmp_path, files=files)
+    assert output(engine, result.image, "cat /seen") == "givengivenof the directorygivengivengiven"
+    again = build(engine, text, context=tmp_path, files=files)
+    assert all(step.cached for step in again.steps)
+    changed = build(engine, text, context=tmp_path, files={**files, "both": b"other"})
+    assert [step.cached for step in changed.steps][1:4] == [False, False, False]
+    with pytest.raises(BuildError, match="file not found in build context"):
+        build(engine, BASE + "COPY absent /\n", context=tmp_path, files=files)

@@ -16,8 +16,8 @@ from typing import Any
 from ..dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
 from ..dockerfile.instructions import Add, Copy, Run
 from ..errors import BuildError, UsageError
-from ..oci.rootfd import Root
-from ..oci.selection import select
+from ..oci.rootfd import Root, clamp_path
+from ..oci.selection import follow, has_wildcards, select
 from ..store.database import Database
 from .cache import ContextDigests
 from .result import Trace
@@ -34,15 +34,16 @@ class Context:
     ) -> None:
         self._db = db
         self._ignore_text = ignore
-        self._made: str | None = None
+        self._made = _written(files) if files else None
         self._lock = threading.Lock()
-        if files:
-            directory = self._with_files(directory, files)
-        self.directory = directory
+        # Beside a directory, which may be a home with all that lies in it, the files are a second place to select from.
+        self.directory = directory if directory is not None or self._made is None else Path(self._made)
+        self._beside = self._made if directory is not None else None
         self._root: Root | None = None
+        self._extra: Root | None = None
         self._ignore: IgnoreMatcher | None = None
         self._digests: ContextDigests | None = None
-        self.trace = Trace(directory, time.time_ns(), repeatable=not files)
+        self.trace = Trace(self.directory, time.time_ns(), repeatable=not files)
 
     def __enter__(self) -> Context:
         return self
@@ -50,9 +51,10 @@ class Context:
     def __exit__(self, *_: object) -> None:
         if self._digests is not None:
             self._digests.save()
-        if self._root is not None:
-            self._root.__exit__()
-            self._root = None
+        for root in (self._root, self._extra):
+            if root is not None:
+                root.__exit__()
+        self._root = self._extra = None
         if self._made is not None:
             shutil.rmtree(self._made, ignore_errors=True)
 
@@ -68,8 +70,18 @@ class Context:
         return ignore_matcher(self._ignore_text) if self._ignore_text.strip() else None
 
     def descriptors(self) -> list[int]:
-        """The open directory, for a task that copies from it; empty when nothing has been selected."""
-        return [self._root.fd] if self._root is not None else []
+        """The open directory and, where there are any, the files beside it, for a task that copies from them; empty
+        when nothing has been selected."""
+        return [root.fd for root in (self._root, self._extra) if root is not None]
+
+    def select_extra(self, sources: Sequence[str], *, parents: bool = False) -> list[dict[str, Any]]:
+        """What COPY takes from the files beside the directory, which go over what is taken from there."""
+        with self._lock:
+            self._open()
+            if self._extra is None:
+                return []
+            here = [word for word in sources if _is_in(self._extra, word)]
+            return select(self._extra, here, parents=parents) if here else []
 
     def select(
         self,
@@ -94,6 +106,9 @@ class Context:
         try:
             with self._lock:
                 root = self._open()
+                if self._extra is not None:
+                    extra = self._extra
+                    sources = [word for word in sources if _is_in(root, word) or not _is_in(extra, word)]
                 found = select(
                     root, sources, leave_out=self._ignore, exclude=exclude, parents=parents, digest=self._digests
                 )
@@ -112,6 +127,7 @@ class Context:
                 self._root = Root.open(str(self.directory))
             except OSError as err:
                 raise UsageError(f"unable to prepare context: {self.directory}: {err.strerror}") from err
+            self._extra = Root.open(self._beside) if self._beside is not None else None
             self._ignore = self.ignore_matcher()
             self._digests = ContextDigests(self._db, str(self.directory))
         return self._root
@@ -136,16 +152,21 @@ class Context:
             resolution=hint,
         )
 
-    def _with_files(self, directory: Path | None, files: Mapping[str, bytes]) -> Path:
-        self._made = tempfile.mkdtemp(prefix="labkernel-context-")
-        if directory is not None:
-            shutil.copytree(directory, self._made, symlinks=True, dirs_exist_ok=True)
-        for name, data in files.items():
-            clean = posixpath.normpath(name)
-            if clean.startswith(("/", "..")):
-                raise UsageError(f"a file of the build needs a name inside the context: {name}")
-            path = Path(self._made, clean)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            os.utime(path, (0, 0))
-        return Path(self._made)
+
+def _is_in(root: Root, word: str) -> bool:
+    """Whether a source is there; one with wildcards may be."""
+    return has_wildcards(word) or follow(root, clamp_path(os.fsencode(word))) is not None
+
+
+def _written(files: Mapping[str, bytes]) -> str:
+    """The files in a new directory. Raises UsageError."""
+    for name in files:
+        if posixpath.normpath(name).startswith(("/", "..")):
+            raise UsageError(f"a file of the build needs a name inside the context: {name}")
+    made = tempfile.mkdtemp(prefix="labkernel-context-")
+    for name, data in files.items():
+        path = Path(made, posixpath.normpath(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        os.utime(path, (0, 0))
+    return made

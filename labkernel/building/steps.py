@@ -354,7 +354,8 @@ class StageBuilder:
     def _mounts(self, step: ins.Run) -> RunMounts:
         def find_source(source: str, origin: str | None) -> tuple[Any, list[dict[str, Any]]]:
             if origin is None:
-                return 0, self.context.select(step, [source], None)
+                extra = self.context.select_extra([source]) if source.strip("/.") else []
+                return (1, extra) if extra else (0, self.context.select(step, [source], None))
             layers = self.source_of(origin)
             return self.maker.directories(layers), scan_stage(self, step.name, origin, layers, [source])
 

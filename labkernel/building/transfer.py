@@ -143,6 +143,8 @@ class _Transfer:
         if local:
             selected = stage.context.select(step, local, exclude, parents=self._parents)
             found.append((len(self._fds), selected, False))
+            extra = stage.context.select_extra(local, parents=self._parents)
+            found += [(len(self._fds) + 1, extra, False)] if extra else []
             self._fds += stage.context.descriptors()
         for word, far in zip(self._sources, remote, strict=True):
             if far:
