@@ -88,6 +88,7 @@ class Attachment:
         self.error = ""
         # Of a container that has ended: "cpu_usec", "memory_peak_bytes", "source" (runtime/usage.py); may be empty.
         self.usage: dict[str, Any] = {}
+        self.tied = False
 
     def __enter__(self) -> Attachment:
         return self
@@ -211,6 +212,9 @@ class Attachment:
 
     def close(self) -> None:
         """Detach. A thread that is reading gets its end."""
+        if self.tied and self.exit_code is None:
+            with suppress(OSError):
+                self._send(protocol.encode_control({"untie": True}))
         with suppress(OSError):
             self._sock.shutdown(sockets.SHUT_RDWR)
         self._sock.close()
@@ -390,12 +394,16 @@ class Runtime:
         """The same, with all that is told: `pid`, `started_at`, `warnings`. Raises StartError."""
         return self._call("start", id=id)
 
-    def run(self, id: str, *, stdin: bool = False, logs: bool = True) -> Attachment:
+    def run(self, id: str, *, stdin: bool = False, logs: bool = True, tied: bool = False) -> Attachment:
         """Attach and start in one request; the attachment ends with the container. Raises as `start`.
 
-        `logs=False` takes no output (it is in the log).
+        `logs=False` takes no output (it is in the log). `tied`: when this process dies, so does the container, and is
+        removed; closing the attachment only detaches.
         """
-        return Attachment(*self._ask({"op": "run", "id": id, "stdin": stdin, "stdout": logs, "stderr": logs}))
+        message = {"op": "run", "id": id, "stdin": stdin, "stdout": logs, "stderr": logs, "tied": tied}
+        attachment = Attachment(*self._ask(message))
+        attachment.tied = tied
+        return attachment
 
     def attach(
         self,
