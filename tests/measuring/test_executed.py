@@ -41,13 +41,17 @@ def test_each_row_of_the_textbook_is_measured(
 ) -> None:
     nbformat = pytest.importorskip("nbformat")
     needs("vm qemu", "vm mke2fs", "vm init", "vm kernel")
-    cells = executed(engine, monkeypatch, tmp_path, nbformat.read(NOTEBOOK, as_version=4))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    # One round instead of three, and not what test_measurements.py has already run: a machine's boots are dear.
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] != "portability"]
+    for cell in notebook["cells"]:
+        cell["source"] = cell["source"].replace("-n 3", "-n 1")
+    cells = executed(engine, monkeypatch, tmp_path, notebook)
     assert "this machine and everything on it" in words(cells["isolation"])
     assert re.search(r"time to start: a virtual machine takes \d+", words(cells["ratios"]))
     for cell in ("cost", "density"):
         assert any("image/png" in output.get("data", {}) for output in cells[cell]["outputs"]), cell
     assert "extrapolated" in words(cells["density"])
-    assert "the same image and the same files" in words(cells["portability"])
     assert "MB" in words(cells["effort"])
 
 
