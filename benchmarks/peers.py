@@ -94,16 +94,7 @@ class Docker:
         self.log = (self.base / "log").open("w")
         # The same version as the daemon where there are two: newer ones build with a plug-in only.
         self.client = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
-        self.daemon = subprocess.Popen(
-            [
-                *("unshare", "-m", "sh", "-c", HIDE_EMPTY_V2 + 'exec "$0" "$@"', "dockerd"),
-                *("--data-root", str(self.base / "data"), "--exec-root", str(self.base / "exec")),
-                *("--pidfile", str(self.base / "pid"), "-H", self.host),
-                *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
-            ],
-            stdout=self.log,
-            stderr=self.log,
-        )
+        self.daemon = subprocess.Popen(self.argv(), stdout=self.log, stderr=self.log)
         deadline = time.monotonic() + 60
         while self._docker("version").returncode != 0:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
@@ -112,6 +103,15 @@ class Docker:
         done = self._docker("import", str(rootfs_tar), "bench")
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
+
+    def argv(self) -> list[str]:
+        """The daemon's command line; without networks, so that the machine's are left alone."""
+        return [
+            *("unshare", "-m", "sh", "-c", HIDE_EMPTY_V2 + 'exec "$0" "$@"', "dockerd"),
+            *("--data-root", str(self.base / "data"), "--exec-root", str(self.base / "exec")),
+            *("--pidfile", str(self.base / "pid"), "-H", self.host),
+            *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
+        ]
 
     def _docker(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

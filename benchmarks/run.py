@@ -2,6 +2,7 @@
 
     start     one whole `run --rm busybox true`: labkernel on a started engine, crun, runc, docker, interleaved
     exec      `true` in a running container: labkernel
+    network   a start with a bridge and a published port, and bytes through such a port: labkernel, docker
     import    CPU of `import labkernel` and of `%load_ext labkernel`
     sample    one reading of a container's figures with kept descriptors
     memory    the supervisor alone, and what each idle container adds to it
@@ -27,9 +28,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from network import bench_network
 from peers import Docker, LowLevel, unpacked_busybox
 
 from labkernel.engine import Engine
+
+CASES = ("start", "exec", "network", "import", "sample", "memory")
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -158,10 +162,10 @@ def bench_memory(engine: Engine, count: int) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="labkernel beside its peers")
     parser.add_argument("-n", "--runs", type=int, default=20)
-    parser.add_argument("--only", nargs="*", choices=("start", "exec", "import", "sample", "memory"))
+    parser.add_argument("--only", nargs="*", choices=CASES)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    wanted = set(options.only or ("start", "exec", "import", "sample", "memory"))
+    wanted = set(options.only or CASES)
     print(f"machine: {platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Linux {platform.release()}")
     base = Path(tempfile.mkdtemp(prefix="lk-b-", dir="/tmp"))
     figures: dict[str, Any] = {}
@@ -173,6 +177,8 @@ def main() -> int:
                 figures["start"] = bench_start(engine, options.runs, base)
             if "exec" in wanted:
                 figures["exec"] = bench_exec(engine, options.runs)
+            if "network" in wanted:
+                figures["network"] = bench_network(engine, options.runs, unpacked_busybox(engine, base)[1])
             if "import" in wanted:
                 figures["import"] = bench_import(max(5, options.runs // 2))
             if "sample" in wanted:

@@ -120,7 +120,7 @@ class World:
             sock.send(netlink.add_veth(self.name, "eth0", self.process.pid))
             sock.send(netlink.add_address(sock.index(self.name), self.here, 24))
         code = (
-            "from labkernel.linux import netlink; netlink.loopback_up(); netlink.configure([{'peer': 'eth0', "
+            "from labkernel.linux import netlink; netlink.loopback_up(); netlink.configure([{"
             f"'name': 'eth0', 'ip': '{self.there}', 'prefix': 24, 'gateway': '{self.here}'}}])"
         )
         self.run(sys.executable, "-c", code)

@@ -80,6 +80,7 @@ def add_veth(
     """A pair: `name` here, up and a port of the bridge `master` (0: of none), and `peer` in the namespace of `pid`.
 
     The pair is gone with either namespace (man 4 veth), so a container's end takes it along."""
+    # Not up yet: it cannot open before its other end is there (ENOTCONN).
     inner = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, peer) + number(_IFLA_NET_NS_PID, pid)
     inner += number(_IFLA_MTU, mtu) if mtu else b""
     inner += attribute(_IFLA_ADDRESS, peer_mac) if peer_mac else b""
@@ -90,11 +91,6 @@ def add_veth(
     return message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + attribute(_IFLA_LINKINFO, info))
 
 
-def set_master(name: str, master: int) -> bytes:
-    """Make an interface a port of the bridge with that index."""
-    return message(RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + number(_IFLA_MASTER, master))
-
-
 def set_isolated(index: int) -> bytes:
     """A bridge's port that can't talk to its other isolated ports (if_link.h, IFLA_BRPORT_ISOLATED)."""
     protocol = attribute(_IFLA_PROTINFO | _NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\x01"))
@@ -103,17 +99,6 @@ def set_isolated(index: int) -> bytes:
 
 def set_alias(name: str, alias: str) -> bytes:
     return message(RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + text(_IFLA_IFALIAS, alias))
-
-
-def set_link(name: str, *, rename: str = "", mac: bytes = b"", up: bool = True) -> bytes:
-    """Another name and hardware address, then up (an interface that is up cannot be renamed)."""
-    index = socket.if_nametoindex(name)
-    found = b""
-    if rename or mac:
-        body = _LINK.pack(0, 0, index, 0, 0)
-        body += text(_IFLA_IFNAME, rename) if rename else b""
-        found += message(RTM_NEWLINK, 0, body + (attribute(_IFLA_ADDRESS, mac) if mac else b""))
-    return found + (message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP)) if up else b"")
 
 
 def delete_link(name: str) -> bytes:
@@ -259,19 +244,17 @@ def loopback_up() -> None:
 
 
 def configure(interfaces: list[dict[str, object]]) -> None:
-    """In a container's network namespace: give each of its new interfaces name and address, up, and the default route.
+    """In a container's network namespace: give each of its new interfaces its address, up, and the default route.
+    Each change waits for the kernel's one lock of all networks, so there are no more than these.
 
-    Each of `interfaces` has `peer` (the name it came with), `name`, `ip`, `prefix`, `mac` (may be empty, when it has it
-    already) and `gateway` (may be empty). Raises OSError."""
+    Each of `interfaces` has `name`, `ip`, `prefix` and `gateway` (may be empty). Raises OSError."""
     batch = b""
     for each in interfaces:
-        name, peer = str(each["name"]), str(each["peer"])
-        index = socket.if_nametoindex(peer)
-        mac = bytes.fromhex(str(each.get("mac") or "").replace(":", ""))
-        batch += set_link(peer, rename=name if name != peer else "", mac=mac)
+        index = socket.if_nametoindex(str(each["name"]))
+        batch += message(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP))
         batch += add_address(index, str(each["ip"]), int(str(each["prefix"])))
     for each in interfaces:
-        if each.get("gateway"):
+        if each["gateway"]:
             batch += add_default_route(str(each["gateway"]))
     with Socket() as sock:
         sock.send(batch)

@@ -382,7 +382,7 @@ class Switch:
         if not endpoint.get("icc", True):
             self.route.send(netlink.set_isolated(self.route.index(name)))
         member.endpoints.append({**endpoint, "veth": name, "interface": peer})
-        return {"peer": peer, "name": peer, "ip": endpoint["ip"], "prefix": endpoint["prefix"], "gateway": ""}
+        return {"name": peer, "ip": endpoint["ip"], "prefix": endpoint["prefix"], "gateway": ""}
 
     def _plug_running(self, member: Member, endpoint: dict[str, Any]) -> None:
         """The same for a container that runs: a child goes into its namespace. Raises StartError."""
