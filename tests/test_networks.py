@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from labkernel import terminal
 from labkernel.container import Container
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, NoSuchNetwork, StartError, UsageError
@@ -585,3 +586,47 @@ def test_rootless(plain_user, needs) -> None:  # type: ignore[no-untyped-def]
     assert found["joined"] == found["published"] == found["after kill"] == found["id"]
     assert found["route"].startswith("default via ")
     assert all("nothing outside" in line or "limit" in line or "network" not in line for line in found["warnings"])
+
+
+# -- the command line ------------------------------------------------------------------------------------------------
+
+
+def test_commands(
+    engine: Engine,
+    net: Callable[..., Network],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LABKERNEL_ROOT", str(engine.layout.root))
+    monkeypatch.setenv("LABKERNEL_RUNTIME_DIR", str(engine.layout.runtime_dir))
+
+    def labkernel(line: str, code: int = 0) -> str:
+        words = line.split()
+        found = terminal.run(words, terminal.TerminalHost(words=words))
+        out, err = capsys.readouterr()
+        assert found == code, err
+        return (err if code else out).strip()
+
+    net("spare")
+    id = labkernel("network create --subnet 10.213.11.0/24 --internal --label a=b -o com.docker.network.x=y lab")
+    assert engine.networks.get(id).internal
+    assert labkernel("network ls --filter type=custom --format {{.Name}}/{{.Driver}}/{{.Internal}}").splitlines() == [
+        "lab/bridge/true",
+        "spare/bridge/false",
+    ]
+    run = "run -d --name web --network lab --network-alias www --ip 10.213.11.9 -p 127.0.0.1::80 --expose 90 busybox"
+    labkernel(f"{run} sleep 1000")
+    published = labkernel("port web 80")
+    assert published.startswith("127.0.0.1:")
+    assert labkernel("ps --format {{.Networks}}|{{.Ports}}") == f"lab|{published}->80/tcp, 90/tcp"
+    assert labkernel("inspect web -f {{.NetworkSettings.Networks.lab.IPAddress}}") == "10.213.11.9"
+    assert labkernel("port web 81", code=1).startswith("labkernel: No public port '81/tcp' published for web")
+    labkernel("network connect --alias other spare web")
+    assert labkernel("network inspect spare -f {{.Name}}") == "spare"
+    assert set(engine.containers.get("web").attrs["NetworkSettings"]["Networks"]) == {"lab", "spare"}
+    assert "has active endpoints" in labkernel("network rm lab", code=1)
+    labkernel("network disconnect spare web")
+    labkernel("rm -f web")
+    assert labkernel("network rm lab") == "lab"
+    assert labkernel("network inspect lab", code=1).startswith("labkernel: network lab not found")
+    assert labkernel("network prune -f").splitlines() == ["Deleted Networks:", "spare"]
