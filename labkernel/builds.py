@@ -27,6 +27,7 @@ from .building.remotecache import INLINE, CachePlace, cache_places, export_cache
 from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.transport import export_directory
+from .building.unchanged import forget as forget_records
 from .dockerfile.graph import global_scope, stage_dependencies, verify
 from .dockerfile.ignorefile import ignore_matcher
 from .dockerfile.instructions import (
@@ -172,6 +173,7 @@ class Builds:
         """Forget the build cache, and the cache mounts that no build uses now.
 
         Returns {"CachesDeleted": [count of steps as text, "cache mount ID" …], "SpaceReclaimed": bytes}."""
+        forget_records(self.layout.root)
         count = BuildCache(self.db, self.blobs).prune()
         freed = self.images.sweep() if count else 0
         mounts, bytes_ = prune_cache_mounts(self.layout, self.runtime)

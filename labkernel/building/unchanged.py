@@ -267,3 +267,10 @@ def _write(root: str, identity: Sequence[Any], data: bytes) -> None:
             os.unlink(entry.path)
     except OSError:
         pass  # the next build is then a build
+
+
+def forget(root: Path) -> None:
+    """Remove all records."""
+    import shutil
+
+    shutil.rmtree(root / DIRECTORY, ignore_errors=True)

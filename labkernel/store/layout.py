@@ -7,6 +7,7 @@
       containers/<id>/              config.json, state.json, log.json, upper/, work/
       volumes/<name>/_data
       vm/                           kernels/ disks/ templates/
+      rebuilds/                     what `labkernel build` answers at once while nothing has changed
       tmp/                          flock'ed by their writers; what nobody locks is rubbish
       locks/  labkernel.db
     runtime_dir/                    sockets and pid files; gone after a reboot, 0700
