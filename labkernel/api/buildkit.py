@@ -56,8 +56,9 @@ async def build(call: Call) -> Any:
     uploads = call.host.shared(Uploads)
     if id.startswith(f"{UPLOAD}:"):
         return await _upload(call, uploads, id.removeprefix(f"{UPLOAD}:"))
-    _refuse(call)
+    # A client that is refused before its session is there may wait for it for ever.
     session = await call.unless_gone(call.host.shared(Sessions).find(call.query("session")))
+    _refuse(call)
     body: Call | None = None
     done: asyncio.Future[None] | None = None
     if call.query("remote") == UPLOAD:

@@ -19,7 +19,8 @@ from .errors import ApiError, ClientGone
 from .hijack import Duplex
 from .routes import Route
 
-WINDOW_BYTES = 4 << 20
+WINDOW_BYTES = 8 << 20
+ACKNOWLEDGED_BYTES = 1 << 20  # at once: each frame of 16 kB by itself would cost as much as its content
 MESSAGE_MAX_BYTES = 64 << 20
 ARRIVE_S = 10.0
 NOT_FOUND = 5
@@ -41,6 +42,7 @@ class Stream:
         self.number = number
         self._arrived: queue.SimpleQueue[tuple[bytes, int] | None] = queue.SimpleQueue()
         self._buffer = bytearray()
+        self._taken = 0
         self._failure: CallFailed | None = None
         self.room = asyncio.Event()
 
@@ -79,11 +81,19 @@ class Stream:
             item = self._arrived.get()
             if item is None:
                 self._arrived.put(None)
+                self._tell_taken()
                 if self._failure is not None:
                     raise self._failure
                 return None
             self._buffer += item[0]
-            self._session.loop.call_soon_threadsafe(self._session.taken, self.number, item[1])
+            self._taken += item[1]
+            if self._taken >= ACKNOWLEDGED_BYTES:
+                self._tell_taken()
+
+    def _tell_taken(self) -> None:
+        count, self._taken = self._taken, 0
+        if count:
+            self._session.loop.call_soon_threadsafe(self._session.taken, self.number, count)
 
 
 class Session:
