@@ -52,6 +52,12 @@ class LogReader:
         self.over = False
         """Nothing that may still come would fit: `until` has passed."""
 
+    @classmethod
+    def open(cls, path: Path, query: LogQuery) -> LogReader | None:
+        """From the oldest of the log's files on; None when there is none yet."""
+        tape = _Tape(path)
+        return None if tape.file is None else cls(tape, query)
+
     def past(self) -> Iterator[tuple[str, bytes]]:
         query = self._query
         fitting: Iterator[Record] = (record for record in self._tape.records() if _fits(record, query))
