@@ -280,7 +280,7 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
     found: dict[str, Any] = {name: value for name in _SAME if (value := getattr(host, name))}
     found.update(limits_of(host))
     swappiness = host.memory_swappiness
-    mode = host.network_mode
+    mode, log = host.network_mode, host.log_config
     found.update(
         {
             "dns_opt": host.dns_options or None,
@@ -288,6 +288,7 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
             "cgroupns": host.cgroupns_mode or None,
             "console_size": host.console_size if host.console_size and any(host.console_size) else None,
             "init": host.init,
+            "log_config": msgspec.to_builtins(log) if log is not None and (log.type or log.config) else None,
             "mem_swappiness": None if swappiness in (None, -1) else swappiness,
             "network_mode": None if mode in (None, "", "default") else mode,
             "volumes": [*(host.binds or ()), *_anonymous(config, host)] or None,
@@ -317,9 +318,6 @@ def _refuse(given: Update) -> None:
     for name, usual in _DEFAULTS.items():
         if (getattr(given, name, None) or "") not in usual:
             raise UsageError(f"unknown or invalid {name.replace('_', ' ')} name: {getattr(given, name)}")
-    log = getattr(given, "log_config", None)
-    if log is not None and log.type not in ("", "json-file", "local"):
-        raise UsageError(f'error looking up logging plugin {log.type}: plugin "{log.type}" not found')
 
 
 def _entrypoint(value: Words) -> list[str] | None:

@@ -65,7 +65,8 @@ def query_of(call: Call) -> LogQuery:
         raise UsageError("Bad parameters: you must choose at least one stream")
     since, until = (_moment(call.query(name)) for name in ("since", "until"))
     tail = call.query("tail") or "all"
-    return LogQuery.parse(streams, tail=tail, since=since, until=until, timestamps=call.flag("timestamps"))
+    shown = {name: call.flag(name) for name in ("timestamps", "details")}
+    return LogQuery.parse(streams, tail=tail, since=since, until=until, **shown)
 
 
 def _moment(text: str) -> float | None:
@@ -84,6 +85,8 @@ def _moment(text: str) -> float | None:
 async def logs(call: Call) -> Any:
     query = query_of(call)
     container = await call.thread(find, call)
+    if (container.settings.get("log_config") or {}).get("type") == "none":
+        raise UsageError("configured logging driver does not support reading")
     raw = bool(container.settings.get("tty"))
     pending = None
     if call.flag("follow"):
@@ -92,7 +95,7 @@ async def logs(call: Call) -> Any:
     try:
         kind = RAW if raw or call.version < (1, 42) else MULTIPLEXED
         await call.begin(200, Content_Type=kind)
-        reader = await call.thread(_open, container, query)
+        reader = await call.thread(LogReader.open, container.log_path, query)
         if reader is not None:
             async for pieces in call.iterate(reader.past):
                 await call.write(_bytes(pieces, raw=raw))
@@ -104,13 +107,6 @@ async def logs(call: Call) -> Any:
         if reader is not None:
             reader.close()
     return None
-
-
-def _open(container: Any, query: LogQuery) -> LogReader | None:
-    try:
-        return LogReader(open(container.log_path, "rb"), query)
-    except FileNotFoundError:
-        return None  # never started
 
 
 def _bytes(pieces: Iterable[Piece], *, raw: bool) -> bytes:
@@ -128,7 +124,7 @@ async def _follow(
         while not call.gone:
             over = end.done()  # asked first, so that what was written just before the end is still read
             if reader is None:
-                reader = opened = _open(container, query)
+                reader = opened = LogReader.open(container.log_path, query)
             while reader is not None and reader.is_behind():
                 pieces = _some(reader)
                 if not pieces:

@@ -67,8 +67,7 @@ def create(call: Call) -> Any:
         raise UsageError("networks that are only a configuration are not available in this release")
     ipam = None
     if given.ipam is not None:
-        pools = [{"IPRange" if k == "IPRange" else k: v for k, v in msgspec.to_builtins(pool).items()}
-                 for pool in given.ipam.config or ()]  # fmt: skip
+        pools = msgspec.to_builtins(given.ipam.config or [])
         ipam = {"Driver": given.ipam.driver or "default", "Config": pools, "Options": given.ipam.options}
     made = call.engine.networks.create(
         given.name,

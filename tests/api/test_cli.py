@@ -150,6 +150,18 @@ def test_logs(docker: Cli) -> None:
     assert docker.run("logs", "--since", "10m", "talker").stdout == "line 1\nline 2\nline 3\n"
 
 
+def test_log_options(docker: Cli) -> None:
+    words = ("--log-opt", "max-size=5k", "--log-opt", "max-file=2")
+    count = "i=0; while [ $i -lt 60 ]; do seq $((i*100+1)) $((i*100+100)); i=$((i+1)); sleep 0.02; done"
+    docker.ok("run", "--name", "rotated", *words, IMAGE, "sh", "-c", count)
+    lines = docker.run("logs", "rotated").stdout.splitlines()
+    assert lines == [str(number) for number in range(int(lines[0]), 6001)], "what is kept, the oldest first"
+    assert 100 < len(lines) < 6000
+    docker.ok("run", "--name", "silent", "--log-driver", "none", IMAGE, "echo", "nothing")
+    assert "configured logging driver does not support reading" in docker.fails("logs", "silent")
+    assert "no log driver named 'nosuch'" in docker.fails("run", "--log-driver", "nosuch", IMAGE, code=125)
+
+
 def test_logs_follow_until_the_end(docker: Cli) -> None:
     docker.ok("run", "-d", "-i", "--name", "slow", IMAGE, "sh", "-c", "echo first; read x; echo last")
     following = docker.popen("logs", "-f", "slow")
