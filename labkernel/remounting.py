@@ -1,4 +1,4 @@
-"""`update --mount`: other mounts for a container that is there. Docker would have it removed and made anew.
+"""`update --mount` and `--publish`: other mounts and ports for a container that is there (docker has it made anew).
 
 What it has written lies in its own upper layer, its settings in config.json, and each start mounts what that says: so
 the container is stopped, its mounts are changed, and it is started again over its own files, with its id and log.
@@ -7,7 +7,7 @@ the container is stopped, its mounts are changed, and it is started again over i
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .changing import write_config
@@ -19,7 +19,7 @@ from .runtime.spec import order_mounts, tmpfs_mounts
 if TYPE_CHECKING:
     from .container import Container
 
-PLACES = frozenset({"volumes", "mounts", "tmpfs", "remove_mounts"})
+PLACES = frozenset({"volumes", "mounts", "tmpfs", "remove_mounts", "ports"})
 
 
 def remount(container: Container, changes: Mapping[str, Any]) -> list[str]:
@@ -46,21 +46,36 @@ def remount(container: Container, changes: Mapping[str, Any]) -> list[str]:
     tmpfs |= given.get("tmpfs") or {}
     entries = [entry for entry in config["mounts"] if entry["destination"] not in changed]
     entries += [*map(spec_mount, added), *tmpfs_mounts(given.get("tmpfs") or {})]
+    settings = {**container.settings, "tmpfs": tmpfs}
+    for key in ("volumes", "mounts"):
+        old = [item for item in settings.get(key, ()) if item["destination"] not in changed]
+        settings[key] = [*old, *given.get(key, ())]
+    if given.get("ports"):
+        replaced = {(port["port"], port["proto"]) for port in given["ports"]}
+        old = [port for port in settings.get("ports") or () if (port["port"], port["proto"]) not in replaced]
+        settings["ports"] = [*old, *given["ports"]]
+        service.networks.check(settings)
+
+    def change() -> None:
+        write_config(container, {**config, "mounts": order_mounts(entries)})
+        service.replace_record(container, {**record, "settings": settings, "mounts": [*kept, *added]})
+        service.networks.write(container)
+
+    return _made_anew(container, change)
+
+
+def _made_anew(container: Container, change: Callable[[], None]) -> list[str]:
+    """Stop it, change what its next start reads, start it."""
     was_running = container.status in ("running", "paused", "restarting")
     if was_running:
         container.stop()
-    write_config(container, {**config, "mounts": order_mounts(entries)})
-    settings = {**container.settings, "tmpfs": tmpfs}
-    for key, place in (("volumes", "destination"), ("mounts", "destination")):
-        old = [item for item in settings.get(key, ()) if item[place] not in changed]
-        settings[key] = [*old, *given.get(key, ())]
-    service.replace_record(container, {**record, "settings": settings, "mounts": [*kept, *added]})
-    service.tell(container, "update")
+    change()
+    container._containers.tell(container, "update")
     if not was_running:
         return []
     try:
         container.start()
     except LabkernelError as err:
-        err.details = f"container {container.name} was stopped for its new mounts and could not be started again"
+        err.details = f"container {container.name} was stopped for the change and could not be started again"
         raise
-    return [f"{container.name} was stopped and started again: its mounts are made at the start"]
+    return [f"{container.name} was stopped and started again: mounts and ports are made at the start"]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,3 +72,23 @@ def test_who_holds_it(engine: Engine) -> None:
             == "none"
         )
     assert "<details><summary>driver" in container._repr_html_()
+
+
+def test_ports_are_published_later(engine: Engine, needs: Callable[..., None]) -> None:
+    if engine.driver.name != "root":
+        pytest.skip("about published ports of the driver root")
+    needs("nftables")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = "echo kept > /file; while true; do echo hello | nc -l -p 80; done"
+    container = engine.containers.run("busybox", ["sh", "-c", script], detach=True, stop_timeout=0)
+    warnings = container.update(ports={"80/tcp": ("127.0.0.1", port)})["Warnings"]
+    assert "stopped and started again" in warnings[0]
+    assert container.attrs["NetworkSettings"]["Ports"]["80/tcp"] == [{"HostIp": "127.0.0.1", "HostPort": str(port)}]
+    seen, deadline = b"", time.monotonic() + 60
+    while b"hello" not in seen and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.settimeout(5)
+            seen = connection.recv(100)
+    assert seen == b"hello\n"

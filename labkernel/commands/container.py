@@ -318,6 +318,7 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
 @option("--restart", metavar="string", help="Restart policy to apply when a container exits")
 @many("--mount", metavar="mount", help="Add or replace a mount (as run --mount); one that runs is stopped and started")
 @many("--mount-rm", metavar="path", help="Take the mount at this path away")
+@many("-p", "--publish", help="Publish a port (as run -p); one that runs is stopped and started")
 @words("containers", least=1, kind=CONTAINER)
 @click.pass_context
 def update(ctx: click.Context, /, containers: tuple[str, ...], **flags: Any) -> Any:
