@@ -14,6 +14,7 @@ from .grammar import command, flag, host_of, many, option, words
 from .host import Host
 from .settings import environment_of, nano_cpus
 
+TABLES = ("isolation", "portability")
 EXPERIMENTS = ("density", "isolation", "portability", "show")
 _HELP_WORKLOAD = "all, or of: start, idle, disk, cpu, syscall, exec, memory, file, fsync, network"
 _HELP_ROWS = (
@@ -55,6 +56,8 @@ def compare(ctx: click.Context, /, line: tuple[str, ...], **flags: Any) -> Any:
     for file in filter(None, (flags["json_file"], flags["png"])):
         if file != "-" and not (host.working_dir() / file).parent.is_dir():
             raise UsageError(f"{file}: no such directory", exit_code=1)
+    if flags["png"] and image in TABLES and "--" not in line:
+        raise UsageError(f"{image} is a table and has no picture", resolution="leave --png out", exit_code=1)
     if image in EXPERIMENTS and "--" not in line:
         result = _experiment(host, image, words_, flags)
     elif flags["workload"] or flags["rows"]:
@@ -132,8 +135,6 @@ def _kept(host: Host, result: Any, flags: dict[str, Any]) -> Any:
     if flags["json_file"]:
         (host.working_dir() / flags["json_file"]).write_text(_json(result) + "\n")
     if flags["png"]:
-        if not hasattr(result, "to_png"):
-            raise UsageError("this experiment is a table and has no picture", exit_code=1)
         Path(host.working_dir() / flags["png"]).write_bytes(result.to_png())
     return result
 

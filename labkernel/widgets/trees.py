@@ -69,7 +69,7 @@ def _words(process: Process) -> str:
     inside = f" (inside {process.inside})" if process.inside != process.pid else ""
     label = f"[{process.label}] " if process.label else ""
     figures = f"{human_memory(process.memory_bytes)}, {process.cpu_s:.2f} s"
-    return f"{label}{process.pid}{inside} {process.command}  {figures}"
+    return f"{label}{process.pid}{inside} {_cut(process.command, 90)}  {figures}"
 
 
 def _branch(process: Process) -> str:
@@ -78,7 +78,7 @@ def _branch(process: Process) -> str:
         f"<b style='color:var(--jp-brand-color1, #0072b2)'>{html.escape(process.label)}</b> " if process.label else ""
     )
     figures = f"<span style='{_MUTED}'>{human_memory(process.memory_bytes)}, {process.cpu_s:.2f} s of CPU</span>"
-    command = html.escape(process.command if len(process.command) <= 90 else process.command[:89] + "…")
+    command = html.escape(_cut(process.command, 90))
     line = f"{label}<span style='{_MUTED}'>{process.pid}</span>{inside} {command} &nbsp;{figures}"
     border = "border-left:1px solid var(--jp-border-color2, #ccc)"
     place = f"<div style='margin-left:8px;padding-left:10px;{border}'>"

@@ -99,7 +99,7 @@ def lab() -> Iterator[Lab]:
     log = open(home / "server.log", "wb")  # noqa: SIM115
     server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=home)
     made = Lab(home, port, env)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     try:
         while True:
             try:
