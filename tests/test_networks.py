@@ -221,6 +221,15 @@ def test_networks_are_apart_until_a_container_connects_both(engine: Engine, net:
     assert tell(far, "ls /sys/class/net") == "lo"
 
 
+def test_containers_that_may_not_talk_to_each_other(engine: Engine, net: Callable[..., Network]) -> None:
+    network = net("apart", options={"com.docker.network.bridge.enable_icc": "false"})
+    start(engine, HTTPD, name="web", network="apart")
+    cli = start(engine, SLEEP, name="cli", network="apart")
+    assert tell(cli, f"ping -c 1 -W 5 {network.gateway} >/dev/null") == ""
+    assert tell(cli, "timeout 1 wget -qO- http://web/hostname 2>/dev/null") != ""
+    assert engine.containers.get("web").short_id not in tell(cli, "timeout 1 wget -qO- http://web/hostname")
+
+
 def test_special_modes(engine: Engine) -> None:
     web = start(engine, HTTPD, name="web")
     assert engine.containers.run("busybox", ["ls", "/sys/class/net"], network="none", remove=True) == b"lo\n"

@@ -20,7 +20,7 @@ NLM_F_EXCL = 0x200
 NLM_F_CREATE = 0x400
 NLMSG_ERROR = 0x2
 NLMSG_DONE = 0x3
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_GETROUTE = 24, 26
 IFF_UP = 0x1
@@ -94,7 +94,7 @@ def add_veth(
 def set_isolated(index: int) -> bytes:
     """A bridge's port that can't talk to its other isolated ports (if_link.h, IFLA_BRPORT_ISOLATED)."""
     protocol = attribute(_IFLA_PROTINFO | _NESTED, attribute(_IFLA_BRPORT_ISOLATED, b"\x01"))
-    return message(RTM_NEWLINK, 0, _LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0) + protocol)
+    return message(RTM_SETLINK, 0, _LINK.pack(socket.AF_BRIDGE, 0, index, 0, 0) + protocol)
 
 
 def set_alias(name: str, alias: str) -> bytes:

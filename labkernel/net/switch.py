@@ -418,7 +418,11 @@ class Switch:
                     f"driver failed programming external connectivity on endpoint {member.name} "
                     f"({member.inst.id[:12]}): Bind for {where}:{host} failed: {why}",
                     exit_code=125,
-                    resolution=f"another port: -p PORT:{each['port']}; `labkernel ps` shows who has this one",
+                    resolution=(
+                        "a port from `sysctl net.ipv4.ip_unprivileged_port_start` on, or that setting lower"
+                        if err.errno == errno.EACCES
+                        else f"another port: -p PORT:{each['port']}; `labkernel ps` shows who has this one"
+                    ),
                 ) from err
             member.sockets.append(sock)
             bound = {"proto": each["proto"], "ip": each["ip"], "host": number, "to": to, "port": each["port"]}
