@@ -234,9 +234,10 @@ class Container:
 
     def update(self, **limits: Any) -> dict[str, Any]:
         """Other limits (`mem_limit`, `nano_cpus`, `cpu_shares`, `pids_limit`, …) and `restart_policy`, at once when it
-        runs: {"Warnings": [...]}. Other `volumes`, `mounts`, `tmpfs`, `ports` and `remove_mounts` (destinations) make it
-        anew over its own files: one that runs is stopped and started. Raises UsageError, ConflictError, RuntimeFailure when
-        the kernel refuses."""
+        runs: {"Warnings": [...]}.
+
+        `volumes`, `mounts`, `tmpfs`, `ports` and `remove_mounts` (destinations) make it anew over its own files: one
+        that runs is stopped and started. Raises UsageError, ConflictError, RuntimeFailure when the kernel refuses."""
         from .changing import update
 
         return update(self, limits)

@@ -100,7 +100,6 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
     settings = container.settings
     restart = settings.get("restart_policy") or {"name": "no", "max_retries": 0}
     binds = [f"{v['source']}:{v['destination']}:{v['mode']}" for v in settings.get("volumes", ()) if v["source"]]
-    ulimits = settings.get("ulimits") or {}
     return {
         "Binds": binds or None,
         "ContainerIDFile": "",
@@ -134,6 +133,26 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "ShmSize": settings.get("shm_size") or DEFAULT_SHM_BYTES,
         "Runtime": "labkernel",
         "Isolation": "",
+        **_resources(settings),
+        "Init": settings.get("init"),
+        "MaskedPaths": config["linux"].get("maskedPaths", list(MASKED_PATHS)),
+        "ReadonlyPaths": config["linux"].get("readonlyPaths", list(READONLY_PATHS)),
+    }
+
+
+def _denied(state: Mapping[str, Any]) -> dict[str, Any]:
+    if "denied" not in state:
+        return {}
+    from .linux.seccomp import call_name
+
+    named = {call_name(key): count for key, count in state["denied"].items()}
+    return {"DeniedSystemCalls": dict(sorted(named.items(), key=lambda item: -item[1]))}
+
+
+def _resources(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Engine API calls `Resources`: its limits."""
+    ulimits = settings.get("ulimits") or {}
+    return {
         "CpuShares": settings.get("cpu_shares", 0),
         "Memory": settings.get("mem_limit", 0),
         "NanoCpus": settings.get("nano_cpus", 0),
@@ -158,19 +177,7 @@ def _host_config(container: Container, config: Mapping[str, Any]) -> dict[str, A
         "OomKillDisable": settings.get("oom_kill_disable"),
         "PidsLimit": settings.get("pids_limit"),
         "Ulimits": [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in ulimits.items()] or None,
-        "Init": settings.get("init"),
-        "MaskedPaths": config["linux"].get("maskedPaths", list(MASKED_PATHS)),
-        "ReadonlyPaths": config["linux"].get("readonlyPaths", list(READONLY_PATHS)),
     }
-
-
-def _denied(state: Mapping[str, Any]) -> dict[str, Any]:
-    if "denied" not in state:
-        return {}
-    from .linux.seccomp import call_name
-
-    named = {call_name(key): count for key, count in state["denied"].items()}
-    return {"DeniedSystemCalls": dict(sorted(named.items(), key=lambda item: -item[1]))}
 
 
 def _log_config(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,18 +107,19 @@ def finalize_spec(
         },
         "labkernel": {
             "rootfs": rootfs,
-            "log": logsettings.plan(
-                settings,
-                path=f"{directory}/log.json",
-                id=id,
-                labels={**(image_config.get("Labels") or {}), **settings.get("labels", {})},
-                environment=process["env"],
-            ),
+            "log": _log(f"{directory}/log.json", id, process["env"], image_config, settings),
             "seccomp_program": seccomp_program,
             "cgroup_parent": cgroup_parent if limits else "",
             **_own(image_config, settings),
         },
     }
+
+
+def _log(
+    path: str, id: str, environment: Sequence[str], image_config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    labels = {**(image_config.get("Labels") or {}), **settings.get("labels", {})}
+    return logsettings.plan(settings, path=path, id=id, labels=labels, environment=environment)
 
 
 def _process(
