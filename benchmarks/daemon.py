@@ -35,10 +35,6 @@ from peers import Docker, unpacked_busybox
 
 from labkernel.engine import Engine
 
-GB = 1_000_000_000
-TEXT = f"yes {'labkernel ' * 10} | head -c {GB}"
-"""Lines of 100 characters: a log counts in lines."""
-
 
 class Client:
     """One docker client program against one daemon."""
@@ -98,16 +94,17 @@ def bench_ps(clients: list[Client], runs: int, count: int) -> Any:
     return times
 
 
-def bench_streams(clients: list[Client], runs: int, work: Path) -> dict[str, dict[str, list[float]]]:
+def bench_streams(clients: list[Client], runs: int, work: Path, size: int) -> dict[str, dict[str, list[float]]]:
     common = ("--network", "none")
-    zeros = ["head", "-c", str(GB), "/dev/zero"]
+    text = f"yes {'labkernel ' * 10} | head -c {size}"  # lines of 100 characters: a log counts in lines
+    zeros = ["head", "-c", str(size), "/dev/zero"]
     for client in clients:
         client.timed("run", "-d", "--name", "host", *common, client.image, "sleep", "100000")
-        client.timed("exec", "host", "sh", "-c", f"head -c {GB} /dev/zero > /big")
+        client.timed("exec", "host", "sh", "-c", f"head -c {size} /dev/zero > /big")
     big = work / "big.tar"
     with tarfile.open(big, "w") as tar, open("/dev/zero", "rb") as zero:
         info = tarfile.TarInfo("copied")
-        info.size = GB
+        info.size = size
         tar.addfile(info, zero)
 
     def copy_in(client: Client) -> float:
@@ -118,15 +115,16 @@ def bench_streams(clients: list[Client], runs: int, work: Path) -> dict[str, dic
         "attach in": lambda each: each.fed(
             zeros, "run", "--rm", "-i", *common, each.image, "sh", "-c", "cat > /dev/null"
         ),
-        "attach out": lambda each: each.timed("run", "--rm", *common, each.image, "sh", "-c", TEXT),
-        "exec out": lambda each: each.timed("exec", "host", "head", "-c", str(GB), "/dev/zero"),
+        "attach out": lambda each: each.timed("run", "--rm", *common, each.image, "sh", "-c", text),
+        "exec in": lambda each: each.fed(zeros, "exec", "-i", "host", "sh", "-c", "cat > /dev/null"),
+        "exec out": lambda each: each.timed("exec", "host", "head", "-c", str(size), "/dev/zero"),
         "cp in": copy_in,
         "cp out": lambda each: each.timed("cp", "host:/big", "-"),
     }
     found = {}
     for title, way in ways.items():
         found[title] = interleaved(clients, runs, way)
-        report(f"1 GB, {title}", found[title], size=GB)
+        report(f"{size / 1e9:g} GB, {title}", found[title], size=size)
     for client in clients:
         client.timed("rm", "-f", "host")
     return found
@@ -187,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--stream-runs", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of a stream")
     parser.add_argument("--containers", type=int, default=200)
     parser.add_argument("--streams", type=int, default=1000, help="followers of logs, and as many attached clients")
     parser.add_argument("--only", action="append", choices=["run", "ps", "data", "many"])
@@ -220,7 +219,7 @@ def main() -> int:
             report(f"docker ps -a with {options.containers} containers", found)
             results["ps"] = found
         if "data" in wanted:
-            results["data"] = bench_streams(clients, options.stream_runs, work)
+            results["data"] = bench_streams(clients, options.stream_runs, work, options.megabytes * 1_000_000)
         if "many" in wanted:
             results["many"] = bench_many(daemon, options.streams)
             print(f"{options.streams} logs -f and {options.streams} attach at once: {results['many']}")

@@ -245,6 +245,7 @@ class RemoteContainer(RemoteObject):
         detach: bool = False,
         environment: Any = None,
         workdir: str | None = None,
+        console_size: Sequence[int] | None = None,
     ) -> RemoteAttachment:
         api = self._engine.client.api
         with translated(self._kind, self.name):
@@ -253,6 +254,8 @@ class RemoteContainer(RemoteObject):
                 workdir=workdir,
             )  # fmt: skip
             started = api.exec_start(made["Id"], detach=detach, tty=tty, socket=not detach)
+            if console_size and tty and not detach:
+                api.exec_resize(made["Id"], console_size[0], console_size[1])
         import io
 
         return RemoteAttachment(
