@@ -176,20 +176,25 @@ def _watch(
         # Of what ran before, only what it writes from now on.
         follow(printer, shown, ended=ended, settings=lambda each: {"since": before} if each.id in running else {})
     except KeyboardInterrupt:
-        session.host.note("Gracefully Stopping... press Ctrl+C again to force")
-        try:
-            session.service.stop(project.name, timeout_s=flags["timeout"], report=session.report)
-        except KeyboardInterrupt:
-            for each in containers:
-                with contextlib.suppress(LabkernelError):
-                    each.kill()
-        return RunResult(130, note="stopped")
+        return _interrupted(session, project, containers, flags["timeout"])
     code = 0
     if source or aborted:
         mine = [each for each in containers if not source or each.labels["com.docker.compose.service"] == source]
         found = [codes.get(each.id, int(each.runtime_state().get("exit_code") or 0)) for each in mine]
         code = next(iter(found), 0) if source else next(iter(codes.values()), 0)
     return RunResult(code, seconds=time.monotonic() - began, note=f"{len(containers)} containers ended")
+
+
+def _interrupted(session: Session, project: Project, containers: list[Any], timeout_s: float | None) -> RunResult:
+    """The first interrupt stops the containers, the next one kills them."""
+    session.host.note("Gracefully Stopping... press Ctrl+C again to force")
+    try:
+        session.service.stop(project.name, timeout_s=timeout_s, report=session.report)
+    except KeyboardInterrupt:
+        for each in containers:
+            with contextlib.suppress(LabkernelError):
+                each.kill()
+    return RunResult(130, note="stopped")
 
 
 @command("run", "[OPTIONS] SERVICE [COMMAND] [ARGS...]", interspersed=False)
