@@ -181,8 +181,14 @@ class Engine:
     def comparisons(self) -> Comparisons:
         from .comparisons import Comparisons
 
-        parts = {"builds": lambda: self.builds, "layout": self.layout, "open_engine": Engine.open}
-        return Comparisons(self.containers, self.vms, self.images, **parts)
+        return Comparisons(
+            self.containers,
+            self.vms,
+            self.images,
+            builds=lambda: self.builds,
+            layout=self.layout,
+            open_engine=Engine.open,
+        )
 
     def ping(self) -> bool:
         """Whether the engine answers: it is embedded, so it does."""
