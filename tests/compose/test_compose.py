@@ -196,7 +196,8 @@ def test_wrong_names_change_nothing(project: Path, compose: Run, engine: Engine)
 
 def test_up_in_the_foreground_shows_what_they_say(project: Path, compose: Run) -> None:
     (project / "compose.yaml").write_text(
-        "services:\n  one: {image: lab/busybox, command: [echo, first]}\n"
+        # The first end of any of them ends all, so only the last one ends by itself.
+        f'services:\n  one: {{image: lab/busybox, command: [sh, -c, "echo first; {STOPS}"]}}\n'
         f'  twotwo: {{image: lab/busybox, command: [sh, -c, "{STOPS}"]}}\n'
         "  three: {image: lab/busybox, depends_on: [one], command: [sh, -c, 'echo last; exit 5']}\n"
     )
