@@ -252,8 +252,10 @@ class RemoteImages:
             image, log = self._inner.build(**options)
         return self._image(image), log
 
-    def save(self, refs: Sequence[str], out: Any) -> None:
-        """One archive of several images. Raises NoSuchImage."""
+    def save(self, refs: Sequence[str], out: Any, *, platform: str | None = None) -> None:
+        """One archive of several images. Raises NoSuchImage, UsageError for a platform."""
+        if platform is not None:
+            raise UsageError("--platform is not passed on to another engine in this release")
         api = self._engine.client.api
         for ref in refs:
             self.get(ref)

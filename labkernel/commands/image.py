@@ -257,7 +257,9 @@ def save(ctx: click.Context, names: tuple[str, ...], output: str | None, platfor
     try:
         # First, so that nothing is created for a typing error.
         for name in names:
-            host.engine.images.check_platform(host.engine.images.get(name), platform)
+            found = host.engine.images.get(name)
+            if platform is not None:
+                host.engine.images.check_platform(found, platform)
     except NoSuchImage as err:
         raise _not_there(err) from None
     with tar_output(host, output) as out:
