@@ -16,11 +16,11 @@ from typing import IO, Any, NamedTuple
 
 from .display import human_memory, table_html, table_text
 from .errors import LabkernelError, NotFoundError, UsageError
+from .measuring.guest import GuestReader
 from .measuring.prometheus import Reading, Server, prometheus_text
 from .measuring.stats import STATS_HEADER, stats_json, stats_row, stats_stream
 from .samples import (
     CgroupReader,
-    GuestReader,
     Limits,
     ProcessReader,
     ProcessTreeReader,

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from .errors import LabkernelError
-
 _TICK_USEC = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_DESCRIPTORS = 16384
@@ -485,44 +483,6 @@ class ProcessTreeReader:
         self._drop_proc()
         if self._net:
             self._net.close()
-
-
-class GuestReader:
-    """A virtual machine as its own kernel sees it: the sum over its processors, and memory that is not available.
-
-    `ask` gives the guest's figures (`VM.inside`: µs and KiB) and is the only one that takes time, under a millisecond.
-    A guest's CPU times lie while its host is busy: what a machine costs is read outside.
-    """
-
-    source = "guest"
-
-    def __init__(self, ask: Callable[[], Mapping[str, int]]) -> None:
-        self._ask = ask
-        self._total: int | None = None
-
-    def read(self) -> Sample | None:
-        try:
-            told = self._ask()
-            total, available = told["memory_total_kib"] << 10, told["memory_available_kib"] << 10
-            used = total - (told["memory_free_kib"] << 10)
-            cpu = told["user_us"] + told["system_us"]
-        except (LabkernelError, OSError, KeyError):
-            return None
-        self._total = total
-        cache = told.get("cached_kib")
-        return Sample(
-            time.monotonic(),
-            cpu,
-            total - available,
-            memory_usage_bytes=used,
-            memory_cache_bytes=None if cache is None else cache << 10,
-        )
-
-    def limits(self) -> Limits:
-        return Limits(memory_bytes=self._total)
-
-    def close(self) -> None:
-        pass
 
 
 def _namespace(pid: int) -> str:

@@ -16,9 +16,10 @@ import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import NotFoundError, UsageError
+from labkernel.measuring.guest import GuestReader
 from labkernel.measuring.prometheus import Reading, Server, prometheus_text
 from labkernel.metrics import Metrics
-from labkernel.samples import GuestReader, Limits, Sample
+from labkernel.samples import Limits, Sample
 
 SAMPLE = Sample(1.0, 1_500_000, 4096, 30, 7, 3, 250_000, 10, 5, 8192, 9000, 1, 4096, 1_000_000, None, 2)
 
