@@ -4,11 +4,12 @@ import { ICellModel, INotebook, INotebookTracker, NotebookPanel } from '@jupyter
 
 /** What a cell is written in, by the magic it begins with. JupyterLab itself brings the languages. */
 const LANGUAGES: Record<string, string> = {
+  compose: 'text/x-yaml',
   dockerfile: 'text/x-dockerfile'
 };
 const MAGIC = /^\s*%%([a-z]+)\b/;
 
-/** Highlights cells in the language of their magic: `%%dockerfile` cells as Dockerfiles. */
+/** Highlights cells in the language of their magic: `%%dockerfile` cells as Dockerfiles, `%%compose` ones as YAML. */
 export const cells: JupyterFrontEndPlugin<void> = {
   id: 'labkernel:cells',
   description: 'Highlights %%dockerfile cells as Dockerfiles.',
