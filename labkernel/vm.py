@@ -21,7 +21,6 @@ from .vmresults import VMResult, timings_of, usage_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .runtime.client import Attachment
     from .vms import VMs
 
 _INSIDE_TIMEOUT_S = 5.0
@@ -261,11 +260,6 @@ class VM(Container):
     def remove_snapshot(self, name: str) -> None:
         """Raises VMError when there is none of this name."""
         vmsnapshots.remove(self, name)
-
-    def open_attachment(
-        self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True, logs: bool = False
-    ) -> Attachment:
-        return super().open_attachment(stdin=stdin, stdout=stdout, stderr=stderr, logs=logs)
 
     def kill(self, signal: str | int | None = None) -> None:
         """SIGKILL (the default) is pulling the plug: the machine is gone at once. Other signals go to its command.

@@ -72,6 +72,10 @@ def box(lab: Engine, shared: Path) -> VM:
     return found
 
 
+def others(lab: Engine) -> list[VM]:
+    return [vm for vm in lab.vms.list(all=True) if vm.name != "box"]
+
+
 def output(vm: VM, *words: str, **options: object) -> str:
     code, data = vm.exec_run(list(words), **options)
     assert code == 0, data
@@ -315,7 +319,7 @@ def test_the_same_image_and_command_with_a_kernel_of_its_own(lab: Engine) -> Non
     assert series.kind == "vm"
     assert series.samples
     assert seen[0].status == "removed"
-    assert lab.vms.list(all=True) == []
+    assert others(lab) == []
 
 
 def test_two_machines_of_one_template_draw_different_random_numbers(lab: Engine) -> None:
@@ -337,21 +341,21 @@ def test_a_damaged_template_is_replaced_by_a_cold_boot(lab: Engine) -> None:
 def test_a_time_limit_ends_the_machine(lab: Engine) -> None:
     with pytest.raises(VMError, match="did not end within"):
         lab.vms.run(IMAGE, "sleep 1000", mem_limit=MEMORY, timeout_s=4)
-    assert lab.vms.list(all=True) == []
+    assert others(lab) == []
 
 
 def test_an_interrupt_ends_the_machine(lab: Engine) -> None:
     pids: list[int | None] = []
 
     def interrupt(_stream: str, _data: bytes) -> None:
-        pids.append(lab.vms.list()[0].pid)
+        pids.append(others(lab)[0].pid)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         lab.vms.run(IMAGE, ["sh", "-c", "echo up; sleep 1000"], mem_limit=MEMORY, on_output=interrupt)
     assert pids[0]
     wait_for(lambda: not os.path.exists(f"/proc/{pids[0]}"), "QEMU is gone")
-    assert lab.vms.list(all=True) == []
+    assert others(lab) == []
 
 
 def test_a_machine_in_the_foreground_dies_with_who_started_it(lab: Engine) -> None:
@@ -368,7 +372,7 @@ def test_a_machine_in_the_foreground_dies_with_who_started_it(lab: Engine) -> No
         assert os.path.exists(f"/proc/{pid}")
         client.kill()
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "QEMU is gone")
-    wait_for(lambda: lab.vms.list(all=True) == [], "the machine is removed")
+    wait_for(lambda: others(lab) == [], "the machine is removed")
 
 
 def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +440,7 @@ def test_unknown_image_kernel_and_root(lab: Engine, tmp_path: Path) -> None:
     if lab.driver.name == "root":
         with pytest.raises(VMError, match="lab/host"):
             lab.vms.run("lab/host", "true", mem_limit=MEMORY)
-    assert lab.vms.list(all=True) == []
+    assert others(lab) == []
 
 
 def test_without_qemu_or_kernel_the_remedy_is_named(
@@ -463,6 +467,6 @@ def test_the_probe_gives_every_cause_in_words(shared_engine: Engine) -> None:
 def test_prune_only_costs_time(lab: Engine) -> None:
     vm = lab.vms.create(IMAGE, "true", mem_limit=MEMORY)
     answer = lab.vms.prune(all=True)
-    assert answer["VMsDeleted"] == [vm.id]
+    assert vm.id in answer["VMsDeleted"]
     assert answer["SpaceReclaimed"] > 0
-    assert lab.vms.usage()["disks"] == lab.vms.usage()["templates"] == 0
+    assert list(lab.layout.vm.glob("templates/*")) == []

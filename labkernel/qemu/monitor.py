@@ -34,7 +34,6 @@ from .spawn import Qemu
 from .streams import GuestProcess, Link
 
 DEVICE = "/dev/vda"
-MAX_PROCESSES = 32
 _POWEROFF_S = 10.0
 _FLUSH_S = 10.0
 _KILLED = 128 + signal.SIGKILL
@@ -222,7 +221,7 @@ class Monitor:
             stdin=stdin or tty,
             tty=pty.size(fds[0]) if tty else None,
         )
-        made = GuestProcess(number, fds, stdin=stdin, tty=tty, watch=self.watch, send=self.send, payload=payload)
+        made = GuestProcess(number, fds, stdin=stdin, tty=tty, watch=self.watch, send=self.send)
         self.processes[number] = made
         self.send(encode(Kind.START, payload, process=number))
         return made
@@ -236,7 +235,7 @@ class Monitor:
         process, own = self.config["process"], self.config["labkernel"]
         stdin = bool(own.get("stdin_open")) or bool(process.get("terminal"))
         main = GuestProcess(
-            0, [0, 1, 2], stdin=stdin, tty=bool(process.get("terminal")), watch=self.watch, send=self.send, payload=b""
+            0, [0, 1, 2], stdin=stdin, tty=bool(process.get("terminal")), watch=self.watch, send=self.send
         )
         main.unconsumed = int(state["unconsumed"])
         self.processes[0] = main

@@ -78,11 +78,8 @@ class Link:
 class GuestProcess:
     """Number `number` in the guest. `outputs` are our descriptors for its stdout and stderr (with a terminal: one)."""
 
-    def __init__(
-        self, number: int, fds: list[int], *, stdin: bool, tty: bool, watch: Watch, send: Send, payload: bytes
-    ) -> None:
+    def __init__(self, number: int, fds: list[int], *, stdin: bool, tty: bool, watch: Watch, send: Send) -> None:
         self.number = number
-        self.payload = payload
         self.tty = tty
         self.unconsumed = 0
         self.started_at: float | None = None
