@@ -26,7 +26,7 @@ def connect(root: str | None = None, *, driver: str | None = None, runtime_dir: 
     from .engine import Engine
 
     if root is not None and "://" in root:
-        from .remote import connect as connect_remote
+        from .remote.engine import connect as connect_remote
 
         return connect_remote(root)  # type: ignore[return-value]
     return Engine.open(root=root, driver=driver, runtime_dir=runtime_dir)

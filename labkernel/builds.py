@@ -47,8 +47,8 @@ from .oci.config import host_architecture, new_document
 
 if TYPE_CHECKING:
     from .containers import Containers
-    from .image import Image
     from .images import Images
+    from .imaging.image import Image
     from .runtime.client import Runtime
     from .runtime.driver import Driver
     from .store.blobs import Blobs
@@ -389,12 +389,12 @@ class _Build:
         """The image of that name; with --pull asked for anew where a registry answers."""
         images = self._builds.images
         if self._options.pull:
-            from . import bases
+            from .imaging import bases
             from .oci import reference
 
             wanted = reference.parse(name).with_default_tag()
             if not bases.is_builtin(wanted) and images.registry_answers(wanted.domain):
-                from .pulls import Pulls
+                from .imaging.pulls import Pulls
 
                 return Pulls(images).pull(str(wanted), notify=self._warn).image
         image = images.resolve(name, notify=self._warn)

@@ -85,7 +85,7 @@ def _unchanged(words: Sequence[str]) -> bool:
 
 def _up_to_date(words: Sequence[str]) -> bool:
     """Say what `labkernel pull WORDS…` would say when the image is as it is at its registry."""
-    from .uptodate import find
+    from .imaging.uptodate import find
 
     lines = find(words)
     if lines is None:

@@ -4,7 +4,7 @@
 DataFrame, JSON. Nothing is inferred: kernel release and exit status are asked from inside, CPU and memory are read from
 the container's cgroup (without one: the rusage of its first process) and from the process of QEMU. Every table and
 figure names the accelerator, since what a VM costs under TCG (emulation) says little about KVM. Drawing is in
-`figures.py`.
+`measuring/figures.py`.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def _cgroups(engine: Engine) -> Iterator[Problem]:
 
 
 def _networks(engine: Engine) -> Iterator[Problem]:
-    from .networkcheck import find_leaks
+    from .networking.check import find_leaks
 
     for name in find_leaks(engine.networks):
         yield Problem("network", name, "no container uses it", PRUNE)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .container import Container, ContainerList, disk_bytes
 from .errors import (
     ConflictError,
     ContainerExit,
@@ -29,7 +28,16 @@ from .errors import (
     UsageError,
 )
 from .events import container_attributes, insert_event
-from .provision import Programs, RootDirectory, find_warnings, inherited_mounts, make_mounts, needs_no_mknod, spec_mount
+from .imaging.provision import (
+    Programs,
+    RootDirectory,
+    find_warnings,
+    inherited_mounts,
+    make_mounts,
+    needs_no_mknod,
+    spec_mount,
+)
+from .running.container import Container, ContainerList, disk_bytes
 from .runtime import prootprogram, sharing
 from .runtime.copies import remove_tree
 from .runtime.driver import Driver, cgroup_parent
@@ -41,8 +49,8 @@ from .store.locks import is_abandoned, is_locked
 from .volumes import Volumes
 
 if TYPE_CHECKING:
-    from .image import Image
     from .images import Images
+    from .imaging.image import Image
     from .networks import Networks
     from .runtime.client import Attachment, Runtime
     from .store.database import Database
@@ -232,7 +240,7 @@ class Containers:
             more.pop(key, None)
         if more:
             raise UsageError(f"unknown argument: {next(iter(more))}")
-        from .filters import select_containers
+        from .running.filters import select_containers
 
         conditions = dict(filters or {})
         conditions.update({key: value for key, value in (("before", before), ("since", since)) if value})
@@ -242,7 +250,7 @@ class Containers:
         """Remove all containers that do not run; filters: until, label.
 
         Returns {"ContainersDeleted": [ids], "SpaceReclaimed": bytes}."""
-        from .filters import select_stopped
+        from .running.filters import select_stopped
 
         self.reconcile()
         deleted, reclaimed = [], 0

@@ -183,7 +183,7 @@ def open_engine(name: str | None = None) -> Engine:
         from .engine import Engine
 
         return Engine.open()
-    from .remote import connect
+    from .remote.engine import connect
 
     # Names, arguments and results are the same as far as a remote engine has them.
     return connect(contexts.get(chosen))  # type: ignore[return-value]

@@ -18,21 +18,21 @@ from .store.database import Database
 from .store.layout import Layout
 
 if TYPE_CHECKING:
-    from .artifacts import Artifacts
-    from .autobuilds import Autobuilds
     from .builds import Builds
     from .comparisons import Comparisons
     from .compose.service import Compose
     from .consistency import Problem
     from .containers import Containers
     from .events import Events
-    from .imagecollection import ImageCollection
-    from .layerview import Layers
-    from .logins import Logins
+    from .imaging.artifacts import Artifacts
+    from .imaging.autobuilds import Autobuilds
+    from .imaging.collection import ImageCollection
+    from .imaging.layerview import Layers
+    from .imaging.logins import Logins
+    from .imaging.pulls import Pulls
+    from .imaging.pushes import Pushes
     from .metrics import Metrics
     from .networks import Networks
-    from .pulls import Pulls
-    from .pushes import Pushes
     from .registries import Registries
     from .runtime.probe import Capability
     from .vms import VMs
@@ -63,7 +63,7 @@ class Engine:
         layout = Layout.find(root=root, runtime_dir=runtime_dir)
         chosen = choose_driver(layout, driver)
         if chosen.name == "proot":
-            from .prootsetup import ensure
+            from .running.prootsetup import ensure
 
             ensure(layout)
         return cls(layout, chosen)
@@ -87,20 +87,20 @@ class Engine:
 
     @cached_property
     def images(self) -> ImageCollection:
-        from .imagecollection import ImageCollection
+        from .imaging.collection import ImageCollection
 
         parts = (self.layout, self.blobs, self.db, self.runtime, self.driver)
         return ImageCollection(*parts, builds=lambda: self.builds, pulls=lambda: self.pulls, pushes=lambda: self.pushes)
 
     @cached_property
     def pulls(self) -> Pulls:
-        from .pulls import Pulls
+        from .imaging.pulls import Pulls
 
         return Pulls(self.images)
 
     @cached_property
     def pushes(self) -> Pushes:
-        from .pushes import Pushes
+        from .imaging.pushes import Pushes
 
         return Pushes(self.images, self.pulls)
 
@@ -112,19 +112,19 @@ class Engine:
 
     @cached_property
     def artifacts(self) -> Artifacts:
-        from .artifacts import Artifacts
+        from .imaging.artifacts import Artifacts
 
         return Artifacts(self.pulls)
 
     @cached_property
     def autobuilds(self) -> Autobuilds:
-        from .autobuilds import Autobuilds
+        from .imaging.autobuilds import Autobuilds
 
         return Autobuilds(self.layout, self.images, lambda: self.builds, lambda: self.pushes)
 
     @cached_property
     def logins(self) -> Logins:
-        from .logins import Logins
+        from .imaging.logins import Logins
 
         return Logins()
 
@@ -231,7 +231,7 @@ class Engine:
 
     def layers(self, image: str) -> Layers:
         """What each layer of a local image added, changed and removed, and the bytes wasted; shows itself in a cell."""
-        from .layerview import explore
+        from .imaging.layerview import explore
 
         return explore(self.images, image)
 

@@ -2,7 +2,7 @@
 
 An image is immutable; its id is the digest of its config. Names (tags) point at ids and are set last, so a failure
 leaves at most content that nothing names, which `prune` and `remove` collect. Content comes here from `builds`,
-`containers.commit`, `import`, `load` and the built-in bases (`bases.py`), and from registries (`pulls.py`).
+`containers.commit`, `import`, `load`, the built-in bases (`imaging/bases.py`) and registries (`imaging/pulls.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .errors import (
     StoreError,
     UsageError,
 )
-from .image import Image, ImageList
-from .imagefilters import make_test
+from .imaging.filters import make_test
+from .imaging.image import Image, ImageList
 from .oci import reference
 from .oci.config import add_history, apply_changes, encode, new_document, parse_timestamp
 from .store.blobs import Blobs, temporary_directory
@@ -122,13 +122,13 @@ class Images:
             if "64-byte" in err.brief:
                 raise NoSuchImage(ref, resolution=_NO_IMAGE_HINT) from None
             raise
-        from . import bases
+        from .imaging import bases
 
         if bases.is_builtin(wanted):
             return bases.ensure(self, wanted, notify)
         failure: RegistryError | None = None
         if ask and self.registry_answers(wanted.domain):
-            from .pulls import Pulls
+            from .imaging.pulls import Pulls
 
             notify(f"Unable to find image '{wanted.familiar}' locally; pulling it from {wanted.domain}")
             try:
@@ -169,7 +169,7 @@ class Images:
 
     def is_builtin(self, wanted: reference.Reference) -> bool:
         """Whether the name is one of the bases made on this machine."""
-        from . import bases
+        from .imaging import bases
 
         return bases.is_builtin(wanted)
 
@@ -209,7 +209,7 @@ class Images:
         that uses the image raises ConflictError, which `force` overrides unless it runs; by id an image with names in
         several places needs `force`. Layers that a stopped container stands on stay until it goes.
         """
-        from .removal import remove_image
+        from .imaging.removal import remove_image
 
         return remove_image(self, ref, force=force)
 
@@ -218,7 +218,7 @@ class Images:
 
         Returns `{"ImagesDeleted": [records], "SpaceReclaimed": bytes}`.
         """
-        from .removal import prune_images
+        from .imaging.removal import prune_images
 
         return prune_images(self, filters or {})
 
@@ -227,7 +227,7 @@ class Images:
 
         Waits for those who are adding content. Called by `prune`; `remove` collects its own image's content.
         """
-        from .removal import sweep
+        from .imaging.removal import sweep
 
         return sweep(self)
 
@@ -235,7 +235,7 @@ class Images:
 
     def needed_blobs(self) -> set[str]:
         """Digests that an image, the build cache or the registry on this store needs."""
-        from .published import published_blobs
+        from .imaging.published import published_blobs
 
         return self.catalog.needed_blobs() | published_blobs(self.layout)
 
@@ -307,7 +307,7 @@ class Images:
         Raises LayerError, CorruptBlob, DiskFull, and DriverError for `lab/host` where the driver cannot.
         """
         if image.uses_host:
-            from .bases import refuse_host
+            from .imaging.bases import refuse_host
 
             refuse_host(self.driver)
         self._claim_layers()
@@ -466,8 +466,8 @@ class Images:
 
     def save(self, refs: Sequence[str], out: BinaryIO, *, platform: str | None = None) -> None:
         """Write images as one tar that is a `docker save` archive and an OCI image layout at once."""
+        from .imaging.removal import find_name
         from .oci.archive import SavedImage, save_archive
-        from .removal import find_name
 
         saved: dict[str, SavedImage] = {}
         for ref in refs:
@@ -556,7 +556,7 @@ class Images:
                     f"the containers of this store were made with the driver {known}; this is {kind}",
                     resolution=f"set LABKERNEL_DRIVER={known.split()[0]}, remove them, or use another LABKERNEL_ROOT",
                 )
-            from .removal import forget_unpacked
+            from .imaging.removal import forget_unpacked
 
             forget_unpacked(self)
         if known != kind:

@@ -1,7 +1,7 @@
 """Figures of what runs, over time: one thread, the `Sampler`, follows containers and virtual machines alike.
 
-A reading is a `Sample` (`samples.py` reads it from the kernel); a `Series` is the ring buffer of one target, with what
-happened to it; `measuring/stats.py` says the same in docker's words. Drawing is not here, and nothing heavy is
+A reading is a `Sample` (`measuring/samples.py` reads it from the kernel); a `Series` is the ring buffer of one target,
+with what happened to it; `measuring/stats.py` says the same in docker's words. Drawing is not here, and nothing heavy is
 imported: pandas only by `to_dataframe()`.
 """
 
@@ -18,8 +18,7 @@ from .display import human_memory, table_html, table_text
 from .errors import LabkernelError, NotFoundError, UsageError
 from .measuring.guest import GuestReader
 from .measuring.prometheus import Reading, Server, prometheus_text
-from .measuring.stats import STATS_HEADER, stats_json, stats_row, stats_stream
-from .samples import (
+from .measuring.samples import (
     CgroupReader,
     Limits,
     ProcessReader,
@@ -30,6 +29,7 @@ from .samples import (
     reader_for,
     state_of,
 )
+from .measuring.stats import STATS_HEADER, stats_json, stats_row, stats_stream
 
 __all__ = [
     "STATS_HEADER",
@@ -328,7 +328,7 @@ class Sampler:
 
     def figure(self) -> Any:
         """CPU, memory, throttling and processes over time (matplotlib)."""
-        from .figures import history_figure
+        from .measuring.figures import history_figure
 
         return history_figure(self.all_series())
 

@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConflictError, InvalidFilter, LabkernelError, NoSuchNetwork, StartError, UsageError
 from .events import insert_event
-from .filters import filter_words, has_label
 from .net import addresses
 from .net.addresses import Subnet
 from .net.naming import bridge_name, store_key
-from .network import Network, NetworkList
+from .networking.network import Network, NetworkList
+from .running.filters import filter_words, has_label
 from .runtime.spec import network_mode
 
 if TYPE_CHECKING:
-    from .container import Container
     from .containers import Containers
+    from .running.container import Container
     from .runtime.client import Runtime
     from .runtime.driver import Driver
     from .store.database import Database
@@ -349,7 +349,7 @@ class Networks:
 
     def sweep(self) -> Words:
         """Remove interfaces and rules that a crash has left; returns their names."""
-        from .networkcheck import remove_leaks
+        from .networking.check import remove_leaks
 
         return remove_leaks(self)
 

@@ -110,7 +110,7 @@ class Registries:
             return Depot(self.root_of(options), quota_bytes=options.quota_bytes)
         if options.root:
             raise UsageError("--store and --root exclude each other")
-        from .published import StoreDepot
+        from .imaging.published import StoreDepot
 
         return StoreDepot(self._images(), address=address, quota_bytes=options.quota_bytes)
 

@@ -24,11 +24,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from . import vmplans
 from .errors import ConflictError, LabkernelError, NoSuchContainer, NoSuchVM, StartError, TaskError, UsageError, VMError
 from .events import container_attributes, insert_event
+from .imaging.provision import make_mounts
+from .machines import plans as vmplans
+from .machines.results import Usage, VMResult
+from .machines.vm import VM, VMList, started_error
 from .oci.ownership import OWNER_XATTR
-from .provision import make_mounts
 from .qemu import disk, guest, kernel
 from .qemu.command import Machine
 from .qemu.machine import Machines
@@ -40,12 +42,10 @@ from .runtime.names import random_name
 from .runtime.settings import parse_command
 from .runtime.spec import finalize_args
 from .store.locks import Locks
-from .vm import VM, VMList, started_error
-from .vmresults import Usage, VMResult
 
 if TYPE_CHECKING:
-    from .image import Image
     from .images import Images
+    from .imaging.image import Image
     from .runtime.client import Attachment, Runtime
     from .runtime.driver import Driver
     from .runtime.probe import Capability
@@ -369,7 +369,7 @@ class VMs:
         limit: int | None = None,
     ) -> VMList:
         """Running machines, newest first; all of them with `all`, or the `limit` newest. Filters as for containers."""
-        from .filters import select_containers
+        from .running.filters import select_containers
 
         found = select_containers(self, self._all(), dict(filters or {}), everything=all, limit=limit)  # type: ignore[arg-type]
         return VMList(found)
@@ -453,8 +453,8 @@ class VMs:
     def prune(self, filters: Mapping[str, Any] | None = None, *, all: bool = False) -> dict[str, Any]:
         """Remove machines that do not run, and kept disks and templates that no machine needs: with `all` every one of
         these, else disks of images that are gone. Returns {"VMsDeleted": ids, "SpaceReclaimed": bytes}."""
-        from .container import disk_bytes
-        from .filters import select_stopped
+        from .running.container import disk_bytes
+        from .running.filters import select_stopped
 
         deleted, freed = [], 0
         for vm in select_stopped(self._all(), dict(filters or {})):
@@ -490,7 +490,7 @@ class VMs:
 
     def usage(self) -> dict[str, int]:
         """Bytes on disk: {"machines", "disks", "templates", "kernels"}, for `system df`."""
-        from .container import disk_bytes
+        from .running.container import disk_bytes
 
         return {name: disk_bytes(self.layout.vm / name) for name in ("machines", "disks", "templates", "kernels")}
 

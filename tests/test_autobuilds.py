@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from registries import docker_registry
 
-from labkernel.autobuilds import NoSuchAutobuild
 from labkernel.cli import TerminalHost, run
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, ConflictError, UsageError
+from labkernel.imaging.autobuilds import NoSuchAutobuild
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed (apt-get install git)")
 

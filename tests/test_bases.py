@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from labkernel import basefiles, bases, packages
 from labkernel.engine import Engine
 from labkernel.errors import DriverError, ImageError
+from labkernel.imaging import basefiles, bases, packages
 from labkernel.oci.reference import parse_tag
 
 BUSYBOX = basefiles.find_busybox()

@@ -24,10 +24,10 @@ from labkernel.comparisons import (
 )
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError
-from labkernel.figures import cpu_steps, memory_curve
 from labkernel.measuring.bench import spent
+from labkernel.measuring.figures import cpu_steps, memory_curve
+from labkernel.measuring.samples import Sample
 from labkernel.metrics import Series
-from labkernel.samples import Sample
 
 MIB = 1 << 20
 
@@ -174,7 +174,7 @@ def test_wording() -> None:
 
 
 def test_matplotlib_is_imported_only_when_something_is_drawn() -> None:
-    code = "import sys, labkernel.comparisons, labkernel.figures; print('matplotlib' in sys.modules)"
+    code = "import sys, labkernel.comparisons, labkernel.measuring.figures; print('matplotlib' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from labkernel.container import Container, ContainerList
 from labkernel.display import command_words, status_words
 from labkernel.engine import Engine
 from labkernel.errors import (
@@ -23,6 +22,7 @@ from labkernel.errors import (
     StartError,
     UsageError,
 )
+from labkernel.running.container import Container, ContainerList
 
 SLEEP = ["sleep", "1000"]
 

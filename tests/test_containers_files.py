@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from labkernel.cli import TerminalHost, run
-from labkernel.container import Container
-from labkernel.containerfiles import NoSuchFile
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError
+from labkernel.running.container import Container
+from labkernel.running.files import NoSuchFile
 
 SETUP = (
     "mkdir -p /d/e /w; echo x > /d/x; ln -s /d /ld; ln -s x /d/lx; ln -s /nope /dangling; rm /bin/vi;"

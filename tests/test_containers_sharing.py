@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from labkernel.cli import TerminalHost, run
-from labkernel.container import Container
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, LabkernelError, NoSuchContainer, StartError, UsageError
+from labkernel.running.container import Container
 
 ROOT = os.geteuid() == 0
 NAMESPACES = ("pid", "net", "ipc", "uts", "cgroup", "mnt")

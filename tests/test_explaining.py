@@ -11,8 +11,8 @@ import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import StartError
-from labkernel.explaining import explain
 from labkernel.linux import seccomp
+from labkernel.running.explaining import explain
 
 
 @pytest.fixture

@@ -332,7 +332,7 @@ def test_prune_takes_dockers_filters(images: Images) -> None:
 
 
 def test_prune_waits_for_who_is_adding(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("labkernel.removal.ADDING_WAIT_S", 0.05)
+    monkeypatch.setattr("labkernel.imaging.removal.ADDING_WAIT_S", 0.05)
     with images.adding():
         blob = images.blobs.put(b"nobody names me yet")
         with pytest.raises(StoreError, match="the store is busy"):

@@ -9,7 +9,7 @@ import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import NoSuchImage
-from labkernel.layerview import Change, Layers, differences, explore
+from labkernel.imaging.layerview import Change, Layers, differences, explore
 
 TEXT = """\
 FROM lab/busybox

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from labkernel import metrics, samples
+from labkernel import metrics
 from labkernel.errors import UsageError
+from labkernel.measuring import samples
+from labkernel.measuring.samples import CgroupReader, ProcessReader, ProcessTreeReader, field, number, reader_for
 from labkernel.metrics import Limits, Sample, Sampler, Series, stats_json, stats_row
-from labkernel.samples import CgroupReader, ProcessReader, ProcessTreeReader, field, number, reader_for
 
 PRESSURE = {
     "cpu.pressure": "some avg10=0.00 avg60=0.10 avg300=0.00 total=41\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from labkernel import terminal
-from labkernel.container import Container
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, NoSuchNetwork, StartError, UsageError
 from labkernel.linux import netlink, nftables, syscalls
 from labkernel.net import firewall, naming
-from labkernel.network import Network
+from labkernel.networking.network import Network
+from labkernel.running.container import Container
 
 WAIT_S = 60.0
 SLEEP = ["sleep", "1000"]

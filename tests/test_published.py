@@ -12,8 +12,8 @@ from registries import OCI_MANIFEST, MadeImage, ask, digest_of, give, give_image
 
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
+from labkernel.imaging.published import StoreDepot, published_blobs
 from labkernel.oci.depot import Problem
-from labkernel.published import StoreDepot, published_blobs
 from labkernel.registries import Options
 
 

@@ -26,11 +26,11 @@ from registries import (
 
 from labkernel.engine import Engine
 from labkernel.errors import CorruptBlob, DiskFull, LabkernelError, LayerError, ManifestError, RegistryError
+from labkernel.imaging.pulls import Pulls
 from labkernel.oci import registry as client
 from labkernel.oci.connections import Patience
 from labkernel.oci.endpoints import Limits
 from labkernel.oci.registry import Persistence, Refused, Registry
-from labkernel.pulls import Pulls
 
 QUICK = Persistence(retries=2, pause_s=0.01)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from registries import Answer, MadeImage, Scripted, scripted
 
-from labkernel import uptodate
 from labkernel.engine import Engine
+from labkernel.imaging import uptodate
 
 
 @pytest.fixture

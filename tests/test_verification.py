@@ -12,7 +12,7 @@ from registries import MadeImage, Scripted, scripted
 
 from labkernel.cli import TerminalHost, run
 from labkernel.engine import Engine
-from labkernel.verification import repair, verify_images
+from labkernel.imaging.verification import repair, verify_images
 
 
 @pytest.fixture

@@ -34,11 +34,11 @@ from relays import Proxy, Relay, closing
 
 from labkernel.engine import Engine
 from labkernel.errors import RegistryError
+from labkernel.imaging.pulls import Pulls
+from labkernel.imaging.pushes import Pushes
 from labkernel.oci import endpoints
 from labkernel.oci import manifest as oci
 from labkernel.oci.registry import Persistence, Refused, Registry
-from labkernel.pulls import Pulls
-from labkernel.pushes import Pushes
 
 NAME = "registry.example:5443"
 """A name that only the proxy knows."""

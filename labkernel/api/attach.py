@@ -16,7 +16,7 @@ from .routes import Route
 from .websocket import WebSocket, handshake
 
 if TYPE_CHECKING:
-    from ..container import Container
+    from ..running.container import Container
     from ..runtime.client import Attachment
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import RegistryError
-from ..lookups import try_login
+from ..imaging.lookups import try_login
 from .call import Call
 from .errors import ApiError
 from .routes import Route

@@ -16,7 +16,7 @@ from .configs import Config, Update, limits_of, settings_of
 from .routes import Route
 
 if TYPE_CHECKING:
-    from ..container import Container
+    from ..running.container import Container
 
 LONGEST_S = 100 * 365 * 86400.0
 

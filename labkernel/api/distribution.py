@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import RegistryError
-from ..lookups import distribution, given_logins
-from ..pulls import Pulls, parse_name
+from ..imaging.lookups import distribution, given_logins
+from ..imaging.pulls import Pulls, parse_name
 from .call import Call
 from .errors import ApiError
 from .routes import Route

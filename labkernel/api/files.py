@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..containerfiles import NoSuchFile
-from ..containerfiles import look as look_at
 from ..errors import UsageError
+from ..running.files import NoSuchFile
+from ..running.files import look as look_at
 from .call import Call
 from .containers import find
 from .routes import Route
 
 if TYPE_CHECKING:
-    from ..container import Container
+    from ..running.container import Container
 
 CHUNK = 1 << 20
 

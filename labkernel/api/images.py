@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabkernelError, NoSuchImage, UsageError
-from ..lookups import given_logins, search
-from ..pulls import LayerState, Pulls, parse_name
-from ..pushes import Pushes
+from ..imaging.lookups import given_logins, search
+from ..imaging.pulls import LayerState, Pulls, parse_name
+from ..imaging.pushes import Pushes
 from .call import Call
 from .errors import ApiError
 from .records import Emit, send
@@ -19,7 +19,7 @@ from .routes import Route
 
 if TYPE_CHECKING:
     from ..engine import Engine
-    from ..image import Image
+    from ..imaging.image import Image
 
 _STEPS = ("Downloading", "Pushing", "Extracting", "Verifying Checksum")
 

@@ -13,8 +13,8 @@ from ..errors import LabkernelError
 from ..oci.config import host_architecture
 
 if TYPE_CHECKING:
-    from ..image import Image
     from ..images import Images
+    from ..imaging.image import Image
 
 
 def surroundings(

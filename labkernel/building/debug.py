@@ -15,8 +15,8 @@ from ..errors import LabkernelError, StoreError
 from ..store.catalog import LayerInfo
 
 if TYPE_CHECKING:
-    from ..image import Image
     from ..images import Images
+    from ..imaging.image import Image
     from ..store.database import Database
     from .result import BuildStep
     from .steps import State

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DriverError, LabkernelError, TaskError
-from ..provision import Programs, needs_no_mknod
+from ..imaging.provision import Programs, needs_no_mknod
 from ..runtime.copies import remove_tree
 from ..runtime.driver import cgroup_parent
 from ..runtime.spec import finalize_spec, without_mknod

@@ -111,7 +111,7 @@ class RemoteCache:
         return True
 
     def _open(self, *, mirrors: bool = True) -> Registry:
-        from ..pulls import Pulls
+        from ..imaging.pulls import Pulls
 
         return Pulls(self._images).open(self._wanted.domain, notify=self._notify, mirrors=mirrors)
 

@@ -11,7 +11,7 @@ from ..display import human_size, table_text
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..image import Image
+    from ..imaging.image import Image
 
 
 @dataclass

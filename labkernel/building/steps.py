@@ -28,7 +28,7 @@ from .mounts import RunMounts, attach, plan_mounts
 from .transfer import plan_transfer, scan_stage
 
 if TYPE_CHECKING:
-    from ..image import Image
+    from ..imaging.image import Image
     from ..store.layout import Layout
     from .context import Context
 

@@ -418,7 +418,7 @@ def _place(text: str) -> tuple[str, str]:
 
 
 def _copy_out(host: Host, found: Any, path: str, target: str, *, follow: bool) -> int | None:
-    from ..copying import copy_from, tar_from
+    from ..running.copying import copy_from, tar_from
 
     if target != "-":
         return copy_from(found, path, _absolute(host, target), follow=follow)
@@ -429,7 +429,7 @@ def _copy_out(host: Host, found: Any, path: str, target: str, *, follow: bool) -
 
 
 def _copy_in(host: Host, found: Any, source: str, path: str, *, follow: bool, shown: str) -> int | None:
-    from ..copying import copy_to, tar_to
+    from ..running.copying import copy_to, tar_to
 
     if source != "-":
         return copy_to(found, _absolute(host, source), path, follow=follow)

@@ -99,7 +99,7 @@ def use(ctx: click.Context, name: str) -> Any:
     host, contexts = host_of(ctx), Contexts()
     chosen = contexts.get(name)
     if chosen.host:
-        from ..remote import connect
+        from ..remote.engine import connect
 
         # Where it cannot be reached, nothing changes.
         connect(chosen).close()

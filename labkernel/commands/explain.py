@@ -27,7 +27,7 @@ def explain(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **fla
     Takes the flags of run. The container is made to be looked at, and removed; the name of one that is there shows
     that one. With --run it is run, and what was denied is marked.
     """
-    from ..explaining import explain as steps_of
+    from ..running.explaining import explain as steps_of
 
     host = host_of(ctx)
     settings = settings_of(flags)

@@ -99,8 +99,8 @@ def _shown(digest: str, no_trunc: bool) -> str:  # noqa: FBT001
 @click.pass_context
 def verify(ctx: click.Context, names: tuple[str, ...], *, as_json: bool, repair: bool, quiet: bool) -> Any:
     """Read every blob of images (default: of all) again and compare it with its digest."""
-    from ..verification import repair as mend
-    from ..verification import verify_images
+    from ..imaging.verification import repair as mend
+    from ..imaging.verification import verify_images
 
     host = host_of(ctx)
     engine = host.engine

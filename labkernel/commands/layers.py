@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..layerview import differences, explore
+from ..imaging.layerview import differences, explore
 from .grammar import IMAGE, command, flag, host_of
 from .values import Listing
 

@@ -245,7 +245,7 @@ def _source(host: Host, image: str, flags: dict[str, Any]) -> tuple[str, Callabl
     if flags["pull"] == "never":
         host.engine.images.get(image)
     elif flags["pull"] == "always":
-        from ..pulls import parse_name
+        from ..imaging.pulls import parse_name
 
         images, wanted = host.engine.images, parse_name(image)
         if images.is_builtin(wanted) or not images.registry_answers(wanted.domain, fresh=True):

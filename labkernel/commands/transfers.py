@@ -58,7 +58,7 @@ def pull(ctx: click.Context, /, name: str, **flags: Any) -> Any:
 
 
 def _pull(host: Host, name: str, flags: dict[str, Any]) -> Any:
-    from ..pulls import parse_name
+    from ..imaging.pulls import parse_name
 
     engine, quiet = host.engine, flags["quiet"]
     wanted = parse_name(name)
@@ -91,7 +91,7 @@ def _pull(host: Host, name: str, flags: dict[str, Any]) -> Any:
 @click.pass_context
 def push(ctx: click.Context, /, name: str, **flags: Any) -> None:
     """Upload an image to a registry."""
-    from ..pulls import parse_name
+    from ..imaging.pulls import parse_name
 
     host = host_of(ctx)
     engine, quiet = host.engine, flags["quiet"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..display import human_age, human_duration, human_size, joined_command
-from ..networksettings import port_words
+from ..networking.settings import port_words
 
 CONTAINER_TITLES = {
     "ID": "CONTAINER ID",

@@ -10,8 +10,8 @@ from .document import ComposeError
 from .settings import DEPENDS, NUMBER, ONEOFF, PROJECT, SERVICE
 
 if TYPE_CHECKING:
-    from ..container import Container
     from ..containers import Containers
+    from ..running.container import Container
 
 
 def service_of(container: Container) -> str:

@@ -32,8 +32,8 @@ from .settings import (
 )
 
 if TYPE_CHECKING:
-    from ..container import Container
     from ..containers import Containers
+    from ..running.container import Container
 
 POLL_S = 0.05
 Report = Callable[[str, str], None]
@@ -390,7 +390,7 @@ def _of_service(project: Project, name: str, err: LabkernelError) -> LabkernelEr
 
 
 def _put(container: Container, files: Sequence[tuple[str, bytes, Mapping[str, Any]]]) -> None:
-    from ..containerfiles import look
+    from ..running.files import look
 
     buffer = io.BytesIO()
     made: set[str] = set()

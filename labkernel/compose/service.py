@@ -24,10 +24,10 @@ from .settings import IMAGE, PREFIX, PROJECT, image_name, project_labels
 if TYPE_CHECKING:
     from ..building.result import BuildStep
     from ..builds import Builds
-    from ..container import Container
     from ..containers import Containers
-    from ..imagecollection import ImageCollection
+    from ..imaging.collection import ImageCollection
     from ..networks import Networks
+    from ..running.container import Container
     from ..volumes import Volumes
 
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"

@@ -16,7 +16,7 @@ from .words import memory_text
 
 if TYPE_CHECKING:
     from ..containers import Containers
-    from ..image import Image
+    from ..imaging.image import Image
     from ..runtime.client import Attachment
     from ..vms import VM, VMs
 

@@ -167,12 +167,12 @@ class Comparison:
 
     def figure(self) -> Figure:
         """CPU and memory over time, both curves, and the figures of the table side by side (matplotlib)."""
-        from ..figures import comparison_figure
+        from .figures import comparison_figure
 
         return comparison_figure(self)
 
     def to_png(self) -> bytes:
-        from ..figures import png
+        from .figures import png
 
         return png(self.figure())
 
@@ -181,7 +181,7 @@ class Comparison:
         # the sanitizer of a notebook that is not trusted.
         from IPython.display import display
 
-        from ..figures import mimebundle
+        from .figures import mimebundle
 
         try:
             bundle, metadata = mimebundle(self.figure(), f"figure: {self.caption()}")

@@ -24,7 +24,7 @@ from .words import about, machine_text, memory_text, ratio_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..image import Image
+    from ..imaging.image import Image
     from .laboratory import Laboratory
 
 CONTAINERS, MACHINES = (1, 4, 8), (1, 2)
@@ -137,7 +137,7 @@ class Density:
         return density_figure(self)
 
     def to_png(self) -> bytes:
-        from ..figures import png
+        from .figures import png
 
         return png(self.figure())
 

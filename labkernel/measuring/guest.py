@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from ..errors import LabkernelError
-from ..samples import Limits, Sample
+from .samples import Limits, Sample
 
 
 class GuestReader:

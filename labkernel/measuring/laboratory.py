@@ -15,8 +15,8 @@ from .program import INSIDE, get_program
 if TYPE_CHECKING:
     from ..builds import Builds
     from ..containers import Containers
-    from ..image import Image
     from ..images import Images
+    from ..imaging.image import Image
     from ..vms import VMs
 
 

@@ -137,7 +137,7 @@ class Measurements:
         return measurements_figure(self)
 
     def to_png(self) -> bytes:
-        from ..figures import png
+        from .figures import png
 
         return png(self.figure())
 

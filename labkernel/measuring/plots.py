@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .. import figures as look
+from . import figures as look
 from .measurements import outliers
 from .words import about, memory_text
 

@@ -15,7 +15,7 @@ from .subjects import IDLE_MS, Measured, Subject, make_subject
 from .words import machine_text
 
 if TYPE_CHECKING:
-    from ..image import Image
+    from ..imaging.image import Image
     from .laboratory import Laboratory
 
 BUDGET_MS = 60

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
-from ..samples import Limits, Sample
+from .samples import Limits, Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

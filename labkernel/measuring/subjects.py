@@ -24,7 +24,7 @@ from .comparison import Run
 from .program import told
 
 if TYPE_CHECKING:
-    from ..image import Image
+    from ..imaging.image import Image
     from .laboratory import Laboratory
 
 DRIVERS = ("root", "rootless", "proot")

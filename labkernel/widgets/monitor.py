@@ -339,12 +339,12 @@ class Monitor:
 
     def figure(self) -> Any:
         """The history so far as a matplotlib figure."""
-        from ..figures import history_figure
+        from ..measuring.figures import history_figure
 
         return history_figure(self.series, title=self._heading())
 
     def _picture(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        from ..figures import mimebundle
+        from ..measuring.figures import mimebundle
 
         try:
             return mimebundle(self.figure(), repr(self))

@@ -14,7 +14,7 @@ _BAR = 30
 
 
 class Layer(Protocol):
-    """What is known of a layer on its way (`labkernel.pulls.LayerState`)."""
+    """What is known of a layer on its way (`labkernel.imaging.pulls.LayerState`)."""
 
     id: str
     total: int

@@ -161,7 +161,7 @@ def test_no_qemu_in_python(lab: Engine, tmp_path: Path, monkeypatch: pytest.Monk
 
 NO_BUSYBOX = """
 import os, sys
-from labkernel import basefiles
+from labkernel.imaging import basefiles
 basefiles.is_static_program = lambda path: False
 os.environ["PATH"] = sys.argv[1]
 from labkernel.cli import main

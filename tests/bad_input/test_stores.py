@@ -172,7 +172,7 @@ def test_a_corrupt_layer(fresh_engine: Engine) -> None:
     flip(engine.layout.blob_path(layer.digest))
     # what is unpacked does not need its blob
     assert engine.containers.run("lk-test/corrupt", ["cat", "/kept"], remove=True) == b"kept\n"
-    from labkernel.removal import forget_unpacked
+    from labkernel.imaging.removal import forget_unpacked
 
     forget_unpacked(engine.images)
     engine.containers.run(BUSYBOX, "true", remove=True)

@@ -17,7 +17,7 @@ class Thing:
     name = "web server"
 
 
-Thing.__module__ = "labkernel.container"
+Thing.__module__ = "labkernel.running.container"
 NAMES: dict[str, Any] = {"n": 5, "text": "two words", "c": Thing(), "both": [Thing(), "x"], "json": __import__("json")}
 
 

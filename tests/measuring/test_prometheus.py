@@ -18,8 +18,8 @@ from labkernel.engine import Engine
 from labkernel.errors import NotFoundError, UsageError
 from labkernel.measuring.guest import GuestReader
 from labkernel.measuring.prometheus import Reading, Server, prometheus_text
+from labkernel.measuring.samples import Limits, Sample
 from labkernel.metrics import Metrics
-from labkernel.samples import Limits, Sample
 
 SAMPLE = Sample(1.0, 1_500_000, 4096, 30, 7, 3, 250_000, 10, 5, 8192, 9000, 1, 4096, 1_000_000, None, 2)
 
@@ -111,7 +111,7 @@ def test_a_guests_own_view_is_a_sample_too() -> None:
 def test_more_containers_than_open_files() -> None:
     code = """
 import os, resource, tempfile
-from labkernel.samples import CgroupReader
+from labkernel.measuring.samples import CgroupReader
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
 where = tempfile.mkdtemp()

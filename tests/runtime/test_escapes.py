@@ -18,8 +18,8 @@ import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, StartError
+from labkernel.imaging.provision import needs_no_mknod
 from labkernel.linux import mounts
-from labkernel.provision import needs_no_mknod
 from labkernel.runtime.spec import without_mknod
 
 IMAGE = "lab/busybox"

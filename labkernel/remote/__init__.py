@@ -1,0 +1,1 @@
+"""An engine elsewhere, through the Docker SDK, with the objects and words of the embedded one."""

@@ -1,0 +1,270 @@
+"""The files of a container: archives in and out, what it changed, an image or a tar made of it.
+
+What `Container.get_archive`, `put_archive`, `diff`, `export` and `commit` do; the work on the file system is done by
+tasks (`oci.containerfs`, `oci.layer`). Source: Docker SDK for Python, `Container`; Docker Engine API.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DriverError, LabkernelError, NotFoundError, UsageError
+from ..oci.config import add_history, apply_changes, timestamp
+from ..store.blobs import temporary_directory
+from ..store.catalog import LayerInfo
+
+if TYPE_CHECKING:
+    from ..imaging.image import Image
+    from .container import Container
+
+_ROOM = "labkernel.oci.containerfs:"
+PIPE_BYTES = 1 << 20
+GO_DIRECTORY, GO_SYMLINK = 1 << 31, 1 << 27
+
+
+class NoSuchFile(NotFoundError):
+    """A path that the container does not have."""
+
+    def __init__(self, path: str, container: str) -> None:
+        LabkernelError.__init__(self, f"Could not find the file {path} in container {container}")
+        self.name = path
+
+
+def view(container: Container) -> dict[str, Any]:
+    """How a task reaches the container's root: through its process, or by mounting it."""
+    state = container.runtime_state()
+    if state["status"] in ("running", "paused") and state.get("pid"):
+        return {"pid": int(state["pid"]), "pid_start": int(state.get("pid_start") or 0)}
+    own = container.config()["labkernel"]
+    mounts = [mount for mount in container.record.get("mounts", ()) if mount["type"] != "tmpfs"]
+    files = [
+        {"destination": f"/etc/{name}", "source": f"{container.directory}/{name}", "rw": True}
+        for name in ("hostname", "hosts", "resolv.conf")
+        if (container.directory / name).exists()
+    ]
+    return {"rootfs": own["rootfs"], "mounts": [*mounts, *files], "base": str(container.directory)}
+
+
+def look(container: Container, path: str) -> dict[str, Any] | None:
+    """What is at `path` (the API's ContainerPathStat), None when nothing."""
+    found = container._containers.runtime.task(f"{_ROOM}look", view=view(container), path=path)
+    if found is None:
+        return None
+    return {**found, "mtime": timestamp(found.pop("mtime_ns") / 1e9)}
+
+
+def get_archive(
+    container: Container, path: str, chunk_size: int, name: str | None = None
+) -> tuple[Iterator[bytes], dict[str, Any]]:
+    """See `Container.get_archive`; `name` is what the first member is called (default: the last part of `path`)."""
+    found = look(container, path)
+    if found is None:
+        raise NoSuchFile(path, container.name)
+    base = "." if path.endswith("/.") or path == "." else os.path.basename(os.path.normpath(path)) or "."
+
+    def write(fd: int) -> None:
+        task = container._containers.runtime.task
+        if task(f"{_ROOM}archive", view=view(container), path=path, name=name or base, fds=[fd]) is None:
+            raise NoSuchFile(path, container.name)  # it was there a moment ago
+
+    chunks = _stream(write, chunk_size)
+    container._containers.tell(container, "archive-path")
+    return chunks, found
+
+
+def put_archive(container: Container, path: str, data: Any) -> bool:
+    """See `Container.put_archive`."""
+    reading, writing = _pipe()
+    feeder = threading.Thread(target=_feed, args=(writing, data), name="labkernel-put", daemon=True)
+    feeder.start()
+    try:
+        done = container._containers.runtime.task(f"{_ROOM}unpack", view=_writable(container), path=path, fds=[reading])
+    finally:
+        os.close(reading)  # a feeder that still writes gets EPIPE
+        feeder.join()
+    if done is None:
+        raise NoSuchFile(path, container.name)
+    container._containers.tell(container, "extract-to-dir")
+    return True
+
+
+def _writable(container: Container) -> dict[str, Any]:
+    found = view(container)
+    if "rootfs" in found and container.settings.get("read_only"):
+        raise UsageError("container rootfs is marked read-only", exit_code=1)
+    return found
+
+
+def export(container: Container, chunk_size: int) -> Iterator[bytes]:
+    """See `Container.export`."""
+    rootfs = container.config()["labkernel"]["rootfs"]
+    over = rootfs["kind"] == "overlay"
+    upper = rootfs["upper"] if over and os.path.isdir(rootfs["upper"]) else None
+    lowers = rootfs["lower"] if over else [rootfs["path"]]
+    chunks = _stream(
+        lambda fd: container._containers.runtime.task(
+            "labkernel.oci.layer:export_tree", lowers=lowers, upper=upper, fds=[fd]
+        ),
+        chunk_size,
+    )
+    container._containers.tell(container, "export")
+    return chunks
+
+
+def diff(container: Container) -> list[dict[str, Any]]:
+    """See `Container.diff`."""
+    rootfs = _overlay(container, "diff")
+    hidden = container.runtime_state().get("mount_points") or []
+    found = container._containers.runtime.task(
+        f"{_ROOM}changes", upper=rootfs["upper"], lowers=rootfs["lower"], hidden=hidden
+    )
+    return [{"Path": path, "Kind": kind} for kind, path in found]
+
+
+def commit(
+    container: Container,
+    repository: str | None,
+    tag: str | None,
+    *,
+    message: str | None,
+    author: str | None,
+    pause: bool,
+    changes: str | Sequence[str] | None,
+    conf: Mapping[str, Any] | None,
+) -> Image:
+    """See `Container.commit`."""
+    if not container.image_id:
+        raise UsageError(
+            "a container of a root file system has no image to put a layer on",
+            resolution=f"`container export {container.name} | labkernel import - NAME` makes an image of all of it",
+        )
+    rootfs = _overlay(container, "commit")
+    service = container._containers
+    images = service.images
+    words = changes.splitlines() if isinstance(changes, str) else list(changes or ())
+    document = _document(container, message, author, words, conf)
+    frozen = pause and container.status == "running"
+    with images.adding(), temporary_directory(service.layout, "commit") as base:
+        if frozen:
+            container.pause()
+        try:
+            service.runtime.task("labkernel.oci.steps:new_upper", upper=rootfs["upper"], lowers=rootfs["lower"]) if (
+                not os.path.isdir(rootfs["upper"])
+            ) else None
+            done = service.runtime.task(
+                "labkernel.oci.layer:diff_layer",
+                upper=rootfs["upper"],
+                blob_tmp=str(base / "blob"),
+                lowers=rootfs["lower"],
+                userxattr=bool(rootfs.get("userxattr")),
+            )
+        finally:
+            if frozen:
+                container.unpause()
+        layer = LayerInfo(done["diff_id"], done["digest"], done["media_type"], int(done["blob_bytes"]))
+        images.blobs.adopt(base / "blob", layer.digest, verify=False)
+        name = f"{repository}:{tag}" if repository and tag else repository
+        image = images.commit_layers(document, [*container.image.layers, layer], [name] if name else [])
+    service.tell(container, "commit", comment=message or "", imageID=image.id, imageRef=name or "")
+    return image
+
+
+def _document(
+    container: Container, message: str | None, author: str | None, changes: list[str], conf: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The image's config with what the container was started with, then `changes`, then `conf` over it."""
+    document = copy.deepcopy(container.image.raw_config)
+    config = document["config"] = dict(document.get("config") or {})
+    shown = container.attrs["Config"]
+    for key in ("Cmd", "Entrypoint", "Env", "ExposedPorts", "Healthcheck", "Labels", "User", "Volumes", "WorkingDir"):
+        if shown.get(key):
+            config[key] = shown[key]
+        else:
+            config.pop(key, None)
+    config["Env"] = [word for word in config.get("Env") or () if not word.startswith("HOSTNAME=")]
+    if container.settings.get("stop_signal"):
+        config["StopSignal"] = str(container.settings["stop_signal"])
+    document = apply_changes(document, changes)
+    document["config"].update(conf or {})
+    document["created"] = timestamp()
+    if author:
+        document["author"] = author
+    else:
+        document.pop("author", None)
+    add_history(document, " ".join(container.record.get("args") or container.command), comment=message or None)
+    if author:
+        document["history"][-1]["author"] = author
+    return document
+
+
+def _overlay(container: Container, verb: str) -> dict[str, Any]:
+    rootfs: dict[str, Any] = container.config()["labkernel"]["rootfs"]
+    if rootfs["kind"] != "overlay":
+        raise DriverError(
+            f"{verb} needs overlay file systems, which this machine does not mount here",
+            resolution="`export` works without; `labkernel doctor` says why overlay does not",
+        )
+    return rootfs
+
+
+def _stream(task: Callable[[int], Any], chunk_size: int) -> Iterator[bytes]:
+    """What a task writes to the descriptor it is given; its error is raised at the end of what there was."""
+    reading, writing = _pipe()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            task(writing)
+        except BaseException as err:
+            errors.append(err)
+        finally:
+            os.close(writing)
+
+    worker = threading.Thread(target=work, name="labkernel-get", daemon=True)
+    worker.start()
+
+    def read() -> Iterator[bytes]:
+        left = False
+        try:
+            with os.fdopen(reading, "rb", buffering=0) as file:
+                while data := file.read(chunk_size):
+                    left = True
+                    yield data
+                    left = False
+        finally:
+            worker.join()
+            if errors and not left:  # a reader that left early has broken the pipe itself
+                raise errors[0]
+
+    return read()
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe as wide as this user may have it: a file passes in fewer turns."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    with suppress(OSError):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return reading, writing
+
+
+def _feed(fd: int, data: Any) -> None:
+    """Bytes, a binary file or an iterable of bytes into the pipe; the other end may go away."""
+    with suppress(BrokenPipeError), os.fdopen(fd, "wb", buffering=0) as file:
+        for piece in _pieces(data):
+            view = memoryview(piece)
+            while view:
+                view = view[file.write(view) :]
+
+
+def _pieces(data: Any) -> Iterable[bytes]:
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return [bytes(data)]
+    if hasattr(data, "read"):
+        return iter(lambda: data.read(1 << 18), b"")
+    return data  # type: ignore[no-any-return]
