@@ -1,8 +1,8 @@
 """Figures of what runs, over time: one thread, the `Sampler`, follows containers and virtual machines alike.
 
 A reading is a `Sample` (`measuring/samples.py` reads it from the kernel); a `Series` is the ring buffer of one target,
-with what happened to it; `measuring/stats.py` says the same in docker's words. Drawing is not here, and nothing heavy is
-imported: pandas only by `to_dataframe()`.
+with what happened to it; `measuring/stats.py` says the same in docker's words. Drawing is not here, and nothing heavy
+is imported: pandas only by `to_dataframe()`.
 """
 
 from __future__ import annotations

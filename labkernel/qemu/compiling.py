@@ -57,7 +57,7 @@ def compilers(machine: str) -> list[list[str]]:
 
 
 def compile_init(source: Path, target: Path, machine: str) -> str | None:
-    """Compile `source` (a C file, or a directory of them) to the static program `target` (by another name, then renamed).
+    """Compile `source` (a C file, or a directory of them) to the static program `target` (renamed at the end).
 
     Returns None when it worked, else why not: the last compiler's words, or that there is none.
     """
