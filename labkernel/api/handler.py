@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import logging
 import sys
+from abc import abstractmethod
 from collections.abc import Awaitable
 from contextlib import suppress
 from http import HTTPStatus
@@ -54,8 +55,9 @@ class Dispatch(_Base):
     # -- what a host decides
 
     @property
+    @abstractmethod
     def api_host(self) -> Host:
-        raise NotImplementedError
+        """The engine and what is kept for it, of the server this handler is part of."""
 
     def api_path(self) -> str:
         """The path as the table knows it, still percent-encoded."""

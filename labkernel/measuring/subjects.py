@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +45,7 @@ class Measured(NamedTuple):
     exit_code: int = 0
 
 
-class Subject:
+class Subject(ABC):
     """One row. `family` is `bare`, `container` or `vm` and chooses its colour."""
 
     family = "container"
@@ -53,18 +54,18 @@ class Subject:
         self.name, self.label = name, label
         self.notes: list[str] = []
 
+    @abstractmethod
     def run(self, command: list[str], settings: Mapping[str, Any]) -> Measured:
         """Run the command to its end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def idle(self, command: list[str]) -> int | None:
         """Bytes in use while the program `command` (`bench idle`) waits."""
-        raise NotImplementedError
 
     def disk_bytes(self) -> int | None:
         return None
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most rows make nothing
         """Remove what was made for this row."""
 
 

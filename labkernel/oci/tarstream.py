@@ -14,6 +14,7 @@ import hashlib
 import os
 import struct
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -438,7 +439,7 @@ def _plain_tail(kind: bytes) -> tuple[bytes, int]:
     return _tail(kind, b"", 0)
 
 
-class _Gathering:
+class _Gathering(ABC):
     """Headers are 512 bytes: they are gathered, so that hash, compressor and kernel see large pieces."""
 
     def __init__(self) -> None:
@@ -456,8 +457,8 @@ class _Gathering:
         data, self._pending, self._waiting = b"".join(self._pending), [], 0
         self._take(data)
 
-    def _take(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _take(self, data: bytes) -> None: ...
 
 
 class LayerWriter(_Gathering):
