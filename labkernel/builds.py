@@ -46,9 +46,9 @@ from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, Labke
 from .oci.config import host_architecture, new_document
 
 if TYPE_CHECKING:
-    from .containers import Containers
     from .images import Images
     from .imaging.image import Image
+    from .networks import Networks
     from .runtime.client import Runtime
     from .runtime.driver import Driver
     from .store.blobs import Blobs
@@ -114,14 +114,14 @@ class Builds:
         runtime: Runtime,
         driver: Driver,
         images: Images,
-        containers: Containers,
+        networks: Networks,
     ) -> None:
         self.layout = layout
         self.blobs = blobs
         self.db = db
         self.images = images
         self.runtime = runtime
-        self._maker = layer_maker(layout, blobs, runtime, driver, images)
+        self._maker = layer_maker(layout, blobs, runtime, driver, images, networks)
 
     def build(
         self,
@@ -545,7 +545,10 @@ def _hint(status: int, shown: Sequence[str]) -> str:
     if status == 127 or "not found" in text:
         return "the command is not in the image at this step: install it in an earlier RUN, or check its spelling"
     if any(word in text for word in ("resolve", "Network is unreachable", "Temporary failure")):
-        return "RUN has no network but loopback here: --network=host, given to the build, shares this machine's"
+        return (
+            "RUN is in the default network: does this machine reach the address? `labkernel doctor` knows of networks; "
+            "--network=host, given to the build, shares the machine's own"
+        )
     return (
         "`%container debug` (in a terminal `labkernel debug`) opens a shell in the file system just before this step; "
         "the steps before it are cached, so the next build starts here"

@@ -157,7 +157,7 @@ class Engine:
     def builds(self) -> Builds:
         from .builds import Builds
 
-        return Builds(self.layout, self.blobs, self.db, self.runtime, self.driver, self.images, self.containers)
+        return Builds(self.layout, self.blobs, self.db, self.runtime, self.driver, self.images, self.networks)
 
     @cached_property
     def history(self) -> Events:

@@ -339,6 +339,18 @@ class Networks:
             json.dump(found, file, separators=(",", ":"))
         os.rename(temporary, path)
 
+    def lend(self, directory: str) -> None:
+        """Let a container that has no row, a step of a build, be in the default network: `network.json` in its
+        directory. The supervisor gives it an address at its start and takes it back at its end."""
+        if self.driver.name == "proot":
+            return
+        with self.db.transaction() as tx:
+            row = self._settle(tx, tx.execute("SELECT * FROM networks WHERE name = 'bridge'").fetchone())
+        endpoint = {**_wiring(row), "network": row["id"], "network_name": row["name"], "ip": "", "mac": ""}
+        found = {"name": "", "endpoints": [{**endpoint, "names": [], "named": False}], "ports": []}
+        with open(f"{directory}/network.json", "w", encoding="utf-8") as file:
+            json.dump(found, file, separators=(",", ":"))
+
     def before_start(self, container: Container) -> None:
         """Before a start: that its networks are still there. Raises StartError."""
         for row in self.db.query(_ENDPOINTS, (container.id,)):
@@ -362,7 +374,6 @@ class Networks:
     def _endpoint(self, row: Any, container: Container) -> dict[str, Any] | None:
         if row["name"] is None:
             return None
-        subnet, options = addresses.parse(row["subnet"]), json.loads(row["options"])
         user_defined = row["name"] != "bridge"
         aliases = json.loads(row["aliases"])
         hostname = container.settings.get("hostname")
@@ -370,16 +381,9 @@ class Networks:
         return {
             "network": row["network_id"],
             "network_name": row["name"],
-            "bridge": row["bridge"],
-            "subnet": row["subnet"],
-            "gateway": row["gateway"],
             "ip": row["address"],
-            "prefix": subnet.prefix,
             "mac": row["mac"],
-            "internal": bool(row["internal"]),
-            "icc": options.get(BRIDGE_ICC, "true") == "true",
-            "masquerade": options.get(BRIDGE_MASQUERADE, "true") == "true",
-            "mtu": int(options.get(BRIDGE_MTU) or 0),
+            **_wiring(row),
             "names": list(dict.fromkeys(names)) if user_defined else [],
             "named": user_defined,
         }
@@ -517,6 +521,21 @@ class Networks:
             raise UsageError("IPv6 networks are not available in this release", resolution="leave --ipv6 out")
         if scope not in (None, "", "local") or ingress:
             raise UsageError("networks of a swarm need a swarm: the scope here is local")
+
+
+def _wiring(row: Any) -> dict[str, Any]:
+    """What an endpoint says of its network: the bridge, its addresses and options."""
+    options = json.loads(row["options"])
+    return {
+        "bridge": row["bridge"],
+        "subnet": row["subnet"],
+        "gateway": row["gateway"],
+        "prefix": addresses.parse(row["subnet"]).prefix,
+        "internal": bool(row["internal"]),
+        "icc": options.get(BRIDGE_ICC, "true") == "true",
+        "masquerade": options.get(BRIDGE_MASQUERADE, "true") == "true",
+        "mtu": int(options.get(BRIDGE_MTU) or 0),
+    }
 
 
 def published_ports(settings: Mapping[str, Any], exposed: Iterable[str]) -> Rows:

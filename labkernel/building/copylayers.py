@@ -17,16 +17,19 @@ from .layers import LayerMaker
 
 if TYPE_CHECKING:
     from ..images import Images
+    from ..networks import Networks
     from ..runtime.client import Runtime
     from ..runtime.driver import Driver
     from ..store.blobs import Blobs
     from ..store.layout import Layout
 
 
-def layer_maker(layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images) -> LayerMaker:
+def layer_maker(
+    layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images, networks: Networks
+) -> LayerMaker:
     """The maker of layers for this machine."""
     kind = CopyLayerMaker if driver.overlay == "copy" else LayerMaker
-    return kind(layout, blobs, runtime, driver, images)
+    return kind(layout, blobs, runtime, driver, images, networks)
 
 
 class CopyLayerMaker(LayerMaker):
@@ -82,8 +85,8 @@ class CopyLayerMaker(LayerMaker):
         )
         return spec
 
-    def _carry_out(self, id: str, on_output: Callable[[bytes], None]) -> None:
-        super()._carry_out(id, on_output)
+    def _carry_out(self, id: str, on_output: Callable[[bytes], None]) -> list[str]:
+        warnings = super()._carry_out(id, on_output)
         directory = self._layout.container_dir(id)
         self._runtime.task(
             "labkernel.oci.copied:collect",
@@ -91,3 +94,4 @@ class CopyLayerMaker(LayerMaker):
             before=str(directory / "before"),
             upper=str(directory / "upper"),
         )
+        return warnings

@@ -29,6 +29,7 @@ from ..store.locks import OWNED_MARK
 
 if TYPE_CHECKING:
     from ..images import Images
+    from ..networks import Networks
     from ..runtime.client import Runtime
     from ..runtime.driver import Driver
     from ..store.blobs import Blobs
@@ -112,7 +113,10 @@ class Sandbox:
 class LayerMaker:
     """Makes layers in one store, with its driver."""
 
-    def __init__(self, layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images) -> None:
+    def __init__(
+        self, layout: Layout, blobs: Blobs, runtime: Runtime, driver: Driver, images: Images, networks: Networks
+    ) -> None:
+        self._networks = networks
         self._layout = layout
         self._blobs = blobs
         self._runtime = runtime
@@ -202,8 +206,8 @@ class LayerMaker:
         on_output: Output,
         later: Later,
         clamp_s: int | None = None,
-    ) -> tuple[LayerInfo, int]:
-        """Run `argv` over `layers` in a container of its own and keep what it changed: (layer, bytes of its files).
+    ) -> tuple[LayerInfo, int, list[str]]:
+        """Run `argv` over `layers` in a container of its own; what it changed: (layer, bytes of its files, warnings).
 
         `files` (absolute path -> content) are there, executable, while it runs and not afterwards; so is what `attach`
         brings, which may copy from the directories `fds`. No file is younger than `clamp_s` in the layer. Raises
@@ -222,8 +226,10 @@ class LayerMaker:
                 self._prepare_mounts(directory, operations, fds)
             spec = self._spec(id, directory, lowers, upper, argv, config, environment, sandbox, mounts)
             _write_private(directory / "config.json", json.dumps(spec))
+            if sandbox.network == "default":
+                self._networks.lend(str(directory))
             with running.holding(id):
-                self._carry_out(id, on_output)
+                warnings = self._carry_out(id, on_output)
             done = self._task(
                 "labkernel.oci.layer:diff_layer",
                 upper=str(upper),
@@ -232,7 +238,7 @@ class LayerMaker:
                 layers=str(self._layout.layers),
                 clamp_s=clamp_s,
             )
-            return self._finish(directory / "blob", done, place, later)
+            return *self._finish(directory / "blob", done, place, later), warnings
 
     # -- parts -------------------------------------------------------------------------------------------------
 
@@ -280,7 +286,8 @@ class LayerMaker:
         """An operation whose source the task can reach; where there is no overlay (copylayers.py) that takes more."""
         return operation
 
-    def _carry_out(self, id: str, on_output: Output) -> None:
+    def _carry_out(self, id: str, on_output: Output) -> list[str]:
+        """Run it to its end; what the user should know of its sandbox. Raises RunEnded."""
         try:
             attachment = self._runtime.run(id)
         except LabkernelError as err:
@@ -296,6 +303,7 @@ class LayerMaker:
             full = found.f_bavail * found.f_frsize < 1 << 20 or (found.f_files > 0 and found.f_favail < 16)
             code = attachment.exit_code or 0
             raise RunEnded(code, attachment.error, oom_killed=attachment.oom_killed, disk_full=full)
+        return attachment.warnings
 
     def _rootfs(self, directory: Path, lowers: Sequence[str], upper: Path) -> dict[str, Any]:
         if not lowers:

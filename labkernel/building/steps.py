@@ -311,7 +311,7 @@ class StageBuilder:
         inputs |= plan.inputs
 
         def make() -> tuple[LayerInfo, int, list[str]]:
-            made = self.maker.run(
+            return self.maker.run(
                 self.state.layers,
                 argv=argv,
                 config=config,
@@ -327,7 +327,6 @@ class StageBuilder:
                 later=self.later,
                 clamp_s=self.settings.epoch_s,
             )
-            return *made, []
 
         return self._layer(f"RUN {prefix}{shown} # labkernel", text=f"RUN {shown}", inputs=inputs, make=make)
 

@@ -87,6 +87,12 @@ def free_address(subnet: Subnet, used: Iterable[int], within: Subnet | None = No
     return None
 
 
+def last_free_address(subnet: Subnet, used: Iterable[int]) -> int | None:
+    """The highest free one: where the containers that no database knows live, far from `free_address`'s."""
+    busy = set(used)
+    return next((address for address in range(subnet.last - 1, subnet.first, -1) if address not in busy), None)
+
+
 def mac_of(address: int) -> str:
     """Docker's rule: 02:42 and the four bytes of the IPv4 address."""
     return "02:42:" + ":".join(f"{byte:02x}" for byte in address.to_bytes(4, "big"))

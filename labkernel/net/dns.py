@@ -429,3 +429,25 @@ def main(control: socket.socket) -> None:
         Server(socket.socket(fileno=3)).run()
     finally:
         os._exit(1)
+
+
+def reachable_servers() -> list[str]:
+    """The machine's name servers that a container can reach, too: not those on its loopback."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        try:
+            found = [server for server in read_servers(path) if not server.startswith("127.") and ":" not in server]
+        except OSError:
+            continue
+        if found:
+            return found
+    return []
+
+
+def host_words(key: str) -> list[str]:
+    """The words of the machine's resolv.conf behind `key` (`search`, `options`)."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            lines = [line.split() for line in file.read(65536).splitlines()]
+    except OSError:
+        return []
+    return next((words[1:] for words in lines if words and words[0] == key), [])

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import StartError
 from ..linux import capabilities, netlink, nftables
-from . import dns, firewall, forward, helpers, naming, usermode
+from . import addresses, dns, firewall, forward, helpers, naming, usermode
 from .helpers import Helper
 
 _HELD = "net:"
@@ -182,7 +182,8 @@ class Switch:
         self.detach(inst)
         member = self.members[inst.id] = Member(inst, info)
         try:
-            interfaces = [self._plug(member, each, pid, number) for number, each in enumerate(info["endpoints"])]
+            endpoints = [self._addressed(each) for each in info["endpoints"]]
+            interfaces = [self._plug(member, each, pid, number) for number, each in enumerate(endpoints)]
             self._bind_ports(member, info.get("ports") or [])
         except StartError:
             self.detach(inst)
@@ -363,6 +364,17 @@ class Switch:
         self.bridges[name] = {**endpoint, "index": index}
         return index
 
+    def _addressed(self, endpoint: dict[str, Any]) -> dict[str, Any]:
+        """A container that no database knows (a step of a build) has an address for as long as it runs."""
+        if endpoint["ip"]:
+            return endpoint
+        others = [each for member in self.members.values() for each in member.endpoints]
+        used = [addresses.number(each["ip"]) for each in others if each["network"] == endpoint["network"]]
+        found = addresses.last_free_address(addresses.parse(endpoint["subnet"]), used)
+        if found is None:
+            raise StartError(f"no free address in {endpoint['subnet']}", exit_code=125)
+        return {**endpoint, "ip": addresses.words(found), "mac": addresses.mac_of(found)}
+
     def _mtu(self, endpoint: dict[str, Any]) -> int:
         return int(endpoint["mtu"] or (usermode.MTU if self.mode == "user" else _BASE_MTU))
 
@@ -486,7 +498,7 @@ class Switch:
         """User-defined networks have names. The default one uses the machine's servers where containers reach them."""
         if any(each["named"] for each in member.endpoints):
             return True
-        return not inst.own.get("dns") and (self.mode == "user" or not _reachable_servers())
+        return not inst.own.get("dns") and (self.mode == "user" or not dns.reachable_servers())
 
     def _open_resolver(self, member: Member, tries: int = 100) -> None:
         try:
@@ -538,14 +550,14 @@ class Switch:
 
     def _files(self, inst: Any, member: Member, interfaces: list[dict[str, Any]]) -> dict[str, Any]:
         own = inst.own
-        servers = [dns.ADDRESS] if member.resolver else own.get("dns") or _reachable_servers()
+        servers = [dns.ADDRESS] if member.resolver else own.get("dns") or dns.reachable_servers()
         return {
             "interfaces": interfaces,
             "resolver": member.resolver,
             "addresses": [each["ip"] for each in member.endpoints],
             "servers": servers,
-            "search": own.get("dns_search") or _host_words("search"),
-            "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else _host_words("options")),
+            "search": own.get("dns_search") or dns.host_words("search"),
+            "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else dns.host_words("options")),
             "host_gateway": member.endpoints[0]["gateway"],
         }
 
@@ -577,24 +589,3 @@ def _write_sysctl(name: str, value: str) -> None:
             file.write(value)
     except OSError:
         pass  # no IPv6 in this kernel, for one
-
-
-def _reachable_servers() -> list[str]:
-    """The machine's name servers that a container can reach, too: not those on its loopback."""
-    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
-        try:
-            found = [server for server in dns.read_servers(path) if not server.startswith("127.") and ":" not in server]
-        except OSError:
-            continue
-        if found:
-            return found
-    return []
-
-
-def _host_words(key: str) -> list[str]:
-    try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file.read(65536).splitlines()]
-    except OSError:
-        return []
-    return next((words[1:] for words in lines if words and words[0] == key), [])
