@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-PROXY = Path(sys.prefix) / "lib/hub-proxy/node_modules/.bin/configurable-http-proxy"
+PROXY = Path(sys.prefix) / "peers/node_modules/.bin/configurable-http-proxy"
 START_S = 120.0
 CONFIG = """
 c = get_config()
@@ -76,9 +76,15 @@ class Hub:
                 singleuser=singleuser,
             )
         )
+        # The proxy is a program of Node, which may lie beside our Python.
+        env = {**os.environ, "PATH": f"{os.environ['PATH']}:{Path(sys.prefix) / 'bin'}"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "-f", str(config)], cwd=self.folder, stdout=log, stderr=log
+                [sys.executable, "-m", "jupyterhub", "-f", str(config)],
+                cwd=self.folder,
+                env=env,
+                stdout=log,
+                stderr=log,
             )
         self.until(lambda: self.ask("GET", "/hub/api/")["version"], "the hub answers")
         return self
