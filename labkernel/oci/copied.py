@@ -4,7 +4,8 @@
 upper directory, with whiteouts for what has gone. `make_layer` does the whole for COPY and WORKDIR over a tree of hard
 links, which is safe because placing replaces files and never writes into one. Tasks for the worker; nothing is mounted.
 
-A change is seen by the inode's number and its ctime, which nobody can set back. In a tree of hard links the ctime also
+A change is seen by the inode's number and its ctime, which nobody can set back, and a new directory with an old one's
+number by its time of birth. In a tree of hard links the ctime also
 moves when somebody else links the same file, so there size, mode and mtime decide. Source: man 7 inode.
 """
 
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..linux import syscalls
 from . import layer, ownership
 from .pack import raise_file_limit
 from .rootfd import Root
@@ -168,7 +170,7 @@ class _Collector:
         for name, status in sorted(present.items()):
             below = f"{path}/{name}" if path else name
             old = self.known.get(below)
-            if old is not None and stat.S_ISDIR(status.st_mode) and old[:1] == [status.st_ino] and stat.S_ISDIR(old[1]):
+            if old is not None and self._is_same_directory(below, status, old):
                 self._directory(below, status)
             elif old is None or _record(status, linked=self.linked) != old:
                 self._move(path, name, status, replaced=old is not None)
@@ -178,6 +180,15 @@ class _Collector:
                 ownership.make_whiteout(fd, os.fsencode(name))
             finally:
                 os.close(fd)
+
+    def _is_same_directory(self, path: str, status: os.stat_result, old: Record) -> bool:
+        if not stat.S_ISDIR(status.st_mode) or not stat.S_ISDIR(old[1]) or old[0] != status.st_ino:
+            return False
+        # A directory made where another was removed often gets its number; it is younger than the old one's last change.
+        try:
+            return syscalls.birth_time_ns(f"{self.tree}/{path}") <= old[2]
+        except OSError:
+            return True  # a kernel without statx(2), or a filter that does not know it
 
     def _move(self, path: str, name: str, status: os.stat_result, *, replaced: bool) -> None:
         source = f"{self.tree}/{path}/{name}" if path else f"{self.tree}/{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,20 @@ def test_openat2_keeps_links_inside(tmp_path: Path) -> None:
     assert caught.value.errno == errno.ELOOP
     assert caught.value.filename == "absolute"
     os.close(root_fd)
+
+
+def test_birth_time(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    before = time.time_ns() - 1_000_000_000
+    path.touch()
+    os.utime(path, ns=(1, 1))
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        born = syscalls.birth_time_ns(str(tmp_path / name))
+        assert born == 0 or before <= born <= time.time_ns()
+    with pytest.raises(FileNotFoundError) as caught:
+        syscalls.birth_time_ns(str(tmp_path / "nobody"))
+    assert caught.value.filename == str(tmp_path / "nobody")
 
 
 def test_close_range() -> None:
