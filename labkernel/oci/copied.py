@@ -184,7 +184,7 @@ class _Collector:
     def _is_same_directory(self, path: str, status: os.stat_result, old: Record) -> bool:
         if not stat.S_ISDIR(status.st_mode) or not stat.S_ISDIR(old[1]) or old[0] != status.st_ino:
             return False
-        # A directory made where another was removed often gets its number; it is younger than the old one's last change.
+        # A directory made where another was removed often gets its number, and is younger than that one's last change.
         try:
             return syscalls.birth_time_ns(f"{self.tree}/{path}") <= old[2]
         except OSError:
