@@ -50,10 +50,14 @@ def shared_engine() -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(shared_engine: Engine) -> Iterator[Engine]:
-    """The shared engine; containers a test leaves are removed after it."""
+    """The shared engine; containers and volumes a test leaves are removed after it."""
+    before = {volume.name for volume in shared_engine.volumes.list()}
     yield shared_engine
     for container in shared_engine.containers.list(all=True):
-        container.remove(force=True)
+        container.remove(force=True, v=True)
+    for volume in shared_engine.volumes.list():
+        if volume.name not in before:
+            volume.remove(force=True)
 
 
 @pytest.fixture
