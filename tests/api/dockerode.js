@@ -61,8 +61,9 @@ async function main() {
   const attached = await talker.attach({ stream: true, stdout: true, stderr: true });
   const both = [collector(), collector()];
   talker.modem.demuxStream(attached, both[0].stream, both[1].stream);
+  const over = ended(attached); // listening before the start: it may be over before the start is answered
   await talker.start();
-  await ended(attached);
+  await over;
   assert.deepStrictEqual(both.map(each => each.text()), ['one\n', 'two\n']);
   assert.match((await talker.logs({ stdout: true, stderr: true })).toString(), /one\n/);
   await talker.remove();
