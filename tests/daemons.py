@@ -133,6 +133,11 @@ class Daemon:
     def descriptors(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
+    def connections(self) -> int:
+        """Of clients, as the kernel sees them: the sockets of the daemon's path but for the one that listens."""
+        lines = Path("/proc/net/unix").read_text().splitlines()
+        return sum(line.split()[-1] == str(self.path) for line in lines) - 1
+
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
 

@@ -26,6 +26,8 @@ def create(daemon: Daemon, **config: object) -> str:
 def settled(daemon: Daemon) -> Daemon:
     """A daemon that has answered before, so that its descriptors can be counted."""
     daemon.json("GET", "/info")
+    # The daemon may still be closing what earlier clients have left.
+    wait_until(lambda: daemon.connections() == 0, "no client is left")
     return daemon
 
 
