@@ -155,6 +155,6 @@ def unpacked_busybox(engine: Engine, target: Path) -> tuple[Path, Path]:
     with tar.open("wb") as out:
         engine.images.export_rootfs("lab/busybox", out)
     rootfs = target / "rootfs"
-    rootfs.mkdir()
+    rootfs.mkdir(exist_ok=True)
     subprocess.run(["tar", "-xf", str(tar), "-C", str(rootfs)], check=True)
     return rootfs, tar

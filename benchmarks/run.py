@@ -50,9 +50,12 @@ def row(name: str, seconds: list[float], *, base: float | None = None) -> str:
 
 def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
     rootfs, tar = unpacked_busybox(engine, work)
-    ours: dict[str, Callable[[], float]] = {
-        "labkernel": lambda: timed(lambda: engine.containers.run("lab/busybox", "true", remove=True)),
-    }
+
+    def run(**settings: Any) -> float:
+        return timed(lambda: engine.containers.run("lab/busybox", "true", remove=True, **settings))
+
+    # crun and runc make no network either; docker's default is a bridge, as ours.
+    ours: dict[str, Callable[[], float]] = {"labkernel": run, "labkernel, no network": lambda: run(network_mode="none")}
     peers: list[Any] = []
     for make in (lambda: LowLevel("crun", rootfs), lambda: LowLevel("runc", rootfs), lambda: Docker(tar)):
         try:
@@ -63,8 +66,8 @@ def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in everyone}
     try:
         for turn in range(runs + 1):
-            for name, run in everyone.items():
-                took = run()
+            for name, once in everyone.items():
+                took = once()
                 if turn:  # the first turn warms caches
                     times[name].append(took)
     finally:
@@ -172,20 +175,22 @@ def main() -> int:
     try:
         with Engine.open(base / "root", runtime_dir=base / "run") as engine:
             print(f"driver: {engine.driver.name}")
-            engine.containers.run("lab/busybox", "true", remove=True)
-            if "start" in wanted:
-                figures["start"] = bench_start(engine, options.runs, base)
-            if "exec" in wanted:
-                figures["exec"] = bench_exec(engine, options.runs)
-            if "network" in wanted:
-                figures["network"] = bench_network(engine, options.runs, unpacked_busybox(engine, base)[1])
-            if "import" in wanted:
-                figures["import"] = bench_import(max(5, options.runs // 2))
-            if "sample" in wanted:
-                figures["sample"] = bench_sample(engine, options.runs)
-            if "memory" in wanted:
-                figures["memory"] = bench_memory(engine, 50)
-            engine.runtime.shutdown(force=True)
+            try:
+                engine.containers.run("lab/busybox", "true", remove=True)
+                if "start" in wanted:
+                    figures["start"] = bench_start(engine, options.runs, base)
+                if "exec" in wanted:
+                    figures["exec"] = bench_exec(engine, options.runs)
+                if "network" in wanted:
+                    figures["network"] = bench_network(engine, options.runs, unpacked_busybox(engine, base)[1])
+                if "import" in wanted:
+                    figures["import"] = bench_import(max(5, options.runs // 2))
+                if "sample" in wanted:
+                    figures["sample"] = bench_sample(engine, options.runs)
+                if "memory" in wanted:
+                    figures["memory"] = bench_memory(engine, 50)
+            finally:
+                engine.runtime.shutdown(force=True)
     finally:
         shutil.rmtree(base, ignore_errors=True)
     if options.json:
