@@ -15,7 +15,7 @@ import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConflictError, InvalidFilter, LabkernelError, NoSuchNetwork, StartError, UsageError
@@ -24,6 +24,7 @@ from .net import addresses
 from .net.addresses import Subnet
 from .net.naming import bridge_name, store_key
 from .networking.network import Network, NetworkList
+from .networking.wiring import BRIDGE_ICC, BRIDGE_MASQUERADE, BRIDGE_MTU, published_ports, wiring
 from .running.filters import filter_words, has_label
 from .runtime.spec import network_mode
 
@@ -40,9 +41,6 @@ Rows = list[Any]
 
 PREDEFINED = ("bridge", "host", "none")
 BRIDGE_NAME = "com.docker.network.bridge.name"
-BRIDGE_ICC = "com.docker.network.bridge.enable_icc"
-BRIDGE_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-BRIDGE_MTU = "com.docker.network.driver.mtu"
 DEFAULT_OPTIONS = {
     "com.docker.network.bridge.default_bridge": "true",
     BRIDGE_ICC: "true",
@@ -346,7 +344,7 @@ class Networks:
             return
         with self.db.transaction() as tx:
             row = self._settle(tx, tx.execute("SELECT * FROM networks WHERE name = 'bridge'").fetchone())
-        endpoint = {**_wiring(row), "network": row["id"], "network_name": row["name"], "ip": "", "mac": ""}
+        endpoint = {**wiring(row), "network": row["id"], "network_name": row["name"], "ip": "", "mac": ""}
         found = {"name": "", "endpoints": [{**endpoint, "names": [], "named": False}], "ports": []}
         with open(f"{directory}/network.json", "w", encoding="utf-8") as file:
             json.dump(found, file, separators=(",", ":"))
@@ -383,7 +381,7 @@ class Networks:
             "network_name": row["name"],
             "ip": row["address"],
             "mac": row["mac"],
-            **_wiring(row),
+            **wiring(row),
             "names": list(dict.fromkeys(names)) if user_defined else [],
             "named": user_defined,
         }
@@ -521,33 +519,6 @@ class Networks:
             raise UsageError("IPv6 networks are not available in this release", resolution="leave --ipv6 out")
         if scope not in (None, "", "local") or ingress:
             raise UsageError("networks of a swarm need a swarm: the scope here is local")
-
-
-def _wiring(row: Any) -> dict[str, Any]:
-    """What an endpoint says of its network: the bridge, its addresses and options."""
-    options = json.loads(row["options"])
-    return {
-        "bridge": row["bridge"],
-        "subnet": row["subnet"],
-        "gateway": row["gateway"],
-        "prefix": addresses.parse(row["subnet"]).prefix,
-        "internal": bool(row["internal"]),
-        "icc": options.get(BRIDGE_ICC, "true") == "true",
-        "masquerade": options.get(BRIDGE_MASQUERADE, "true") == "true",
-        "mtu": int(options.get(BRIDGE_MTU) or 0),
-    }
-
-
-def published_ports(settings: Mapping[str, Any], exposed: Iterable[str]) -> Rows:
-    """What a container publishes: `ports`, and with `publish_all_ports` the exposed ones that are not among them."""
-    found = [dict(each) for each in settings.get("ports") or ()]
-    if settings.get("publish_all_ports"):
-        named = {f"{each['port']}/{each['proto']}" for each in found}
-        for word in exposed:
-            if word not in named:
-                port, _, proto = word.partition("/")
-                found.append({"port": int(port), "proto": proto or "tcp", "ip": "", "host": None})
-    return found
 
 
 def _ipam(ipam: Mapping[str, Any] | None) -> dict[str, Any]:
