@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -128,3 +128,24 @@ def failures(errors: list[LabkernelError], host: Host, done: list[Any]) -> list[
         last.exit_code = 1
         raise last
     return done
+
+
+def remove_each(
+    host: Host,
+    names: Iterable[str],
+    remove: Callable[[str], object],
+    *,
+    spare: type[LabkernelError] | tuple[type[LabkernelError], ...],
+) -> None:
+    """docker's `rm NAME…`: each name that is gone now is a line; what fails otherwise is told, and the rest goes on."""
+    errors: list[LabkernelError] = []
+    for name in names:
+        try:
+            remove(name)
+        except spare:
+            pass  # --force: one that is not there is as good as removed
+        except LabkernelError as err:
+            errors.append(err)
+            continue
+        host.line(name)
+    failures(errors, host, [])

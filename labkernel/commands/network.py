@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..errors import LabkernelError, NoSuchNetwork
+from ..errors import NoSuchNetwork
 from .container import confirm, document, filters_of
 from .grammar import CONTAINER, NETWORK, Entry, LabGroup, command, flag, host_of, many, option, words
-from .host import failures
+from .host import remove_each
 from .values import Listing, Text, tabulate
 from .views import created_at
 
@@ -134,19 +134,7 @@ def disconnect(ctx: click.Context, name: str, container: str, *, force: bool) ->
 def rm(ctx: click.Context, names: tuple[str, ...], *, force: bool) -> Any:
     """Remove one or more networks."""
     host = host_of(ctx)
-    errors: list[LabkernelError] = []
-    for name in names:
-        try:
-            host.engine.networks.get(name).remove()
-        except NoSuchNetwork as err:
-            if not force:
-                errors.append(err)
-                continue
-        except LabkernelError as err:
-            errors.append(err)
-            continue
-        host.line(name)
-    failures(errors, host, [])
+    remove_each(host, names, lambda name: host.engine.networks.get(name).remove(), spare=NoSuchNetwork if force else ())
 
 
 @command("inspect", "[OPTIONS] NETWORK [NETWORK...]")

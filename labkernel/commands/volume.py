@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..errors import LabkernelError, NoSuchVolume
+from ..errors import NoSuchVolume
 from .container import confirm, document, filters_of, pruned
 from .grammar import VOLUME, Entry, LabGroup, command, flag, host_of, many, option, words
-from .host import failures
+from .host import remove_each
 from .values import Listing, tabulate
 
 TITLES = {
@@ -87,19 +87,9 @@ def create(ctx: click.Context, name: str | None, driver: str, label: tuple[str, 
 def rm(ctx: click.Context, names: tuple[str, ...], *, force: bool) -> Any:
     """Remove one or more volumes."""
     host = host_of(ctx)
-    errors: list[LabkernelError] = []
-    for name in names:
-        try:
-            host.engine.volumes.get(name).remove(force=force)
-        except NoSuchVolume as err:
-            if not force:
-                errors.append(err)
-                continue
-        except LabkernelError as err:
-            errors.append(err)
-            continue
-        host.line(name)
-    failures(errors, host, [])
+    remove_each(
+        host, names, lambda name: host.engine.volumes.get(name).remove(force=force), spare=NoSuchVolume if force else ()
+    )
 
 
 @command("inspect", "[OPTIONS] VOLUME [VOLUME...]")
