@@ -74,7 +74,8 @@ class Series:
         self.kind = kind
         self.limits = limits
         self.points: deque[Sample | None] = deque(maxlen=capacity)
-        self.events: deque[Event] = deque(maxlen=256)
+        self.events: deque[Event] = deque(maxlen=256)  # in the order they were noticed in; sorted, that of their times
+        self.marked = 0
         self.ended = False
 
     @property
@@ -84,6 +85,11 @@ class Series:
     def append(self, sample: Sample | None) -> None:
         if sample is not None or (self.points and self.points[-1] is not None):
             self.points.append(sample)
+
+    def mark(self, event: Event) -> None:
+        """Keep an event; the oldest of very many go. `marked` counts all there ever were."""
+        self.events.append(event)
+        self.marked += 1
 
     def cpu_percent(self) -> list[tuple[float, float]]:
         """(time_s, percent of one core) between each two samples; NaN stands at a gap."""
@@ -163,7 +169,7 @@ class _Target:
             return
         if (sample.oom_kills or 0) > self.ooms:
             self.ooms = sample.oom_kills or 0
-            self.series.events.append(Event(sample.time_s, "oom"))
+            self.series.mark(Event(sample.time_s, "oom"))
         self._mark_throttling(sample)
 
     def _mark_throttling(self, sample: Sample) -> None:
@@ -174,7 +180,7 @@ class _Target:
         held = (sample.throttled_usec - (before.throttled_usec or 0)) / (sample.time_s - before.time_s) / 1e6
         if held > _THROTTLED_SHARE:
             if sample.time_s - self.throttled_at > _THROTTLED_AGAIN_S:
-                self.series.events.append(Event(before.time_s, "throttled"))
+                self.series.mark(Event(before.time_s, "throttled"))
             self.throttled_at = sample.time_s
 
     def _look(self, now: float) -> None:
@@ -194,7 +200,7 @@ class _Target:
                 limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
             self.series.limits = limits
             self.ooms, self.before = 0, None
-            self.series.events.append(Event(now, "start"))
+            self.series.mark(Event(now, "start"))
             return
         if self.gone_at is None:
             self.gone_at = now
@@ -206,9 +212,9 @@ class _Target:
     def _end(self, now: float, state: Mapping[str, Any]) -> None:
         self.series.ended = True
         if state.get("oom_killed") and not any(event.kind == "oom" for event in self.series.events):
-            self.series.events.append(Event(now, "oom"))
+            self.series.mark(Event(now, "oom"))
         code = state.get("exit_code")
-        self.series.events.append(Event(now, "stop", "" if code is None else str(code)))
+        self.series.mark(Event(now, "stop", "" if code is None else str(code)))
 
     def spare(self, detail_s: float) -> None:
         """Read what is dear only every `detail_s` seconds."""

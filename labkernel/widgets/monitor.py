@@ -71,7 +71,7 @@ class _Feed:
         self.rows = array("d")
         self._capacity = capacity * _FIELDS
         self._last: Sample | None = None
-        self._events = 0
+        self._marked = 0
 
     def take(self, origin: float) -> int:
         """Add what the last tick brought; returns how many rows that are (0 or 1)."""
@@ -103,9 +103,10 @@ class _Feed:
         return part.tobytes()
 
     def marks(self, index: int, origin: float, *, everything: bool) -> list[dict[str, Any]]:
-        events = list(self.series.events)
-        fresh = events if everything else events[self._events :]
-        self._events = len(events)
+        # Both fields are written by the thread that asks here.
+        events, count = list(self.series.events), self.series.marked - self._marked
+        fresh = events if everything else events[max(0, len(events) - count) :]
+        self._marked = self.series.marked
         return [{"s": index, "t": e.time_s - origin, "kind": e.kind, "text": e.text} for e in fresh]
 
 
@@ -217,7 +218,7 @@ class Monitor:
             # Events have the clock's time, samples the monotonic one.
             moment = now - max(0.0, time.time() - event["timeNano"] / 1e9)
             if moment >= self._origin:
-                series.events.append(Event(moment, "exec", event["Action"].partition(": ")[2]))
+                series.mark(Event(moment, "exec", event["Action"].partition(": ")[2]))
 
     # -- to the browser
 

@@ -138,7 +138,7 @@ m = lab.monitor(c)
 
 
 def test_a_container_is_killed_after_a_question_and_its_execs_are_marked(open_notebook: Any, expect: Any) -> None:
-    do = "c.exec_run(['true']); print(m.wait(300)); print([event.kind for event in m.series[0].events])"
+    do = "c.exec_run(['true']); print(m.wait(300)); print([event.kind for event in sorted(m.series[0].events)])"
     notebook = open_notebook("monitor-acts.ipynb", CONTAINER, "m", do, "c.remove(force=True)")
     page = notebook.page
     notebook.run_all()

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from labkernel.errors import UsageError
-from labkernel.metrics import Event, Sample, Sampler
-from labkernel.widgets.monitor import Monitor, monitor
+from labkernel.metrics import Event, Sample, Sampler, Series
+from labkernel.widgets.monitor import Monitor, _Feed, monitor
 
 
 class Work:
@@ -250,3 +250,16 @@ def test_throttling_is_marked_where_it_begins() -> None:
     assert [(event.kind, event.time_s) for event in target.series.events] == [("throttled", 1.0)]
     target._mark_throttling(Sample(60.0, 0, 1, throttled_usec=50_000_000))
     assert len(target.series.events) == 2
+
+
+def test_each_mark_is_sent_once_however_many_there_are() -> None:
+    series = Series("web", 10)
+    feed = _Feed(series, 10)
+    sent = []
+    for number in range(600):
+        series.mark(Event(float(number), "exec", str(number)))
+        if number % 2:
+            sent += [mark["text"] for mark in feed.marks(0, 0.0, everything=False)]
+    assert sent == [str(number) for number in range(600)]
+    assert len(feed.marks(0, 0.0, everything=True)) == 256, "only so many are kept"
+    assert feed.marks(0, 0.0, everything=False) == []
