@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from daemons import Cli, Daemon
 from labkernel.engine import Engine
 
 
-@pytest.fixture(scope="session")
-def shared_daemon(shared_engine: Engine) -> Iterator[Daemon]:
+@contextmanager
+def _daemon_of(shared_engine: Engine) -> Iterator[Daemon]:
     folder = tempfile.mkdtemp(prefix="lk-d-", dir="/tmp")
     environment = {
         **os.environ,
@@ -28,6 +29,19 @@ def shared_daemon(shared_engine: Engine) -> Iterator[Daemon]:
     yield found
     found.stop()
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_daemon(shared_engine: Engine) -> Iterator[Daemon]:
+    with _daemon_of(shared_engine) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def lone_daemon(shared_engine: Engine) -> Iterator[Daemon]:
+    """A daemon that nobody outside this module has talked to: libraries keep connections open as long as they like."""
+    with _daemon_of(shared_engine) as found:
+        yield found
 
 
 @pytest.fixture

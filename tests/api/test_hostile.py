@@ -23,12 +23,12 @@ def create(daemon: Daemon, **config: object) -> str:
 
 
 @pytest.fixture
-def settled(daemon: Daemon) -> Daemon:
-    """A daemon that has answered before, so that its descriptors can be counted."""
-    daemon.json("GET", "/info")
-    # The daemon may still be closing what earlier clients have left.
-    wait_until(lambda: daemon.connections() == 0, "no client is left")
-    return daemon
+def settled(lone_daemon: Daemon, engine: Engine) -> Daemon:
+    """A daemon that has answered before and has no client, so that its descriptors can be counted."""
+    lone_daemon.json("GET", "/info")
+    # It may still be closing what an earlier test's clients have left.
+    wait_until(lambda: lone_daemon.connections() == 0, "no client is left")
+    return lone_daemon
 
 
 def test_unknown_places_and_bad_bodies_have_dockers_shape(daemon: Daemon) -> None:
