@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from daemons import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError
@@ -33,7 +34,7 @@ def test_it_shows_and_does_what_docker_would(engine: Engine) -> None:
     assert row["state"] == "running"
     assert row["can"] == ["stop", "kill", "logs"]
     assert row["cells"][3].endswith("%")
-    assert board.act("containers", container.id, "logs") == "hi\n"
+    wait_until(lambda: board.act("containers", container.id, "logs") == "hi\n", "the log of what it said")
     assert board.act("containers", container.id, "kill") == ""
     container.wait()
     assert row_of(board, "containers", "shown")["can"] == ["start", "remove", "logs"]
