@@ -268,7 +268,10 @@ class _Build:
         )
         if self._options.stopping is not None:
             self._options.stopping(self._running.stop)
-        with Context(directory, files, self._builds.db, ignore=ignore) as self._context, self._finisher:
+        with (
+            Context(directory, files, self._builds.layout, self._builds.db, ignore=ignore) as self._context,
+            self._finisher,
+        ):
             self._check()
             images = self._builds.images
             self._cache.elsewhere = import_caches(images, cache_places(self._options.cache_from), notify=self._warn)

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 from registries import serving
 
+from labkernel.building.context import Context
 from labkernel.building.remotecache import CachePlace
 from labkernel.building.result import BuildResult, BuildStep
 from labkernel.building.sources import is_git, parse_git
 from labkernel.engine import Engine
-from labkernel.errors import BuildError, UsageError
+from labkernel.errors import BuildError, StoreError, UsageError
+from labkernel.store.locks import is_locked
 
 BASE = "FROM lab/busybox\n"
 Cli = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -398,3 +400,19 @@ def test_no_cache_filter(engine: Engine) -> None:
     build(engine, text)
     again = build(engine, text, no_cache_filter=["two"])
     assert [step.cached for step in again.steps] == [True, True, True, False]
+
+
+def test_files_given_with_a_build_lie_in_the_store_and_go_with_it(engine: Engine) -> None:
+    """A killed build's are then swept away by the store's next opener, as all that nobody locks in its `tmp`."""
+    with Context(None, {"app/a.txt": b"a"}, engine.layout, engine.db) as context:
+        assert context.directory is not None
+        assert context.directory.parent == engine.layout.tmp
+        assert is_locked(context.directory)
+        assert (context.directory / "app/a.txt").read_bytes() == b"a"
+    before = set(engine.layout.tmp.iterdir())
+    assert context.directory not in before
+    with pytest.raises(StoreError), Context(None, {"a": b"", "a/b": b""}, engine.layout, engine.db):
+        pass
+    with pytest.raises(UsageError, match="inside the context"), Context(None, {"../a": b""}, engine.layout, engine.db):
+        pass
+    assert set(engine.layout.tmp.iterdir()) <= before

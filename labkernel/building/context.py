@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import posixpath
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from ..dockerfile.instructions import Add, Copy, Run
 from ..errors import BuildError, UsageError
 from ..oci.rootfd import Root, clamp_path
 from ..oci.selection import follow, has_wildcards, select
+from ..store.blobs import storage_error, temporary_directory
 from ..store.database import Database
+from ..store.layout import Layout
 from .cache import ContextDigests
 from .result import Trace
 
@@ -30,15 +31,22 @@ class Context:
     """
 
     def __init__(
-        self, directory: Path | None, files: Mapping[str, bytes] | None, db: Database, *, ignore: str | None = None
+        self,
+        directory: Path | None,
+        files: Mapping[str, bytes] | None,
+        layout: Layout,
+        db: Database,
+        *,
+        ignore: str | None = None,
     ) -> None:
         self._db = db
         self._ignore_text = ignore
-        self._made = _written(files) if files else None
+        self._layout = layout
+        self._files = files or {}
+        self._stack = ExitStack()
         self._lock = threading.Lock()
-        # Beside a directory, which may be a home with all that lies in it, the files are a second place to select from.
-        self.directory = directory if directory is not None or self._made is None else Path(self._made)
-        self._beside = self._made if directory is not None else None
+        self.directory = directory
+        self._beside: Path | None = None
         self._root: Root | None = None
         self._extra: Root | None = None
         self._ignore: IgnoreMatcher | None = None
@@ -46,6 +54,20 @@ class Context:
         self.trace = Trace(self.directory, time.time_ns(), repeatable=not files)
 
     def __enter__(self) -> Context:
+        if self._files:
+            _check_names(self._files)
+            # In the store, whose next opener removes what a killed build left.
+            made = self._stack.enter_context(temporary_directory(self._layout, "context"))
+            try:
+                _write(self._files, made)
+            except BaseException:
+                self._stack.close()
+                raise
+            # Beside a directory, which may be a home with all that lies in it, they are a second place to select from.
+            if self.directory is None:
+                self.directory = self.trace.directory = made
+            else:
+                self._beside = made
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,8 +77,7 @@ class Context:
             if root is not None:
                 root.__exit__()
         self._root = self._extra = None
-        if self._made is not None:
-            shutil.rmtree(self._made, ignore_errors=True)
+        self._stack.close()
 
     def ignore_matcher(self) -> IgnoreMatcher | None:
         """What leaves files of the context out; None where nothing does."""
@@ -127,7 +148,7 @@ class Context:
                 self._root = Root.open(str(self.directory))
             except OSError as err:
                 raise UsageError(f"unable to prepare context: {self.directory}: {err.strerror}") from err
-            self._extra = Root.open(self._beside) if self._beside is not None else None
+            self._extra = Root.open(str(self._beside)) if self._beside is not None else None
             self._ignore = self.ignore_matcher()
             self._digests = ContextDigests(self._db, str(self.directory))
         return self._root
@@ -158,15 +179,20 @@ def _is_in(root: Root, word: str) -> bool:
     return has_wildcards(word) or follow(root, clamp_path(os.fsencode(word))) is not None
 
 
-def _written(files: Mapping[str, bytes]) -> str:
-    """The files in a new directory. Raises UsageError."""
+def _check_names(files: Mapping[str, bytes]) -> None:
+    """Raises UsageError for a name outside the context."""
     for name in files:
         if posixpath.normpath(name).startswith(("/", "..")):
             raise UsageError(f"a file of the build needs a name inside the context: {name}")
-    made = tempfile.mkdtemp(prefix="labkernel-context-")
-    for name, data in files.items():
-        path = Path(made, posixpath.normpath(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        os.utime(path, (0, 0))
-    return made
+
+
+def _write(files: Mapping[str, bytes], directory: Path) -> None:
+    """Raises StoreError, DiskFull."""
+    try:
+        for name, data in files.items():
+            path = directory / posixpath.normpath(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            os.utime(path, (0, 0))
+    except OSError as err:
+        raise storage_error("writing the context's files", err) from err
