@@ -236,6 +236,18 @@ def test_join_read_freeze_kill(group: cgroups.Cgroup, sleeper: int) -> None:
     assert group.oom_count() == 0
 
 
+def test_who_joins_by_itself_locks_nobody_out(tmp_path: Path) -> None:
+    for name in ("tasks", "cgroup.procs"):
+        (tmp_path / name).touch()
+    first = cgroups.Cgroup(1, {"memory": str(tmp_path)})
+    first.join()
+    assert ((tmp_path / "tasks").read_text(), (tmp_path / "cgroup.procs").read_text()) == ("0", "")
+    first.join(17)  # all threads of another process
+    assert (tmp_path / "cgroup.procs").read_text() == "17"
+    cgroups.Cgroup(2, {"": str(tmp_path)}).join()
+    assert (tmp_path / "cgroup.procs").read_text() == "07"  # written over, as cgroupfs takes it
+
+
 def test_reopened_group_is_the_same(group: cgroups.Cgroup, sleeper: int) -> None:
     group.join(sleeper)
     assert cgroups.Cgroup.reopen(group.paths).procs() == [sleeper]
