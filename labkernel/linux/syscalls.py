@@ -7,16 +7,25 @@ Each raises OSError with the path it was given. Policy, fallbacks and convenienc
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
+
+TYPE_CHECKING = False  # as typing's, without importing it
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # PyDLL keeps the GIL: the child of a raw clone must return into Python still holding it.
 _held = ctypes.PyDLL(None, use_errno=True)
 
 CLONE_NEWTIME = 0x00000080
-CLONE_PARENT = 0x00008000
+CLONE_VM = 0x00000100
 CLONE_PIDFD = 0x00001000
+CLONE_VFORK = 0x00004000
+CLONE_PARENT = 0x00008000
+CLONE_PARENT_SETTID = 0x00100000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -99,6 +108,43 @@ def clone(flags: int, *, want_pidfd: bool = True) -> tuple[int, int]:
     if pid < 0:
         raise _fail()
     return (pid, pidfd.value) if pid else (0, -1)
+
+
+def lowest_stack_address() -> int:
+    """Where the stack of the first thread ends so far (man 5 proc_pid_maps). Raises OSError."""
+    with open("/proc/self/maps", "rb") as file:
+        for line in file:
+            if line.rstrip().endswith(b"[stack]"):
+                return int(line.split(b"-", 1)[0], 16)
+    raise OSError(errno.ENOENT, "no stack is listed", "/proc/self/maps")
+
+
+def vfork_and_leave(flags: int, body: Callable[[int], None], stack: int) -> NoReturn:
+    """Run `body` in a child that borrows this process's memory until its exec or end; then end this process, too.
+
+    As man 2 vfork: nothing is copied, which is most of what a fork of this interpreter costs. The child changes the
+    memory of a process that sleeps meanwhile, so that one may do nothing more with it than end; if the child is killed
+    in the middle of a change, it does not even matter. `body` gets the child's process id as its parent numbers it, and
+    has to end in an exec or `os._exit`. `stack` (`lowest_stack_address`) is where the child's stack begins: in the same
+    area as this thread's, because newer Pythons watch the bounds of that. Raises OSError when there is no child.
+    """
+    pid = ctypes.c_int(0)
+
+    def run(_: object) -> int:
+        try:
+            body(pid.value)
+        finally:
+            os._exit(1)
+
+    entry = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(run)
+    word = flags | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | 17
+    try:
+        done = _held.clone(entry, ctypes.c_void_p(stack), ctypes.c_int(word), None, ctypes.byref(pid), None, None)
+    except BaseException:
+        os._exit(0)  # what the child left behind in the interpreter is of no concern any more
+    if done < 0:
+        raise _fail()
+    os._exit(0)
 
 
 def unshare(flags: int) -> None:

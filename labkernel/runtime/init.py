@@ -399,7 +399,7 @@ def replace_program(args: list[str], env: list[str]) -> None:
     """execve with a PATH search; raises SetupError in docker's words."""
     pairs = dict(word.split("=", 1) for word in env if "=" in word)
     name = args[0] if args else ""
-    path = _locate(name, pairs.get("PATH", DEFAULT_PATH))
+    path = locate(name, pairs.get("PATH", DEFAULT_PATH))
     try:
         os.execve(path, args, pairs)
     except FileNotFoundError:
@@ -412,7 +412,8 @@ def replace_program(args: list[str], env: list[str]) -> None:
         raise SetupError(f"exec {path}: {os.strerror(err.errno or 0).lower()}", 126) from None
 
 
-def _locate(name: str, search: str) -> str:
+def locate(name: str, search: str) -> str:
+    """The program `name` in the directories of `search`; raises SetupError in docker's words."""
     if "/" in name:
         try:
             mode = os.stat(name).st_mode

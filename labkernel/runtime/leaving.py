@@ -38,6 +38,7 @@ def leave(sup: Any) -> bool:
     except OSError:
         pass
     sup.pool.discard()
+    sup.entrance.discard()
     if sup.worker is not None:
         sup.worker.dismiss()
     networking.leave(sup)

@@ -12,8 +12,7 @@ from typing import Any
 
 from ..errors import ConflictError, StartError
 from ..linux import pty, syscalls
-from ..linux.namespaces import FLAGS
-from . import init, instances, keeper, monitors, proot, protocol
+from . import entering, instances, keeper, monitors, proot, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
 from .streams import PIPE_BYTES, InputPipe, widen
@@ -48,21 +47,29 @@ class Session:
         for action in ("exec_create", "exec_start"):
             self.sup.events.add(f"{action}: {words}", self.inst.id, execID=self.id)
         theirs = [] if self.terminal else self._pipes()
+        if "monitor" in self.inst.own or "proot" in self.inst.own:
+            helper, ours = self._fork_beside(theirs)
+        else:
+            request = entering.request_of(self.inst, self.process, terminal=self.terminal)
+            helper, ours = self.sup.entrance.enter(request, [self.inst.pidfd, *theirs])
+        for fd in theirs:
+            if fd != self.sup.null:
+                os.close(fd)
+        self.sock = ours
+        self.sup.loop.watch(ours.fileno(), lambda _events: self._hear(helper))
+
+    def _fork_beside(self, theirs: list[int]) -> tuple[int, socket.socket]:
+        """A helper for a container that is no set of namespaces: a virtual machine, or PRoot's."""
         ours, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, _ = syscalls.clone(0, want_pidfd=False)
         if pid == 0:
             if "monitor" in self.inst.own:
                 how = {"terminal": self.terminal, "stdin": self.wants_stdin}
                 monitors.begin_session(child_end, self.inst, self.process, theirs, **how)
-            _child(child_end, self.inst, self.process, theirs, terminal=self.terminal)
+            proot.begin_session(child_end, self.inst, self.process, theirs, terminal=self.terminal)
         child_end.close()
-        for fd in theirs:
-            if fd != self.sup.null:
-                os.close(fd)
         os.set_blocking(ours.fileno(), False)
-        self.sock = ours
-        helper = pid
-        self.sup.loop.watch(ours.fileno(), lambda _events: self._hear(helper))
+        return pid, ours
 
     def _pipes(self) -> list[int]:
         theirs = [self.sup.null]
@@ -103,7 +110,7 @@ class Session:
         moment = time.monotonic()
         self.sup.loop.unwatch(self.sock.fileno())
         self.sock.close()
-        _reap(helper)
+        self.sup.put_off(lambda: _reap(helper))  # its memory goes with it, and that takes a while
         if self.error is not None or not self.pid:
             self._fail()
         else:
@@ -136,6 +143,7 @@ class Session:
                 conn.drained = self._resume
         self._hold()
         self.listen(conn)
+        self.sup.loop.later(self.sup.refill_after_s, self.sup.refill_soon)
 
     def _hold(self) -> None:
         """The keeper's duplicates keep the process from SIGPIPE and SIGHUP when this supervisor dies."""
@@ -238,6 +246,7 @@ class Session:
             end = {"exit_code": code, "oom_killed": False, "error": ""}
             self.conn.finish(protocol.encode_control({"exited": end}))
         self._close()
+        self.sup.refill_soon()
         if self.on_end is not None:
             self.on_end(code, "")
 
@@ -296,90 +305,6 @@ def adopt(sup: Any, entry: dict[str, Any]) -> None:
     if state.get("own"):
         # A health check of the killed supervisor: nobody watches its deadline any more.
         os.kill(session.pid, signal.SIGKILL)
-
-
-def _child(sock: socket.socket, inst: Instance, process: dict[str, Any], theirs: list[int], *, terminal: bool) -> None:
-    """The helper: enters the container, makes the process (as a child of the supervisor) and goes. Never returns."""
-    if "proot" in inst.own:
-        proot.begin_session(sock, inst, process, theirs, terminal=terminal)
-    try:
-        # Nobody inside may look into this process through /proc (CVE-2019-5736), also not while it moves.
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-        init.reset_signals()
-        pidfd = inst.pidfd
-        for number, fd in enumerate(theirs):
-            os.dup2(fd, number)
-        program = None if process.get("privileged") else init.read_program(inst.own.get("seccomp_program"))
-        if inst.cgroup is not None:
-            inst.cgroup.join(0)
-        flags = 0
-        for space in (inst.config.get("linux") or {}).get("namespaces") or ():
-            # Without a cgroup of its own the container stays in the machine's cgroup namespace.
-            if space["type"] != "user" and (space["type"] != "cgroup" or inst.cgroup is not None):
-                flags |= FLAGS[space["type"]]
-        syscalls.setns(pidfd, flags)
-        fd = sock.detach()
-        if fd != 3:
-            os.dup2(fd, 3, inheritable=False)
-        syscalls.close_range(4)
-        sock = socket.socket(fileno=3)
-        os.setsid()
-        pid, _ = syscalls.clone(syscalls.CLONE_PARENT, want_pidfd=False)
-        if pid:
-            sock.send(protocol.dumps({"pid": pid}))
-            os._exit(0)
-        _become(sock, inst, process, program, terminal=terminal)
-    except init.SetupError as err:
-        init.report(sock, err.brief, err.exit_code)
-    except OSError as err:
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
-        init.report(sock, f"cannot enter the container{where}: {err.strerror or err}", 126)
-    except BaseException as err:
-        init.report(sock, f"cannot enter the container: {type(err).__name__}: {err}", 126)
-    finally:
-        os._exit(1)
-
-
-def _become(
-    sock: socket.socket, inst: Instance, process: dict[str, Any], program: bytes | None, *, terminal: bool
-) -> None:
-    base: dict[str, Any] = inst.config["process"]
-    os.setsid()
-    os.chdir("/")
-    if terminal:
-        master, slave = pty.open_pair("/dev/ptmx")
-        size = process.get("consoleSize") or {}
-        pty.resize(master, int(size.get("height") or 24), int(size.get("width") or 80))
-        for number in range(3):
-            os.dup2(slave, number)
-        os.close(slave)
-        pty.make_controlling(0)
-        protocol.send_with_fds(sock, b"{}", [master])
-        os.close(master)
-    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
-    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
-    if terminal:
-        env.setdefault("TERM", "TERM=xterm")
-    merged = {
-        **base,
-        "args": process["args"],
-        "env": list(env.values()),
-        "cwd": process.get("cwd") or base.get("cwd") or "/",
-    }
-    own = dict(inst.own)
-    own["init"] = False
-    own["count_denials"] = False  # its filter would need a listener of its own
-    if process.get("user"):
-        own["user_unresolved"] = process["user"]
-        merged["env"] = [word for word in merged["env"] if not word.startswith("HOME=")]
-    if process.get("privileged"):
-        from ..linux import capabilities
-
-        names = capabilities.NAMES
-        merged["capabilities"] = {kind: list(names) for kind in ("bounding", "effective", "permitted")}
-        merged["noNewPrivileges"] = False
-    init.set_rlimits(base.get("rlimits") or [])
-    init.execute(sock, merged, own, program, cwd_create=False)
 
 
 __all__ = ["Session", "begin", "signal"]

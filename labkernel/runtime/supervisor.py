@@ -21,6 +21,7 @@ from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
 from ..linux.cgroups import Cgroup
 from . import denials, health, instances, keeper, networking, protocol, restarts, takeover
+from .entering import Entrance
 from .eventlog import EventLog
 from .instances import Instance
 from .keeper import Context
@@ -37,7 +38,6 @@ from .succession import descriptors, watch_keeper
 from .usage import usage_at_end
 
 _POOL_SIZE = 2
-_REFILL_S = 0.03
 
 
 def freeze() -> None:
@@ -53,6 +53,8 @@ def main(context: Context) -> None:
 
 class Supervisor:
     """All containers of one store. `instances` holds those that run or are waited for; others live on disk only."""
+
+    refill_after_s = 0.03
 
     def __init__(self, context: Context) -> None:
         syscalls.set_name(b"labkernel-super")
@@ -80,6 +82,7 @@ class Supervisor:
         single = self.settings["driver"] == "rootless" and namespaces.is_single_id()
         skeleton = make_skeleton(self.root)
         self.pool = Pool(stage, self.hierarchy, size=_POOL_SIZE, single_id=single, skeleton=skeleton)
+        self.entrance = Entrance()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -295,7 +298,7 @@ class Supervisor:
         inst.try_save()
         self.events.add("start", inst.id)
         # Not at once: making a child takes a millisecond that a short command's end would wait for.
-        self.loop.later(_REFILL_S, self._refill_soon)
+        self.loop.later(self.refill_after_s, self.refill_soon)
 
     def watch_streams(self, inst: Instance) -> None:
         """Listen to output, stdin room and the end."""
@@ -475,7 +478,7 @@ class Supervisor:
         if inst.pidfd >= 0:
             os.close(inst.pidfd)
             inst.pidfd = -1
-        self._refill_soon()
+        self.refill_soon()
         if cgroup is not None:
             self.put_off(lambda: cgroup.remove(timeout_s=0.0))
         self.put_off(lambda: self._tidy(inst, restarting=restarting))
@@ -549,19 +552,20 @@ class Supervisor:
             if self.chores:
                 self.loop.idle = self._idle_moment
 
-    def _refill_soon(self) -> None:
+    def refill_soon(self) -> None:
+        """Make the children that later starts and execs take, in the next idle moment."""
         if self._refill not in self.chores:
             self.put_off(self._refill)
 
     def _refill(self) -> None:
         try:
-            more = self.pool.refill()
+            more = self.pool.refill() or self.entrance.refill()
         except OSError:
             return  # no room for spare children; the next start says why if it cannot have one either
         for warm in self.pool.waiting:
             warm.started = warm.started or instances.process_start(warm.pid)
         if more:
-            self._refill_soon()
+            self.refill_soon()
 
     def note_parent(self, parent: str) -> None:
         if parent and parent not in self.context.parents:

@@ -80,6 +80,7 @@ def hand_over(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[in
         return
     kept = {name: sup.settings[name] for name in ("driver", "id_map", "subids") if name in sup.settings}
     sup.pool.discard()
+    sup.entrance.discard()
     if sup.worker is not None:
         sup.worker.dismiss()
     sup.tell_keeper({"succeed": {"settings": {**settings, **kept}, "argv": message["argv"]}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -92,3 +93,37 @@ def test_capget_agrees_with_proc() -> None:
     status = Path("/proc/self/status").read_text()
     effective = next(line for line in status.splitlines() if line.startswith("CapEff"))
     assert syscalls.capget()[0] == int(effective.split()[1], 16)
+
+
+@pytest.mark.parametrize("ending", ["exec", "exit", "kill"])
+def test_vfork_and_leave(ending: str) -> None:
+    """The helper ends well however its child ends, and the child was told its own number."""
+    answer = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+
+        def body(pid: int) -> None:
+            os.write(answer[1], f"{pid} {os.getpid()}".encode())
+            if ending == "exec":
+                os.execv("/bin/sh", ["sh", "-c", "exit 7"])
+            elif ending == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        syscalls.vfork_and_leave(0, body, syscalls.lowest_stack_address())
+    assert os.waitpid(helper, 0)[1] == 0
+    told, own = os.read(answer[0], 100).split()
+    assert told == own != str(helper).encode()
+    for fd in answer:
+        os.close(fd)
+
+
+def test_vfork_that_the_kernel_refuses() -> None:
+    helper = os.fork()
+    if helper == 0:
+        try:
+            # a thread without its group's memory is no thread (man 2 clone, EINVAL)
+            syscalls.vfork_and_leave(0x00010000, lambda _: None, syscalls.lowest_stack_address())
+        except OSError as err:
+            os._exit(err.errno or 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == errno.EINVAL

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,63 @@ def test_exec_with_terminal(lab: Any) -> None:
 
 
 @needs_root
+def helpers_of(supervisor: int) -> list[int]:
+    """The children that wait for an exec (runtime/entering.py)."""
+    with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+        children = [int(word) for word in file.read().split()]
+    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text() == "labkernel-enter\n"]
+
+
+def wait_for_helper(supervisor: int) -> int:
+    deadline = time.monotonic() + 60
+    while not (found := helpers_of(supervisor)):
+        assert time.monotonic() < deadline, "no child waits for the next exec"
+        time.sleep(0.01)
+    return found[0]
+
+
+def test_exec_by_a_child_made_ahead(lab: Any) -> None:
+    container_id = lab.create("sleep", "60")
+    lab.runtime.start(container_id)
+    info = lab.runtime.ensure()
+    assert helpers_of(info.pid) == []  # nobody has asked for one
+    probe = {"args": ["sh", "-c", "cat /proc/self/status; ls -l /proc/$$/fd; cat /proc/self/cgroup; ps"]}
+    first, code = gather(lab.runtime.exec(container_id, probe))
+    helper = wait_for_helper(info.pid)
+    second, again = gather(lab.runtime.exec(container_id, probe))
+    assert (code, again) == (0, 0)
+    # same confinement, whichever way it came in
+    for word in (b"CapEff", b"CapBnd", b"NoNewPrivs", b"Seccomp:", b"Groups", b"SigIgn", b"SigBlk", b":/labkernel"):
+        assert [line for line in first.splitlines() if word in line] == [
+            line for line in second.splitlines() if word in line
+        ]
+    assert second.count(b"->") == first.count(b"->") <= 4
+    assert b"labkernel" not in second.partition(b"COMMAND")[2]  # of the helper nothing is seen inside
+    assert helper not in helpers_of(info.pid)
+    assert wait_for_helper(info.pid) != helper
+
+
+def test_exec_when_the_waiting_child_was_killed(lab: Any) -> None:
+    container_id = lab.create("sleep", "60")
+    lab.runtime.start(container_id)
+    info = lab.runtime.ensure()
+    lab.runtime.exec(container_id, {"args": ["true"]}).wait()
+    helper = wait_for_helper(info.pid)
+    gone = os.pidfd_open(helper)
+    os.kill(helper, signal.SIGKILL)
+    assert select.select([gone], [], [], 60)[0]
+    os.close(gone)
+    assert gather(lab.runtime.exec(container_id, {"args": ["echo", "here"]})) == (b"here\n", 0)
+    # too long for one datagram: the request comes with the fork
+    wait_for_helper(info.pid)
+    environment = [f"LONG_{number}={'x' * 100_000}" for number in range(2)]
+    process = {"args": ["sh", "-c", "echo ${#LONG_0} ${#LONG_1}"], "env": ["PATH=/bin", *environment]}
+    assert gather(lab.runtime.exec(container_id, process)) == (b"100000 100000\n", 0)
+    helper = wait_for_helper(info.pid)
+    lab.runtime.shutdown(force=True)
+    assert not Path(f"/proc/{helper}").exists()
+
+
 def test_exec_as_user(lab: Any) -> None:
     container_id = lab.create("sleep", "60")
     lab.runtime.start(container_id)
@@ -435,8 +494,6 @@ def test_shared_pid_namespace_is_emptied(lab: Any) -> None:
 
 
 def test_exec_moment(lab: Any) -> None:
-    import time
-
     before = time.monotonic()
     container_id = lab.create("true")
     with lab.runtime.run(container_id) as attachment:

@@ -1,0 +1,219 @@
+"""exec's way into a container: a child made ahead of time, which enters and turns into the command.
+
+A fork of the supervisor, and the page faults of both sides after it, take longer than all that is done inside. So one
+child waits for the next exec, having touched what it will need, and the process it then makes inside borrows its memory
+instead of copying it (`syscalls.vfork_and_leave`). Standard library only.
+
+Safety, as in `init`: not dumpable from the start, so nobody in the container can open its /proc entries
+(CVE-2019-5736); the waiting child keeps no descriptor but its socket, and what it is sent is closed or is the command's
+stdio before the command begins (CVE-2024-21626).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from typing import Any, NoReturn
+
+from ..linux import capabilities, pty, syscalls
+from ..linux.cgroups import Cgroup
+from ..linux.namespaces import FLAGS
+from . import accounts, init, protocol
+from .instances import Instance
+
+# A request that does not fit a datagram comes with the fork.
+_MAX_REQUEST_BYTES = 1 << 16
+
+
+class Entrance:
+    """At most one waiting child, (process id, our end of its socket), from the first exec on."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[int, socket.socket] | None = None
+        self.used = False
+
+    def enter(self, request: dict[str, Any], fds: list[int]) -> tuple[int, socket.socket]:
+        """Have `request` (see `request_of`) carried out with `fds`: the pidfd of the container's first process, then
+        stdin, stdout and stderr. Returns the helper, which ends at the exec, and the socket that tells: {"pid"} of the
+        command's process (our child), the terminal's master, {"error", "exit_code"}. Raises OSError."""
+        self.used = True
+        waiting, self.waiting = self.waiting, None
+        data = protocol.dumps(request)
+        if waiting is not None and len(data) <= _MAX_REQUEST_BYTES:
+            try:
+                protocol.send_with_fds(waiting[1], data, fds)
+                return waiting
+            except OSError:
+                pass  # somebody has killed it
+        if waiting is not None:
+            _dismiss(*waiting)
+        return _spawn(request, fds)
+
+    def refill(self) -> bool:
+        """Make a child; False when there is one, or when nobody has asked for any. Raises OSError."""
+        if self.waiting is not None or not self.used:
+            return False
+        self.waiting = _spawn(None, [])
+        return True
+
+    def discard(self) -> None:
+        """Send the waiting child away."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            _dismiss(*waiting)
+
+
+def request_of(inst: Instance, process: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
+    """All that the child has to know."""
+    flags = 0
+    for space in (inst.config.get("linux") or {}).get("namespaces") or ():
+        # Without a cgroup of its own the container stays in the machine's cgroup namespace.
+        if space["type"] != "user" and (space["type"] != "cgroup" or inst.cgroup is not None):
+            flags |= FLAGS[space["type"]]
+    return {
+        "flags": flags,
+        "cgroup": inst.cgroup.paths if inst.cgroup is not None else {},
+        "program": None if process.get("privileged") else inst.own.get("seccomp_program"),
+        "user": process.get("user") or inst.own.get("user_unresolved"),
+        "process": merge(inst.config["process"], process, terminal=terminal),
+        "terminal": terminal,
+    }
+
+
+def merge(base: dict[str, Any], process: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
+    """The runtime-spec process of a command in the container whose own process is `base`."""
+    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
+    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
+    if terminal:
+        env.setdefault("TERM", "TERM=xterm")
+    if process.get("user"):
+        env.pop("HOME", None)
+    merged = {
+        **base,
+        "args": process["args"],
+        "env": list(env.values()),
+        "cwd": process.get("cwd") or base.get("cwd") or "/",
+        "consoleSize": process.get("consoleSize") or {},
+    }
+    if process.get("privileged"):
+        names = capabilities.NAMES
+        merged["capabilities"] = {kind: list(names) for kind in ("bounding", "effective", "permitted")}
+        merged["noNewPrivileges"] = False
+    return merged
+
+
+def _spawn(request: dict[str, Any] | None, fds: list[int]) -> tuple[int, socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid, _ = syscalls.clone(0, want_pidfd=False)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    if pid == 0:
+        _main(theirs, request, fds)
+    theirs.close()
+    os.set_blocking(ours.fileno(), False)
+    return pid, ours
+
+
+def _dismiss(pid: int, sock: socket.socket) -> None:
+    sock.close()
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -> NoReturn:
+    """Body of the child; it comes to the exec, or tells why not."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        init.reset_signals()
+        os.setsid()
+        stack = syscalls.lowest_stack_address()
+        if request is None:
+            sock = init.isolate_descriptors(sock)
+            syscalls.set_name(b"labkernel-enter")
+            _rehearse()
+            data, fds = protocol.receive(sock, _MAX_REQUEST_BYTES)
+            if not data:
+                os._exit(0)  # the supervisor has gone, or does not need this child any more
+            request = json.loads(data)
+        assert request is not None
+        program = _enter(request, fds)
+        sock = init.isolate_descriptors(sock)
+        found, way = request, sock
+        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, lambda pid: _become(way, pid, found, program), stack)
+    except BaseException as err:
+        _report(sock, err)
+    finally:
+        os._exit(1)
+
+
+def _rehearse() -> None:
+    """Touch what the way to the exec touches: each page's first use after the fork costs a fault (man 2 fork)."""
+    request = {"process": {"args": ["true"], "env": [f"PATH={init.DEFAULT_PATH}"], "capabilities": capabilities.NAMES}}
+    json.loads(protocol.dumps(request))
+    accounts.resolve("0", {})
+    capabilities.mask(capabilities.NAMES)
+    syscalls.capget()
+    init.read_program(os.devnull)
+    Cgroup.reopen({"memory": "/"})
+    try:
+        init.locate("true", "/nowhere")
+    except init.SetupError:
+        pass
+
+
+def _enter(request: dict[str, Any], fds: list[int]) -> bytes | None:
+    """Stdio, cgroup and namespaces; returns the filter, which lies outside."""
+    pidfd, *stdio = fds
+    for number, fd in enumerate(stdio):
+        os.dup2(fd, number)
+    program = init.read_program(request["program"])
+    if request["cgroup"]:
+        Cgroup.reopen(request["cgroup"]).join(0)
+    syscalls.setns(pidfd, request["flags"])
+    return program
+
+
+def _become(sock: socket.socket, pid: int, request: dict[str, Any], program: bytes | None) -> None:
+    """Inside, in the process that is to be the command. Does not return."""
+    try:
+        sock.send(b'{"pid":%d}' % pid)
+        os.setsid()
+        os.chdir("/")
+        process = request["process"]
+        if request["terminal"]:
+            _attach_terminal(sock, process["consoleSize"])
+        init.set_rlimits(process.get("rlimits") or [])
+        init.execute(sock, process, {"user_unresolved": request["user"]}, program, cwd_create=False)
+    except BaseException as err:
+        _report(sock, err)
+    finally:
+        os._exit(1)
+
+
+def _attach_terminal(sock: socket.socket, size: dict[str, Any]) -> None:
+    master, slave = pty.open_pair("/dev/ptmx")
+    pty.resize(master, int(size.get("height") or 24), int(size.get("width") or 80))
+    for number in range(3):
+        os.dup2(slave, number)
+    os.close(slave)
+    pty.make_controlling(0)
+    protocol.send_with_fds(sock, b"{}", [master])
+    os.close(master)
+
+
+def _report(sock: socket.socket, err: BaseException) -> None:
+    if isinstance(err, init.SetupError):
+        init.report(sock, err.brief, err.exit_code)
+    elif isinstance(err, OSError):
+        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        init.report(sock, f"cannot enter the container{where}: {err.strerror or err}", 126)
+    else:
+        init.report(sock, f"cannot enter the container: {type(err).__name__}: {err}", 126)
