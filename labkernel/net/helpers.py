@@ -106,3 +106,18 @@ def _bind(kind: int, address: str, number: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def release_port(sock: socket.socket) -> None:
+    """Close a socket of `bind_port`, so that its port can be had at once.
+
+    A child forked a moment ago closes its copy only when it comes to run. What is set here holds for that copy, too: it
+    does not listen, and shares the port with who says SO_REUSEADDR, as `bind_port` does in its second try. (UDP has no
+    such second try: there a port may stay taken for that moment.)"""
+    if sock.type == socket.SOCK_STREAM:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # ENOTCONN: it has not listened
+    sock.close()

@@ -225,7 +225,7 @@ class Switch:
         elif ports and self.forward is not None:
             self.forward.send(json.dumps({"close": inst.id}).encode())
         for sock in member.sockets:
-            sock.close()
+            helpers.release_port(sock)
         if self.dns is not None:
             self.dns.send(json.dumps({"down": inst.id}).encode())
         self._tell("disconnect", member, member.endpoints)

@@ -109,3 +109,22 @@ def test_the_first_free_port_of_a_range() -> None:
         sock, found = helpers.bind_port({"proto": "tcp", "ip": "127.0.0.1", "host": [number, number + 100]})
         assert number < found <= number + 100
         sock.close()
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_released_port_is_free_though_a_fork_holds_a_copy(*, listening: bool) -> None:
+    sock, number = helpers.bind_port({"proto": "tcp", "ip": "127.0.0.1", "host": None})
+    if listening:  # as bind_port's second try leaves it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.listen(1)
+    copy = os.dup(sock.fileno())
+    wanted = {"proto": "tcp", "ip": "127.0.0.1", "host": [number, number]}
+    with pytest.raises(OSError, match="in use"):
+        helpers.bind_port(wanted)
+    helpers.release_port(sock)
+    again, found = helpers.bind_port(wanted)
+    assert found == number
+    with pytest.raises(OSError, match="in use"):
+        helpers.bind_port(wanted)  # and nobody else can have it
+    again.close()
+    os.close(copy)
