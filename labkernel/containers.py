@@ -37,6 +37,7 @@ from .imaging.provision import (
     needs_no_mknod,
     spec_mount,
 )
+from .linux.files import read_file
 from .running.container import Container, ContainerList, disk_bytes
 from .runtime import prootprogram, sharing
 from .runtime.copies import remove_tree
@@ -593,8 +594,7 @@ class Containers:
 
 def _read_state(path: str) -> dict[str, Any] | None:
     try:
-        with open(path, "rb") as file:
-            found: dict[str, Any] = json.loads(file.read())
-            return found
+        found: dict[str, Any] = json.loads(read_file(path))
+        return found
     except FileNotFoundError:
         return None

@@ -30,7 +30,16 @@ FACES = {"magics", "cli", "terminal", "kernel", "commands", "widgets", "api", "g
 
 # Forked for every container or kept for every store: only the standard library, `linux` and `errors`.
 # The supervisor loads `net` by name (runtime/networking.py), when a container has a network.
-LIGHT = ("linux/", "runtime/keeper", "runtime/supervisor", "runtime/init", "runtime/pool", "runtime/protocol", "net/")
+LIGHT = (
+    "linux/",
+    "runtime/keeper",
+    "runtime/supervisor",
+    "runtime/init",
+    "runtime/entering",
+    "runtime/pool",
+    "runtime/protocol",
+    "net/",
+)
 # Compiling a seccomp filter is a service's work; only the bytes reach the supervisor.
 LIGHT_EXCEPTIONS = {"linux/seccomp.py": {"pyseccomp"}}
 

@@ -252,7 +252,8 @@ class Hierarchy:
                 except FileExistsError:
                     continue
                 made.append(directory)
-            group.limit(resources or {})
+            if resources:
+                group.limit(resources)
         except OSError:
             for directory in dict.fromkeys([*made, *([group.paths["cpuset"]] if "cpuset" in group.paths else [])]):
                 _remove_tree(directory)

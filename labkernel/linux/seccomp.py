@@ -14,6 +14,7 @@ import struct
 
 from ..errors import DriverError, UsageError
 from . import seccomp_default as default
+from . import syscalls
 
 TYPE_CHECKING = False  # as typing's, without importing it: the container's first process imports this module
 if TYPE_CHECKING:
@@ -163,18 +164,12 @@ def install(program: bytes) -> None:
     """Put the filter on the calling thread and its future children; it cannot be taken off again.
 
     The caller has set no_new_privs before, or has CAP_SYS_ADMIN in its user namespace (else EACCES)."""
-    import ctypes
-
     if not program or len(program) % 8:
         raise OSError(errno.EINVAL, "not a BPF program")
-    code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: unsigned short length, pointer aligned to its own size
-    fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    pr_set_seccomp, mode_filter = 22, 2
-    if libc.prctl(pr_set_seccomp, mode_filter, ctypes.c_void_p(ctypes.addressof(fprog)), 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "seccomp")
+    try:
+        syscalls.set_seccomp_filter(program)
+    except OSError as err:
+        raise OSError(err.errno, err.strerror, "seccomp") from None
 
 
 def install_counted(program: bytes) -> int:

@@ -84,6 +84,10 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
+class _FilterProgram(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
 def _fail(path: str | bytes | None = None, path2: str | bytes | None = None) -> OSError:
     err = ctypes.get_errno()
     if path2 is not None:
@@ -285,11 +289,7 @@ def join_session_keyring() -> None:
 
 def set_seccomp_filter(program: bytes) -> None:
     """man 2 seccomp: install an array of struct sock_filter. Needs no_new_privs or CAP_SYS_ADMIN."""
-
-    class _Fprog(ctypes.Structure):
-        _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    fprog = _Fprog(len(program) // 8, program)
+    fprog = _FilterProgram(len(program) // 8, program)
     if _libc.prctl(PR_SET_SECCOMP, 2, ctypes.addressof(fprog), 0, 0) != 0:
         raise _fail()
 

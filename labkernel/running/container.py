@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..display import command_words, human_age, status_words, table_html, table_text
 from ..errors import ConflictError, NoSuchContainer, NoSuchImage, UsageError
+from ..linux.files import read_file
 from ..runtime.settings import check_name, parse_command, parse_signal
 
 if TYPE_CHECKING:
@@ -461,7 +462,10 @@ class Container:
     def config(self) -> dict[str, Any]:
         """Its runtime-spec configuration. Raises NoSuchContainer."""
         try:
-            found: dict[str, Any] = json.loads((self.directory / "config.json").read_bytes())
+            # by name, not by Path: each exec reads it
+            found: dict[str, Any] = json.loads(
+                read_file(f"{self._containers.layout.root}/containers/{self.id}/config.json")
+            )
         except FileNotFoundError:
             raise NoSuchContainer(self.name) from None
         return found

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from ..linux import capabilities, pty, syscalls
 from ..linux.cgroups import Cgroup
 from ..linux.namespaces import FLAGS
-from . import accounts, init, protocol
+from . import init, protocol
 from .instances import Instance
 
 # A request that does not fit a datagram comes with the fork.
@@ -138,7 +138,7 @@ def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -
         if request is None:
             sock = init.isolate_descriptors(sock)
             syscalls.set_name(b"labkernel-enter")
-            _rehearse()
+            init.rehearse()
             data, fds = protocol.receive(sock, _MAX_REQUEST_BYTES)
             if not data:
                 os._exit(0)  # the supervisor has gone, or does not need this child any more
@@ -152,21 +152,6 @@ def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -
         _report(sock, err)
     finally:
         os._exit(1)
-
-
-def _rehearse() -> None:
-    """Touch what the way to the exec touches: each page's first use after the fork costs a fault (man 2 fork)."""
-    request = {"process": {"args": ["true"], "env": [f"PATH={init.DEFAULT_PATH}"], "capabilities": capabilities.NAMES}}
-    json.loads(protocol.dumps(request))
-    accounts.resolve("0", {})
-    capabilities.mask(capabilities.NAMES)
-    syscalls.capget()
-    init.read_program(os.devnull)
-    Cgroup.reopen({"memory": "/"})
-    try:
-        init.locate("true", "/nowhere")
-    except init.SetupError:
-        pass
 
 
 def _enter(request: dict[str, Any], fds: list[int]) -> bytes | None:

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..linux import capabilities, mounts, netlink, pty, seccomp, syscalls
+from ..linux.files import read_file
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, protocol, rootfs
 
@@ -90,6 +91,7 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         os.setsid()
         os.umask(0)
         _prepare(settings)
+        rehearse()
         data, fds = protocol.receive(sock)
         if not data:
             os._exit(0)  # the supervisor has gone, or does not need this child any more
@@ -120,6 +122,33 @@ def report(sock: socket.socket, brief: str, exit_code: int) -> None:
     try:
         sock.send(protocol.dumps({"error": brief[:8000], "exit_code": exit_code, "step": _step}))
     except OSError:
+        pass
+
+
+def rehearse() -> None:
+    """For a child that waits: go through the motions of what comes, without effect. After a fork the first touch of
+    each of the interpreter's pages costs a fault, and now nobody waits for it."""
+    config = {
+        "process": {
+            "args": ["true"],
+            "env": [f"PATH={DEFAULT_PATH}"],
+            "capabilities": {"bounding": capabilities.NAMES},
+        },
+        "mounts": [{"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "size=64k"]}],
+        "linux": {"namespaces": [{"type": "network"}], "resources": {}},
+        "hostname": "rehearsal",
+    }
+    config = json.loads(protocol.dumps(config))
+    rootfs.network_files(config, {})
+    mounts.parse_options(["nosuid", "size=64k"])
+    mounts.overlay_options(["/lower"], "/upper", "/work", volatile=True)
+    capabilities.mask(capabilities.NAMES)
+    syscalls.capget()
+    accounts.resolve("0", {})
+    read_program(os.devnull)
+    try:
+        locate("true", "/nowhere")
+    except SetupError:
         pass
 
 
@@ -154,8 +183,7 @@ def _leave_out_ipv6() -> None:
 
 
 def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any]) -> None:
-    with open(request["config"], "rb") as file:
-        config = json.loads(file.read())
+    config = json.loads(read_file(request["config"]))
     own = config.get("labkernel") or {}
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
@@ -200,10 +228,7 @@ def _send_notes(sock: socket.socket, notes: dict[str, Any], master: int | None) 
 
 def read_program(path: str | None) -> bytes | None:
     """The compiled system call filter; it lies outside the container, so it is read before the root changes."""
-    if not path:
-        return None
-    with open(path, "rb") as file:
-        return file.read()
+    return read_file(path) if path else None
 
 
 def _write_sysctls(values: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import NoSuchContainer, RuntimeFailure
 from ..linux.cgroups import Cgroup
+from ..linux.files import read_file
 from . import proot
 from .logs import LogWriter
 from .loop import Connection, Timer
@@ -232,8 +233,7 @@ def load(root: str, container_id: str) -> Instance:
         raise NoSuchContainer(container_id)
     directory = directory_of(root, container_id)
     try:
-        with open(f"{directory}/config.json", "rb") as file:
-            config = json.loads(file.read())
+        config = json.loads(read_file(f"{directory}/config.json"))
     except (FileNotFoundError, NotADirectoryError):
         raise NoSuchContainer(container_id) from None
     except ValueError as err:
@@ -244,8 +244,7 @@ def load(root: str, container_id: str) -> Instance:
 def read_state(directory: str) -> dict[str, Any] | None:
     """state.json, or None."""
     try:
-        with open(f"{directory}/state.json", "rb") as file:
-            state = json.loads(file.read())
+        state = json.loads(read_file(f"{directory}/state.json"))
     except (OSError, ValueError):
         return None
     return state if isinstance(state, dict) and "status" in state else None
@@ -254,8 +253,7 @@ def read_state(directory: str) -> dict[str, Any] | None:
 def is_alive(state: dict[str, Any]) -> bool:
     """Whether the process of the state file is still that process (man 5 proc, starttime)."""
     try:
-        with open(f"/proc/{state['pid']}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = read_file(f"/proc/{state['pid']}/stat").rpartition(b")")[2].split()
     except (OSError, KeyError):
         return False
     started = state.get("pid_start")
@@ -265,7 +263,6 @@ def is_alive(state: dict[str, Any]) -> bool:
 def process_start(pid: int) -> int:
     """Start time of a process in clock ticks since boot (man 5 proc_pid_stat, field 22); 0 when there is none."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rsplit(b")", 1)[1].split()[19])
+        return int(read_file(f"/proc/{pid}/stat").rsplit(b")", 1)[1].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
