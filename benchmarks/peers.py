@@ -122,6 +122,12 @@ class Docker:
             check=False,
         )
 
+    def serve(self, *words: str) -> None:
+        """One command of the docker command line. Raises RuntimeError when it fails."""
+        done = self._docker(*words)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+
     def run(self) -> float:
         started = time.perf_counter()
         done = self._docker("run", "--rm", "--network", "none", "bench", "true")
@@ -131,6 +137,9 @@ class Docker:
         return took
 
     def close(self) -> None:
+        left = self._docker("ps", "-aq").stdout.split()
+        if left:
+            self._docker("rm", "-f", *left)
         self.daemon.send_signal(signal.SIGTERM)
         self.daemon.wait(timeout=30)
         self.log.close()

@@ -1,7 +1,7 @@
 """`make bench`: side-by-side figures against real peers, medians and ratios from one run.
 
     start     one whole `run --rm busybox true`: labkernel on a started engine, crun, runc, docker, interleaved
-    exec      `true` in a running container: labkernel
+    exec      `true` in a running container: labkernel, docker
     network   a start with a bridge and a published port, and bytes through such a port: labkernel, docker
     import    CPU of `import labkernel` and of `%load_ext labkernel`
     sample    one reading of a container's figures with kept descriptors
@@ -80,15 +80,38 @@ def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
     return times
 
 
-def bench_exec(engine: Engine, runs: int) -> dict[str, Any]:
+def bench_exec(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
     container = engine.containers.run("lab/busybox", ["sleep", "600"], detach=True)
+    everyone: dict[str, Callable[[], object]] = {"labkernel": lambda: container.exec_run(["true"])}
+    docker = None
     try:
-        seconds = [timed(lambda: container.exec_run(["true"])) for _ in range(runs)]
+        try:
+            docker = Docker(tar)
+            docker.serve("run", "-d", "--network", "none", "--name", "exec", "bench", "sleep", "600")
+            everyone["docker"] = lambda: docker.serve("exec", "exec", "true")
+        except (OSError, RuntimeError, subprocess.CalledProcessError) as err:
+            print(f"  (left out: {err})")
+        times = interleaved(everyone, runs)
     finally:
+        if docker is not None:
+            docker.close()
         container.remove(force=True)
-    print("exec: true in a running container")
-    print(row("labkernel", seconds))
-    return {"exec": seconds}
+    print(f"exec: true in a running container, {runs} runs each, interleaved")
+    base = statistics.median(times["labkernel"])
+    for name, seconds in times.items():
+        print(row(name, seconds, base=base))
+    return times
+
+
+def interleaved(everyone: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each run of each, one after the other in turn; a first turn warms caches and is left out."""
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    for turn in range(runs + 1):
+        for name, once in everyone.items():
+            took = timed(once)
+            if turn:
+                times[name].append(took)
+    return times
 
 
 CPU_OF = """
@@ -180,7 +203,7 @@ def main() -> int:
                 if "start" in wanted:
                     figures["start"] = bench_start(engine, options.runs, base)
                 if "exec" in wanted:
-                    figures["exec"] = bench_exec(engine, options.runs)
+                    figures["exec"] = bench_exec(engine, options.runs, unpacked_busybox(engine, base)[1])
                 if "network" in wanted:
                     figures["network"] = bench_network(engine, options.runs, unpacked_busybox(engine, base)[1])
                 if "import" in wanted:
