@@ -84,6 +84,9 @@ class _OpenHow(ctypes.Structure):
     _fields_ = [("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64)]
 
 
+_Entry = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
+
+
 class _FilterProgram(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
@@ -140,14 +143,15 @@ def vfork_and_leave(flags: int, body: Callable[[int], None], stack: int) -> NoRe
         finally:
             os._exit(1)
 
-    entry = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(run)
+    entry = _Entry(run)
     word = flags | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | 17
     try:
         done = _held.clone(entry, ctypes.c_void_p(stack), ctypes.c_int(word), None, ctypes.byref(pid), None, None)
     except BaseException:
-        os._exit(0)  # what the child left behind in the interpreter is of no concern any more
+        done = 0  # what the child left behind in the interpreter is of no concern any more
     if done < 0:
         raise _fail()
+    os.closerange(0, 64)  # who waits for the ends of pipes need not wait for the end of the memory, too
     os._exit(0)
 
 
