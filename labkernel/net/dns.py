@@ -22,6 +22,7 @@ import time
 from typing import Any
 
 from ..linux import syscalls
+from ..linux.files import read_file
 from ..linux.netlink import RESOLVER
 
 ADDRESS = RESOLVER
@@ -403,10 +404,24 @@ class _HostServers:
         return self.servers
 
 
+# What a resolv.conf said when it was what it is now: each start of a container asks for it four times.
+_known: dict[str, tuple[tuple[int, int, int], list[list[str]]]] = {}
+
+
+def _lines_of(path: str) -> list[list[str]]:
+    """The words of each line. Raises OSError."""
+    info = os.stat(path)
+    version = (info.st_ino, info.st_mtime_ns, info.st_size)
+    known = _known.get(path)
+    if known is None or known[0] != version:
+        text = read_file(path)[:65536].decode(errors="replace")
+        known = _known[path] = (version, [line.split() for line in text.splitlines()])
+    return known[1]
+
+
 def read_servers(path: str) -> list[str]:
-    """The `nameserver` lines of a resolv.conf (man 5 resolv.conf)."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = [line.split() for line in file.read(65536).splitlines()]
+    """The `nameserver` lines of a resolv.conf (man 5 resolv.conf). Raises OSError."""
+    lines = _lines_of(path)
     return [words[1] for words in lines if len(words) > 1 and words[0] == "nameserver" and words[1] != ADDRESS]
 
 
@@ -446,8 +461,7 @@ def reachable_servers() -> list[str]:
 def host_words(key: str) -> list[str]:
     """The words of the machine's resolv.conf behind `key` (`search`, `options`)."""
     try:
-        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
-            lines = [line.split() for line in file.read(65536).splitlines()]
+        lines = _lines_of("/etc/resolv.conf")
     except OSError:
         return []
     return next((words[1:] for words in lines if words and words[0] == key), [])

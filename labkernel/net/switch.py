@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import StartError
 from ..linux import capabilities, netlink, nftables
+from ..linux.files import read_file
 from . import addresses, dns, firewall, forward, helpers, naming, usermode
 from .helpers import Helper
 
@@ -338,8 +339,7 @@ class Switch:
     @staticmethod
     def _read(inst: Any) -> dict[str, Any] | None:
         try:
-            with open(f"{inst.directory}/network.json", "rb") as file:
-                found: dict[str, Any] = json.loads(file.read())
+            found: dict[str, Any] = json.loads(read_file(f"{inst.directory}/network.json"))
         except FileNotFoundError:
             return None
         return found if found.get("endpoints") else None
