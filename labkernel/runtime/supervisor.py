@@ -478,7 +478,11 @@ class Supervisor:
         if inst.pidfd >= 0:
             os.close(inst.pidfd)
             inst.pidfd = -1
-        self.refill_soon()
+        if self.pool.waiting:
+            # The next start need not wait for the work of a refill, if it comes at once.
+            self.loop.later(self.refill_after_s, self.refill_soon)
+        else:
+            self.refill_soon()
         if cgroup is not None:
             self.put_off(lambda: cgroup.remove(timeout_s=0.0))
         self.put_off(lambda: self._tidy(inst, restarting=restarting))
