@@ -198,12 +198,16 @@ class Containers:
     ) -> tuple[Container, Attachment]:
         """Create, attach and start in one go: the container and its live output. Raises StartError."""
         container = self.create(image, command, **settings)
+        return container, self.start_attached(container)
+
+    def start_attached(self, container: Container) -> Attachment:
+        """Attach to a new container and start it; one that removes itself is taken back when that fails."""
         with self._taken_back_when_failing(container):
             attachment = self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
         self._fresh.add(container.id)
         # what only the start could tell: a resource limit that may not be raised, for one
         container.record["warnings"].extend(attachment.warnings)
-        return container, attachment
+        return attachment
 
     # -- finding ----------------------------------------------------------------------------------------------------
 
@@ -301,9 +305,11 @@ class Containers:
         with contextlib.suppress(NoSuchContainer):
             status = self.state(container.id)["status"]
             if status in ("running", "paused", "restarting") and not force:
+                told = "stop the container before removing or force remove"
+                if status == "paused":
+                    told = "unpause and then stop the container before removing or force remove"
                 raise ConflictError(
-                    f'cannot remove container "{container.name}": container is {status}: '
-                    "stop the container before removing or force remove",
+                    f'cannot remove container "/{container.name}": container is {status}: {told}',
                     resolution=f"`container stop {container.name}`, or `rm -f`",
                 )
             self.runtime.remove(container.id, force=force)
@@ -466,7 +472,6 @@ class Containers:
             f'Conflict. The container name "/{name}" is already in use by container "{owner}". '
             "You have to remove (or rename) that container to be able to reuse that name.",
             resolution=f"`container rm {name}`, or choose another --name",
-            exit_code=125,
         )
 
     def _check_platform(self, image: Image, settings: Mapping[str, Any]) -> None:

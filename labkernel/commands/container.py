@@ -70,6 +70,9 @@ def each(host: Host, names: Sequence[str], act: Callable[[Any], object], *, miss
 @click.pass_context
 def ps(ctx: click.Context, /, **flags: Any) -> Listing:
     """List containers."""
+    if flags["quiet"] and flags["form"] not in (None, "table"):
+        host_of(ctx).warn("Ignoring custom format, because both --format and --quiet are set.")
+        flags["form"] = None
     limit = 1 if flags["latest"] else flags["last"] if flags["last"] > 0 else None
     found = host_of(ctx).engine.containers.list(
         all=flags["all"] or limit is not None, filters=filters_of(flags["filter"]), limit=limit
@@ -100,12 +103,15 @@ def stop(ctx: click.Context, containers: tuple[str, ...], signal: str | None, ti
 
 
 @command("restart", NAMES)
+@option("-s", "--signal", metavar="string", help="Signal to send to the container")
 @option("-t", "--timeout", "--time", metavar="int", type=int, help="Seconds to wait before killing the container")
 @words("containers", least=1, kind=CONTAINER)
 @click.pass_context
-def restart(ctx: click.Context, containers: tuple[str, ...], timeout: int | None) -> Any:
+def restart(ctx: click.Context, containers: tuple[str, ...], signal: str | None, timeout: int | None) -> Any:
     """Restart one or more containers."""
-    settings = {} if timeout is None else {"timeout": timeout}
+    settings: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+    if signal:
+        settings["signal"] = signal
     return each(host_of(ctx), containers, lambda container: container.restart(**settings))
 
 
@@ -192,7 +198,11 @@ def moment(text: str | None) -> float | None:
 
     found = epoch(text)
     if not found:
-        raise UsageError(f'invalid value for "since": {text}', resolution="for example 42m or 2026-11-02T13:23:37Z")
+        raise UsageError(
+            f'invalid value for "since": failed to parse value as time or duration: "{text}"',
+            resolution="for example 42m or 2026-11-02T13:23:37Z",
+            exit_code=1,
+        )
     return found
 
 
@@ -212,7 +222,7 @@ def logs(ctx: click.Context, /, container: str, **flags: Any) -> None:
     tail: int | str = "all"
     if flags["tail"] != "all":
         if not flags["tail"].lstrip("-").isdigit():
-            raise UsageError(f'invalid value for "tail": {flags["tail"]}', resolution="a number of lines, or all")
+            raise UsageError(f'invalid value for "tail": {flags["tail"]}', resolution="a number or all", exit_code=1)
         tail = int(flags["tail"]) if int(flags["tail"]) >= 0 else "all"
     settings = {key: flags[key] for key in ("timestamps", "follow", "details")} | {"tail": tail}
     settings.update(since=moment(flags["since"]), until=moment(flags["until"]))
@@ -288,8 +298,13 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
     from ..metrics import STATS_HEADER, stats_row
 
     def reading(container: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = container.stats(stream=False)
-        cells = dict(zip(_STATS_FIELDS, stats_row({"id": container.id, "name": container.name, **answer}), strict=True))
+        answer: dict[str, Any] | None = container.stats(stream=False)
+        row = (
+            stats_row({"id": container.id, "name": container.name, **answer})
+            if answer
+            else (container.id, container.name, "0.00%", "0B / 0B", "0.00%", "0B / 0B", "0B / 0B", "0")
+        )
+        cells = dict(zip(_STATS_FIELDS, row, strict=True))
         cells["ID"] = container.id if flags["no_trunc"] else container.id[:12]
         return {**cells, "Container": cells["ID"]}
 
@@ -476,7 +491,9 @@ def split_tag(reference: str | None) -> tuple[str | None, str | None]:
 def tar_output(host: Host, output: str | None) -> Any:
     """Where an archive goes: the file (written beside, then renamed), or stdout when that is no terminal."""
     if output:
-        return _FileOutput(host.working_dir() / output)
+        path = host.working_dir() / output
+        # A device, a pipe or a terminal is written to: replacing /dev/null by a file would harm the whole machine.
+        return _FileOutput(path) if path.is_file() or not path.exists() else _open_output(path)
     stream = host.stdout_binary()
     if stream is None:
         raise UsageError(
@@ -489,6 +506,13 @@ def tar_output(host: Host, output: str | None) -> Any:
     return nullcontext(stream)
 
 
+def _open_output(path: Path) -> Any:
+    try:
+        return path.open("wb")
+    except OSError as err:
+        raise UsageError(f"open {path}: {(err.strerror or str(err)).lower()}", exit_code=1) from None
+
+
 class _FileOutput:
     """A file that appears whole or not at all."""
 
@@ -497,10 +521,7 @@ class _FileOutput:
         self.partial = path.with_name(f".{path.name}.partial")
 
     def __enter__(self) -> Any:
-        try:
-            self.stream = self.partial.open("wb")
-        except OSError as err:
-            raise UsageError(f"open {self.path}: {err.strerror}", exit_code=1) from None
+        self.stream = _open_output(self.partial)
         return self.stream
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -548,7 +569,7 @@ def document(data: Sequence[Any], form: str | None) -> Any:
     from .template import render
 
     assert form is not None
-    return Text("\n".join(render(form.replace("\\t", "\t").replace("\\n", "\n"), item) for item in data))
+    return Text("\n".join(render(form.replace("\\t", "\t").replace("\\n", "\n"), item, document=True) for item in data))
 
 
 def _json(data: Sequence[Any]) -> str:

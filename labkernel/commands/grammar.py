@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from ..errors import LabkernelError, UsageError
+from ..errors import ConflictError, LabkernelError, NoSuchImage, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from .host import Host
@@ -54,6 +54,21 @@ class LabCommand(click.Command):
             return super().parse_args(ctx, _without_flag_values(self, ctx, args))
         except click.UsageError as err:
             raise translate(err, ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """A line docker's client refuses ends with 125; what its daemon refuses with 1, and only for `run` with 125."""
+        try:
+            return super().invoke(ctx)
+        except (ConflictError, NotFoundError, UsageError) as err:
+            if err.exit_code in (1, 125) and not err.brief.startswith(_OF_CLIENT):
+                if self.name == "run":
+                    err.exit_code = 125
+                elif not isinstance(err, NoSuchImage):
+                    err.exit_code = 1
+            raise
+
+
+_OF_CLIENT = ("invalid argument ", "invalid value for ", "the input device is not a TTY")
 
 
 class LabGroup(click.Group):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -117,6 +117,11 @@ def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: 
     """
     host = host_of(ctx)
     settings = settings_of(flags)
+    if flags["rm"] and flags["restart"] not in (None, "no"):
+        raise UsageError(
+            "conflicting options: cannot specify both --restart and --rm",
+            resolution="leave one out: a container that removes itself has nothing to start again",
+        )
     if flags["detach"]:
         settings["auto_remove"] = flags["rm"]
         container = _create(host, image, arguments, settings, flags)
@@ -144,10 +149,11 @@ def _run_foreground(
     before = time.monotonic()
     settings["auto_remove"] = flags["rm"]
     image, notify = _source(host, image, flags)
-    container, attachment = host.engine.containers.run_attached(
-        image, list(arguments) or None, notify=notify, **settings
-    )
-    _announce(host, container, flags)
+    with _id_file(host, flags) as write_id:
+        container = host.engine.containers.create(image, list(arguments) or None, notify=notify, **settings)
+        write_id(container.id)
+    attachment = host.engine.containers.start_attached(container)
+    _announce(host, container)
     try:
         exit_code = foreground.stream(
             host,
@@ -225,8 +231,10 @@ def create(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flag
 
 def _create(host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]) -> Any:
     image, notify = _source(host, image, flags)
-    container = host.engine.containers.create(image, list(arguments) or None, notify=notify, **settings)
-    _announce(host, container, flags)
+    with _id_file(host, flags) as write_id:
+        container = host.engine.containers.create(image, list(arguments) or None, notify=notify, **settings)
+        write_id(container.id)
+    _announce(host, container)
     return container
 
 
@@ -255,14 +263,41 @@ def _source(host: Host, image: str, flags: dict[str, Any]) -> tuple[str, Callabl
     return image, notify
 
 
-def _announce(host: Host, container: Any, flags: dict[str, Any]) -> None:
+def _announce(host: Host, container: Any) -> None:
     for warning in container.warnings or ():
         host.warn(warning)
-    if flags["cidfile"]:
-        path = host.working_dir() / flags["cidfile"]
-        if path.exists():
-            raise UsageError(f"container ID file found, make sure the other container isn't running: {path}")
-        path.write_text(container.id)
+
+
+@contextlib.contextmanager
+def _id_file(host: Host, flags: dict[str, Any]) -> Iterator[Callable[[str], None]]:
+    """What writes the file of --cidfile: made before anything else is, and taken back when no container came of it."""
+    name = flags["cidfile"]
+    if not name:
+        yield lambda _id: None
+        return
+    path = host.working_dir() / name
+    try:
+        file = path.open("x")
+    except FileExistsError:
+        raise UsageError(
+            f"container ID file found, make sure the other container isn't running or delete {name}"
+        ) from None
+    except OSError as err:
+        why = (err.strerror or str(err)).lower()
+        raise UsageError(f"failed to create the container ID file: open {name}: {why}") from None
+    written = False
+
+    def write(id: str) -> None:
+        nonlocal written
+        file.write(id)
+        written = True
+
+    with file:
+        try:
+            yield write
+        finally:
+            if not written:
+                path.unlink(missing_ok=True)
 
 
 @command("exec", "[OPTIONS] CONTAINER COMMAND [ARG...]", interspersed=False)

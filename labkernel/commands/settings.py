@@ -95,7 +95,7 @@ def settings_of(flags: Mapping[str, Any], cwd: Path | None = None) -> dict[str, 
     if flags.get("ulimit"):
         settings["ulimits"] = [ulimit(word) for word in flags["ulimit"]]
     if flags.get("add_host"):
-        settings["extra_hosts"] = dict(_pair(word, ":", "--add-host") for word in flags["add_host"])
+        settings["extra_hosts"] = list(flags["add_host"])
     if flags.get("sysctl"):
         settings["sysctls"] = dict(_pair(word, "=", "--sysctl") for word in flags["sysctl"])
     settings.update(network_settings(flags))
@@ -124,7 +124,7 @@ def nano_cpus(text: str) -> int:
 
 def environment_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
     """--env-file, then -e; a bare name passes our own variable on, if there is one."""
-    lines = [line for name in flags.get("env_file") or () for line in read_lines(cwd / name)]
+    lines = [line for name in flags.get("env_file") or () for line in read_lines(cwd, name, "env")]
     result: dict[str, str] = {}
     for word in (*lines, *(flags.get("env") or ())):
         name, equals, value = word.partition("=")
@@ -138,8 +138,13 @@ def environment_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
 
 
 def labels_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
-    lines = [line for name in flags.get("label_file") or () for line in read_lines(cwd / name)]
-    pairs = (word.partition("=") for word in (*lines, *(flags.get("label") or ())))
+    lines = [line for name in flags.get("label_file") or () for line in read_lines(cwd, name, "label")]
+    for word in flags.get("label") or ():
+        name = word.partition("=")[0]
+        if not name or any(map(str.isspace, name)):
+            told = f"invalid label '{word}': empty name" if not name else f"label '{name}' contains whitespaces"
+            raise UsageError(f'invalid argument "{word}" for "-l, --label" flag: {told}', resolution="KEY=VALUE")
+    pairs = (word.partition("=") for word in (*(line for line in lines if "=" in line), *(flags.get("label") or ())))
     return {name: value for name, _, value in pairs}
 
 
@@ -186,11 +191,14 @@ def restart_policy(text: str) -> dict[str, Any]:
 def ulimit(text: str) -> dict[str, Any]:
     """`nofile=1024:2048` as the SDK's {"Name", "Soft", "Hard"}."""
     name, _, values = text.partition("=")
-    soft, _, hard = values.partition(":")
+    soft, colon, hard = values.partition(":")
     try:
-        return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}
+        return {"Name": name, "Soft": int(soft), "Hard": int(hard if colon else soft)}
     except ValueError:
-        raise UsageError(f"invalid ulimit argument: {text}", resolution="for example nofile=1024:2048") from None
+        raise UsageError(
+            f'invalid argument "{text}" for "--ulimit" flag: invalid ulimit argument: {text}',
+            resolution="for example nofile=1024:2048",
+        ) from None
 
 
 def _mounts(settings: dict[str, Any], flags: Mapping[str, Any], cwd: Path) -> None:
@@ -218,38 +226,75 @@ def volume(text: str, cwd: Path) -> str:
 
 def _mount(text: str, cwd: Path) -> tuple[str, str, str, str]:
     """--mount's key=value list as (type, source, target, options)."""
-    known = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
-    parts: dict[str, str] = {}
-    for word in text.split(","):
-        key, equals, value = word.partition("=")
-        parts[known.get(key, key)] = value if equals else "true"
-    kind = parts.pop("type", "volume")
-    target = parts.pop("target", "")
-    source = parts.pop("source", "")
-    read_only = parts.pop("readonly", "false") in ("true", "1")
-    size, mode = parts.pop("tmpfs-size", ""), parts.pop("tmpfs-mode", "")
-    words = [*(["ro"] if read_only else []), *filter(None, [parts.pop("bind-propagation", "")])]
-    if parts.pop("volume-nocopy", "false") in ("true", "1"):
-        words.append("nocopy")
-    parts.pop("consistency", "")
-    if (
-        kind not in ("bind", "volume", "tmpfs")
-        or not target.startswith("/")
-        or parts
-        or (kind == "bind" and not source)
-    ):
-        raise UsageError(
-            f'invalid argument "{text}" for "--mount" flag',
-            resolution="for example --mount type=bind,src=/data,dst=/data,readonly",
-        )
+    parts = _mount_parts(text)
+    kind, target, source = parts.pop("type", "volume"), parts.pop("target", ""), parts.pop("source", "")
+    words = ["ro"] if parts.pop("readonly", "false") == "true" else []
+    if not target:
+        raise _wrong_mount(text, "target is required")
+    if kind not in ("bind", "volume", "tmpfs"):
+        raise UsageError(f'invalid mount config for type "{kind}": mount type unknown', resolution=_MOUNT_HINT)
+    foreign = next((key for key in parts if key.partition("-")[0] != kind and key != "consistency"), None)
+    if foreign:
+        raise _wrong_mount(text, f"cannot mix '{foreign.partition('-')[0]}-*' options with mount type '{kind}'")
     if kind == "tmpfs":
-        options = [*([f"size={size}"] if size else []), *([f"mode={mode}"] if mode else []), *(["ro"] * read_only)]
+        if source:
+            raise UsageError(
+                'invalid mount config for type "tmpfs": field Source must not be specified', resolution=_MOUNT_HINT
+            )
+        size, mode = parts.get("tmpfs-size"), parts.get("tmpfs-mode")
+        options = [*([f"size={size}"] if size else []), *([f"mode={mode}"] if mode else []), *words]
         return kind, "", target, ",".join(options)
+    words += [parts["bind-propagation"]] if parts.get("bind-propagation") else []
+    words += ["nocopy"] if parts.get("volume-nocopy") == "true" else []
     if kind == "bind":
+        if not source:
+            raise UsageError(
+                'invalid mount config for type "bind": field Source must not be empty', resolution=_MOUNT_HINT
+            )
         source = str((cwd / Path(source).expanduser()).resolve())
         if not os.path.exists(source):
-            raise UsageError(f"bind source path does not exist: {source}", exit_code=125)
+            raise UsageError(f'invalid mount config for type "bind": bind source path does not exist: {source}')
     return kind, source, target, ",".join(words)
+
+
+_MOUNT_HINT = "for example --mount type=bind,src=/data,dst=/data,readonly"
+_MOUNT_KEYS = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
+_MOUNT_FLAGS = ("readonly", "volume-nocopy")
+_MOUNT_KNOWN = (
+    *_MOUNT_FLAGS,
+    "bind-propagation",
+    "consistency",
+    "source",
+    "target",
+    "tmpfs-mode",
+    "tmpfs-size",
+    "type",
+)
+
+
+def _mount_parts(text: str) -> dict[str, str]:
+    """The pairs of a line of comma-separated values; flags as `true` or `false`. Raises UsageError."""
+    import csv
+
+    parts: dict[str, str] = {}
+    for word in next(csv.reader([text]), []):
+        key, equals, value = word.partition("=")
+        name = _MOUNT_KEYS.get(key.lower(), key.lower())
+        if name in _MOUNT_FLAGS:
+            value = value.lower() if equals else "true"
+            if value not in ("true", "1", "false", "0"):
+                raise _wrong_mount(text, f"invalid value for {key}: {value}")
+            value = "true" if value in ("true", "1") else "false"
+        elif not equals:
+            raise _wrong_mount(text, f"invalid field '{word}' must be a key=value pair")
+        elif name not in _MOUNT_KNOWN:
+            raise _wrong_mount(text, f"unexpected key '{key}' in '{word}'")
+        parts[name] = value
+    return parts
+
+
+def _wrong_mount(text: str, why: str) -> UsageError:
+    return UsageError(f'invalid argument "{text}" for "--mount" flag: {why}', resolution=_MOUNT_HINT)
 
 
 def _pair(word: str, separator: str, name: str) -> tuple[str, str]:
@@ -259,10 +304,21 @@ def _pair(word: str, separator: str, name: str) -> tuple[str, str]:
     return left, right
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of an --env-file or --label-file without comments. Raises UsageError when it cannot be read."""
+def read_lines(cwd: Path, name: str, kind: str) -> list[str]:
+    """The lines of an --env-file or --label-file without comments and blanks before them, checked as docker does.
+
+    Raises UsageError when it cannot be read, and for a line without a name or with blanks in it."""
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"open {path}: {getattr(err, 'strerror', None) or err}") from None
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        lines = (cwd / name).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as err:
+        raise UsageError(f"open {name}: {(err.strerror or str(err)).lower()}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"invalid {kind} file ({name}): not UTF-8") from None
+    found = [line.lstrip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    for line in found:
+        word = line.partition("=")[0]
+        if not word:
+            raise UsageError(f"invalid {kind} file ({name}): no variable name on line '{line}'")
+        if any(map(str.isspace, word)):
+            raise UsageError(f"invalid {kind} file ({name}): variable '{word}' contains whitespaces")
+    return found

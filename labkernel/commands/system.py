@@ -269,21 +269,26 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
 @click.pass_context
 def inspect(ctx: click.Context, names: tuple[str, ...], form: str | None, kind: str | None, *, size: bool) -> Any:
     """Return low-level information on Docker objects."""
-    return inspected(host_of(ctx), names, form, kind)
+    return inspected(host_of(ctx), names, form, kind, size=size)
 
 
-def inspected(host: Host, names: tuple[str, ...], form: str | None, kind: str | None = None) -> Any:
+def inspected(
+    host: Host, names: tuple[str, ...], form: str | None, kind: str | None = None, *, size: bool = False
+) -> Any:
     """What each name is, containers first, then images, volumes and networks; goes on after one that is nothing."""
     engine: Any = host.engine
     services = {"container": "containers", "image": "images", "volume": "volumes", "network": "networks", "vm": "vms"}
     if kind and kind not in services:
-        raise UsageError(f'"{kind}" is not a valid value for --type', resolution=f"one of {', '.join(services)}")
+        known = ", ".join(f'"{name}"' for name in services)
+        raise UsageError(f'unknown type: "{kind}": must be one of {known}', exit_code=1)
     found: list[Any] = []
     missing: list[str] = []
     for name in names:
         for service in [services[kind]] if kind else services.values():
             try:
-                found.append(getattr(engine, service).get(name).attrs)
+                thing = getattr(engine, service).get(name)
+                sizes = dict(zip(("SizeRw", "SizeRootFs"), thing.sizes(), strict=True)) if _sized(service, size) else {}
+                found.append({**thing.attrs, **sizes})
                 break
             except NotFoundError:
                 continue
@@ -293,10 +298,15 @@ def inspected(host: Host, names: tuple[str, ...], form: str | None, kind: str | 
         else:
             missing.append(name)
     if missing:
-        if found and not host.notebook:
+        if not host.notebook:
+            # docker's, too: scripts read the array that is left
             host.line(document(found, form).text)
         raise LabkernelError(
             f"No such {kind or 'object'}: {', '.join(missing)}",
             resolution="`ps -a`, `images` and `volume ls` list them",
         )
     return document(found, form)
+
+
+def _sized(service: str, size: bool) -> bool:  # noqa: FBT001
+    return size and service == "containers"

@@ -2,8 +2,8 @@
 
 Known: `{{.A.B}}`, `{{json .}}`, `{{index .A "k"}}`, `{{range}}`, `{{if}}`, `{{with}}`, `{{else}}`, `{{end}}`, variables
 (`{{$k, $v := .A}}`, `{{$v}}`), pipes, trim markers, and the functions of docker's own formatter (json, join, split,
-lower, upper, title, len, index, println, print, printf, truncate, eq, ne, lt, gt, and, or, not). No templates within
-templates, no methods beyond those the data offers.
+lower, upper, title, len, index, slice, println, print, printf, truncate, eq, ne, lt, gt, and, or, not). No templates
+within templates, no methods beyond those the data offers.
 Source: pkg.go.dev/text/template; docs.docker.com, "Format command and log output".
 """
 
@@ -17,14 +17,18 @@ from typing import Any
 from ..errors import UsageError
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<punct>\(|\)|\||:=|,)"""
+    r"""\s*(?:(?P<string>"(?:[^"\\]|\\.)*"|`[^`]*`)|(?P<number>-?\d+(?:\.\d+)?)|(?P<chain>(?<=\))(?:\.\w+)+)"""
+    r"""|(?P<punct>\(|\)|\||:=|,)"""
     r"""|(?P<path>\$?\w*(?:\.\w+)+|\.|\$\w*)|(?P<word>\w+))"""
 )
 Node = tuple[Any, ...]
+_KNOWN = ""  # among the variables, under a name none can have: fields that may be missing
 
 
-def render(template: str, data: Any) -> str:
+def render(template: str, data: Any, *, document: bool = False) -> str:
     """The text `template` gives for `data` (dicts, lists, strings, numbers, None; callables are methods).
+
+    In a `document` of `inspect` fields that docker leaves out while they are empty are known, too.
 
     Raises UsageError for a template that is not understood or a field that is not there.
     """
@@ -32,7 +36,7 @@ def render(template: str, data: Any) -> str:
     if rest < len(_split(template)):
         raise _error("unexpected {{end}}")
     out: list[str] = []
-    _execute(nodes, data, {"$": data}, out)
+    _execute(nodes, data, {"$": data, _KNOWN: _LEFT_OUT if document else {}}, out)
     return "".join(out)
 
 
@@ -206,6 +210,8 @@ def _operands(tokens: Sequence[tuple[str, str]], dot: Any, variables: dict[str, 
             if depth:
                 raise _error("unclosed left paren")
             values.append(_pipeline(tokens[start : index - 1], dot, variables))
+        elif kind == "chain":  # (index .Networks "web").IPAddress
+            values.append(_follow(values.pop(), word.split("."), variables))
         else:
             values.append(_operand(kind, word, dot, variables))
     return values
@@ -223,18 +229,57 @@ def _operand(kind: str, word: str, dot: Any, variables: dict[str, Any]) -> Any:
     head, *names = word.split(".")
     if head and head not in variables:
         raise _error(f"undefined variable {head!r}")
-    value = variables[head] if head else dot
+    return _follow(variables[head] if head else dot, names, variables)
+
+
+def _follow(value: Any, names: Sequence[str], variables: Mapping[str, Any]) -> Any:
     for name in filter(None, names):
-        value = _field(value, name)
+        value = _field(value, name, variables[_KNOWN])
     return value
 
 
-def _field(value: Any, name: str) -> Any:
-    if value is None:
+class _Nil:
+    """A field of docker's that is nil: empty in every condition and loop, `null` in JSON, printed by its type."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __iter__(self) -> Any:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+
+_NIL = {
+    **dict.fromkeys(
+        "Aliases Binds CapAdd CapDrop Cmd DNSNames DeviceCgroupRules DeviceRequests Entrypoint ExecIDs ExtraHosts "  # noqa: SIM905
+        "GroupAdd Links OnBuild SecurityOpt Shell Ulimits VolumesFrom".split(),
+        _Nil("[]"),
+    ),
+    **dict.fromkeys("DriverOpts ExposedPorts Labels Options StorageOpt Sysctls Tmpfs Volumes".split(), _Nil("map[]")),  # noqa: SIM905
+}
+# What docker's documents leave out when it is empty, though its templates know it.
+_LEFT_OUT: dict[str, Any] = {
+    **dict.fromkeys("Health Healthcheck Init SizeRootFs SizeRw StopTimeout".split()),  # noqa: SIM905
+    **dict.fromkeys("Comment DockerVersion Driver MacAddress Name StopSignal Variant".split(), ""),  # noqa: SIM905
+    **dict.fromkeys("Mounts".split(), _Nil("[]")),  # noqa: SIM905
+    **_NIL,
+}
+
+
+def _field(value: Any, name: str, known: Mapping[str, Any]) -> Any:
+    if value is None or isinstance(value, _Nil):
         return None
     if isinstance(value, Mapping):
         if name in value:
-            return value[name]
+            found = value[name]
+            return _NIL.get(name, _Nil("<nil>")) if found is None else found
+        if name in known:
+            return _Nil("<nil>") if known[name] is None else known[name]
         near = next((key for key in value if str(key).lower() == name.lower()), None)
         hint = f"did you mean `.{near}`?" if near else f"there is: {' '.join(sorted(map(str, value)))}"
         raise UsageError(f'template: no entry for field "{name}"', resolution=hint, exit_code=1)
@@ -243,6 +288,8 @@ def _field(value: Any, name: str) -> Any:
 
 def _text(value: Any) -> str:
     """Values as Go's fmt prints them."""
+    if isinstance(value, _Nil):
+        return value.text
     if value is None:
         return "<no value>"
     if isinstance(value, bool):
@@ -255,6 +302,8 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, _Nil):
+        return None
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if not callable(item)}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -264,6 +313,10 @@ def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
         value = value.get(key, "") if isinstance(value, Mapping) else None if value is None else value[key]
     return value
+
+
+def _slice(value: Any, *bounds: int) -> Any:
+    return value[slice(*bounds)] if len(bounds) == 2 else value[bounds[0] if bounds else 0 :]
 
 
 def _printf(form: str, *values: Any) -> str:
@@ -282,6 +335,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": lambda value: len(value or ()),
     "index": _index,
     "print": lambda *values: "".join(map(_text, values)),
+    "slice": _slice,
     "println": lambda *values: " ".join(map(_text, values)) + "\n",
     "printf": _printf,
     "truncate": lambda text, length: str(text)[:length],

@@ -41,6 +41,8 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
         if driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
             cause = causes.get(f"cgroup {controller}") or "no such cgroup"
             found.append(f"the {controller} limit is not enforced here: {cause}")
+    if settings.get("oom_kill_disable") and not settings.get("mem_limit"):
+        found.append("OOM killer is disabled for the container, but no memory limit is set: this machine may run out")
     mode = network_mode(settings)
     if mode in ("none", "host") and (settings.get("ports") or settings.get("publish_all_ports")):
         found.append(f"Published ports are discarded when using {mode} network mode")
@@ -109,6 +111,7 @@ def _make_mount(
             pass  # a file
         except OSError as err:
             raise UsageError(f"error while creating mount source path '{source}': {err.strerror}") from err
+        _check_propagation(source, modes)
         return {**kept, "source": source}
     name, labels = source, None
     if not name:
@@ -117,6 +120,28 @@ def _make_mount(
     volumes.create(name, labels=labels)
     path = volumes.prepare(name, layers=layers, destination=destination, copy="nocopy" not in modes)
     return {**kept, "name": name, "source": str(path), "anonymous": labels is not None}
+
+
+def _check_propagation(source: str, modes: Sequence[str]) -> None:
+    """Mounts can only come from, or go to, a mount of the machine that takes part in it (mount_namespaces(7)).
+
+    Raises UsageError in docker's words for one that is private: the mode would be given and not hold."""
+    wanted = next((mode.removeprefix("r") for mode in modes if mode.endswith(("shared", "slave"))), "")
+    if not wanted:
+        return
+    place = os.path.realpath(source)
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        rows = [line.partition(" - ")[0].split() for line in file]
+    points = ((row[4].replace("\\040", " "), row[6:]) for row in rows)
+    above = [(point, tags) for point, tags in points if f"{place}/".startswith(f"{point.rstrip('/')}/")]
+    point, tags = max(reversed(above), key=lambda each: len(each[0]))  # of several at one place the last one shows
+    kinds = {tag.partition(":")[0] for tag in tags}
+    if "shared" not in kinds and not (wanted == "slave" and "master" in kinds):
+        needed = "a shared mount" if wanted == "shared" else "a shared or slave mount"
+        raise UsageError(
+            f"path {source} is mounted on {point} but it is not {needed}",
+            resolution=f"as root: `mount --make-rshared {point}`",
+        )
 
 
 def spec_mount(mount: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,6 +167,13 @@ def setns(fd: int, nstype: int) -> None:
         raise _fail()
 
 
+def setdomainname(name: str) -> None:
+    """man 2 setdomainname: the NIS domain name of this UTS namespace."""
+    data = name.encode()
+    if _libc.setdomainname(data, ctypes.c_size_t(len(data))) != 0:
+        raise _fail()
+
+
 def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
     """man 2 prctl for options with integer arguments."""
     result = int(_libc.prctl(option, arg2, arg3, arg4, arg5))

@@ -556,7 +556,8 @@ class Switch:
             "resolver": member.resolver,
             "addresses": [each["ip"] for each in member.endpoints],
             "servers": servers,
-            "search": own.get("dns_search") or dns.host_words("search"),
+            # "." means none, as docker has it
+            "search": [word for word in own.get("dns_search") or dns.host_words("search") if word != "."],
             "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else dns.host_words("options")),
             "host_gateway": member.endpoints[0]["gateway"],
         }

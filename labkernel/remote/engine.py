@@ -360,18 +360,23 @@ class RemoteContainers:
     ) -> tuple[RemoteContainer, RemoteAttachment]:
         """Create, attach, start. A container that removes itself is waited for before it is gone."""
         container = self.create(image, command, notify=notify, **settings)
-        attachment = container.open_attachment(stdin=bool(settings.get("stdin_open")))
+        return container, self.start_attached(container)
+
+    def start_attached(self, container: RemoteContainer) -> RemoteAttachment:
+        """Attach to a new container and start it; one that removes itself is taken back when that fails."""
+        attrs = container.attrs
+        attachment = container.open_attachment(stdin=bool(attrs["Config"].get("OpenStdin")))
         waiting = _Waiting(container)
         attachment._ended = waiting.result
         with translated("container", container.name):
             try:
                 container._inner.start()
             except BaseException:
-                if settings.get("auto_remove"):
+                if attrs["HostConfig"].get("AutoRemove"):
                     with contextlib.suppress(Exception):
                         container._inner.remove(force=True)
                 raise
-        return container, attachment
+        return attachment
 
     def run(
         self, image: Any, command: Any = None, *, detach: bool = False, remove: bool = False, **settings: Any

@@ -178,9 +178,9 @@ class Container:
             )
         self._containers.runtime.kill(self.id, number)
 
-    def restart(self, *, timeout: float | None = None) -> None:
-        """Stop, then start. Raises StartError."""
-        self.stop(timeout=timeout)
+    def restart(self, *, timeout: float | None = None, signal: str | int | None = None) -> None:
+        """Stop (with `signal`, as `stop`), then start. Raises StartError."""
+        self.stop(timeout=timeout, signal=signal)
         self.start()
         self._containers.tell(self, "restart")
 

@@ -169,15 +169,52 @@ def _by_health(_service: Containers, _all: Sequence[Container], words: list[str]
     return lambda container: ((container.runtime_state().get("health") or {}).get("Status") or "none") in words
 
 
+def _by_port(*, published: bool) -> Callable[[Containers, Sequence[Container], list[str]], Test]:
+    """`publish=8080[/udp]`, `expose=80-90`: the ports of the machine that are published, those of the container."""
+
+    def make(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
+        from ..networking.settings import exposed_ports
+        from ..runtime.netsettings import inside_port
+
+        wanted = set()
+        for word in words:
+            first, last, proto = inside_port(word)
+            wanted |= {(port, proto) for port in range(first, last + 1)}
+
+        def test(container: Container) -> bool:
+            if not published:
+                mine = {(int(port), proto) for port, _, proto in (p.partition("/") for p in exposed_ports(container))}
+                return bool(mine & wanted)
+            found = set()
+            for each in container.settings.get("ports") or ():
+                low, high = each["host"] or (1, 0)
+                found |= {(port, each["proto"]) for port in range(low, high + 1)}
+            for inside, bindings in container.ports.items():
+                found |= {(int(each["HostPort"]), inside.partition("/")[2]) for each in bindings or ()}
+            return bool(found & wanted)
+
+        return test
+
+    return make
+
+
+def _by_task(_service: Containers, _all: Sequence[Container], words: list[str]) -> Test:
+    none_is = not any(word.lower() in ("1", "true") for word in words)
+    return lambda _container: none_is  # containers of a swarm's services; there are none here
+
+
 _TESTS: dict[str, Callable[[Any, Sequence[Container], list[str]], Test]] = {
     "ancestor": _by_ancestor,
     "before": _by_time(before=True),
     "exited": _by_exit,
+    "expose": _by_port(published=False),
     "health": _by_health,
     "id": _by_id,
+    "is-task": _by_task,
     "label": _by_label,
     "name": _by_name,
     "network": _by_network,
+    "publish": _by_port(published=True),
     "since": _by_time(before=False),
     "status": _by_status,
     "volume": _by_volume,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..networking.settings import exposed_ports, network_settings, port_bindings, summarize_networks
 from ..runtime import healthcheck
 from ..runtime.logs import timestamp
+from ..runtime.settings import signal_name
 from ..runtime.sharing import parse_device
 from ..runtime.spec import DEFAULT_SHM_BYTES, MASKED_PATHS, READONLY_PATHS, network_mode
 from .guarantees import guarantees
@@ -230,6 +231,10 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
         mount["destination"]: {} for mount in container.record.get("mounts", ()) if mount.get("anonymous")
     }
     attached = settings.get("attach") or ()
+    health = healthcheck.merge(image_config, settings)
+    exposed: dict[str, Any] = {port: {} for port in exposed_ports(container, image_config.get("ExposedPorts") or ())}
+    number = settings.get("stop_signal")
+    stop_signal = signal_name(number) if number else image_config.get("StopSignal")
     return {
         "Hostname": config.get("hostname") or "",
         "Domainname": settings.get("domainname", ""),
@@ -237,19 +242,26 @@ def _config(container: Container, config: Mapping[str, Any]) -> dict[str, Any]:
         "AttachStdin": "stdin" in attached,
         "AttachStdout": "stdout" in attached,
         "AttachStderr": "stderr" in attached,
-        "ExposedPorts": {port: {} for port in exposed_ports(container, image_config.get("ExposedPorts") or ())} or None,
+        **({"ExposedPorts": exposed} if exposed else {}),
         "Tty": process["terminal"],
         "OpenStdin": bool(settings.get("stdin_open")),
         "StdinOnce": bool(settings.get("stdin_once")),
-        "Env": process["env"],
+        "Env": _environment(process["env"], settings, image_config),
         "Cmd": cmd,
-        "Healthcheck": healthcheck.merge(image_config, settings),
+        **({"Healthcheck": health} if health else {}),
         "Image": container.image_ref,
         "Volumes": volumes or None,
         "WorkingDir": settings.get("working_dir") or image_config.get("WorkingDir") or "",
         "Entrypoint": entrypoint,
         "OnBuild": None,
         "Labels": container.labels,
-        "StopSignal": str(config["labkernel"]["stop_signal"]),
-        "StopTimeout": settings.get("stop_timeout"),
+        **({"StopSignal": stop_signal} if stop_signal else {}),
+        **({"StopTimeout": settings["stop_timeout"]} if "stop_timeout" in settings else {}),
     }
+
+
+def _environment(process: Sequence[str], settings: Mapping[str, Any], image_config: Mapping[str, Any]) -> list[str]:
+    """The variables given, then those of the image that they leave; HOSTNAME and TERM are the start's own."""
+    found = dict(word.partition("=")[::2] for word in process)
+    names = [word.partition("=")[0] for word in (*settings.get("environment", ()), *(image_config.get("Env") or ()))]
+    return [f"{name}={found[name]}" for name in dict.fromkeys(names) if name in found]

@@ -59,7 +59,7 @@ def resolve(wanted: str | None, numbers: dict[str, Any], opener: Opener = os.ope
     if wanted is None:
         uid, gid = int(numbers.get("uid", 0)), int(numbers.get("gid", 0))
         home = next((f[5] for f in _lines("/etc/passwd", opener) if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
-        return User(uid, gid, [int(g) for g in numbers.get("additionalGids") or ()], home)
+        return User(uid, gid, _supplementary(gid, [int(g) for g in numbers.get("additionalGids") or ()]), home)
     name, _, group = wanted.partition(":")
     entry = _find_user(name or "0", opener)
     known = str(entry[0])
@@ -72,7 +72,13 @@ def resolve(wanted: str | None, numbers: dict[str, Any], opener: Opener = os.ope
         extra: list[int] = []
     else:
         extra = [int(g[2]) for g in groups if len(g) > 3 and known and known in g[3].split(",") and g[2].isdigit()]
-    return User(uid, gid, [*extra, *added], entry[5] or _home(uid))
+    return User(uid, gid, _supplementary(gid, [*extra, *added]), entry[5] or _home(uid))
+
+
+def _supplementary(gid: int, others: list[int]) -> list[int]:
+    """The supplementary groups with the primary one among them: a program with the set-group-id bit could otherwise
+    drop it, and with it a file's denial to the group (CVE-2022-36109)."""
+    return list(dict.fromkeys([gid, *others]))
 
 
 def _home(uid: int) -> str:
@@ -87,6 +93,7 @@ def _find_user(name: str, opener: Opener) -> list[str]:
         if fields[0] == name or (number is not None and fields[2] == str(number)):
             return [*fields, "", "", ""]
     if number is None:
+        _refuse_number(name)
         from .init import SetupError
 
         raise SetupError(f"unable to find user {name}: no matching entries in passwd file")
@@ -99,7 +106,15 @@ def _find_group(name: str, groups: list[list[str]]) -> int:
         if len(fields) > 2 and _number(fields[2]) is not None and fields[0] == name:
             return int(fields[2])
     if number is None:
+        _refuse_number(name)
         from .init import SetupError
 
         raise SetupError(f"unable to find group {name}: no matching entries in group file")
     return number
+
+
+def _refuse_number(name: str) -> None:
+    if name.isascii() and name.removeprefix("-").isdigit():
+        from .init import SetupError
+
+        raise SetupError("uids and gids must be in range 0-2147483647")

@@ -12,7 +12,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..errors import DriverError, UsageError
+from ..errors import DriverError
 from .probe import Capability, Store, probe
 
 NAMES = ("root", "rootless", "proot")
@@ -94,10 +94,11 @@ class Driver:
 def choose_driver(store: Store, name: str | None = None) -> Driver:
     """The driver `name`, else the one LABKERNEL_DRIVER names, else the first this machine allows.
 
-    Raises UsageError for an unknown name, DriverError with reason and remedy when the machine does not allow it."""
+    Raises DriverError for an unknown name, and with reason and remedy when the machine does not allow it."""
     asked = name or os.environ.get("LABKERNEL_DRIVER") or None
     if asked is not None and asked not in NAMES:
-        raise UsageError(f"unknown driver: {asked}", resolution=f"the drivers are {', '.join(NAMES)}")
+        hint = f"the drivers are {', '.join(NAMES)}"
+        raise DriverError(f"unknown driver: {asked}", resolution=hint)
     found = probe(store)
     by_name = {capability.name: capability for capability in found}
     refusals: list[str] = []

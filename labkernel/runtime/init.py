@@ -195,6 +195,8 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     notes: dict[str, Any] = {"created": created}
     if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
         socket.sethostname(config["hostname"])
+        if config.get("domainname"):
+            syscalls.setdomainname(config["domainname"])
     reach("sysctls")
     _write_sysctls((config.get("linux") or {}).get("sysctl") or {})
     set_oom_score(process.get("oomScoreAdj"))
@@ -403,10 +405,10 @@ def set_privileges(
         install(program)
     prctl(PR_SET_KEEPCAPS, 1)
     try:
-        os.setgroups(user.groups)
-    except PermissionError:
-        pass  # a user namespace with one id denies setgroups
-    try:
+        try:
+            os.setgroups(user.groups)
+        except PermissionError:
+            pass  # a user namespace with one id denies setgroups
         os.setresgid(user.gid, user.gid, user.gid)
         os.setresuid(user.uid, user.uid, user.uid)
     except OSError as err:

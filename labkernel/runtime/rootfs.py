@@ -144,6 +144,10 @@ def _mask(fd: int, _root_fd: int, _path: str) -> None:
     if is_directory(fd):
         mount("tmpfs", f"/proc/self/fd/{fd}", "tmpfs", MS_RDONLY, "size=0k,mode=755")
     else:
+        info = os.stat("/dev/null")
+        if not stat.S_ISCHR(info.st_mode) or info.st_rdev != os.makedev(1, 3):
+            # Whatever lies there instead would be what the container reads (CVE-2025-31133).
+            raise OSError(errno.ENODEV, "not the null device", "/dev/null")
         mount("/dev/null", f"/proc/self/fd/{fd}", None, MS_BIND)
 
 
@@ -189,6 +193,8 @@ def assemble(
         _move(f"{stage}/{name}", root_fd, name, created)
     for node in (config.get("linux") or {}).get("devices") or ():
         _add_device(root_fd, node)
+    if "/dev/shm" not in covered:  # --ipc none
+        _with_target(root_fd, "/dev/shm", lambda fd, *_: umount2(f"/proc/self/fd/{fd}", MNT_DETACH))
     for entry in entries:
         _mount_entry(root_fd, entry, created)
     # Three new files on disk take longer than three mounts: one that removes itself has them in the stage's memory.
@@ -275,9 +281,10 @@ def _mount_entry(root_fd: int, entry: dict[str, Any], created: list[str]) -> Non
     if kind in ("bind", "rbind") or flags & MS_BIND:
         _bind_entry(root_fd, destination, entry["source"], flags, propagation, created)
         return
+    made = len(created)
     fd = ensure_in_root(root_fd, destination, directory=True, created=created)
-    if kind == "tmpfs" and "mode=" not in data:
-        # A tmpfs takes over the mode of the directory it covers, as docker's does.
+    if kind == "tmpfs" and "mode=" not in data and len(created) == made:
+        # A tmpfs takes over the mode of the directory it covers; over none it is everybody's (1777), as docker's is.
         data = ",".join(word for word in (data, f"mode={stat.S_IMODE(os.fstat(fd).st_mode):o}") if word)
     mount(entry.get("source") or kind, f"/proc/self/fd/{fd}", kind, flags, data or None)
     os.close(fd)
@@ -325,7 +332,8 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
         name, _, address = str(word).partition(":")
         hosts += f"{network.get('host_gateway', '127.0.0.1') if address == 'host-gateway' else address}\t{name}\n"
     if network:
-        full = f"{hostname}.{config['domainname']} {hostname}" if config.get("domainname") else hostname
+        full = f"{hostname}.{config['domainname']}" if config.get("domainname") else hostname
+        full += f" {full.partition('.')[0]}" if "." in full else ""
         hosts += "".join(f"{address}\t{full}\n" for address in network["addresses"])
         return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", _resolver_lines(network))]
     if hostname and "network" in types:

@@ -120,7 +120,9 @@ class Session:
         why = self.error or {"error": "the exec process died while it was set up", "exit_code": 126}
         if self.pid:
             _reap(self.pid)
-        error = StartError(str(why["error"]), exit_code=int(why.get("exit_code", 126)))
+        # As docker: an exec that cannot be set up (no such user, no such directory) is 126, 125 is for `run`.
+        code = int(why.get("exit_code", 126))
+        error = StartError(str(why["error"]), exit_code=126 if code == 125 else code)
         if self.conn is not None:
             self.conn.finish(protocol.encode_message(error.to_dict()))
         self._close()

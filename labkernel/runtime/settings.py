@@ -34,8 +34,12 @@ CAPABILITIES = frozenset(
 _ULIMITS = frozenset(
     "core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack as".split()  # noqa: SIM905
 )
-_MOUNT_MODES = frozenset(
-    "ro rw z Z nocopy rprivate private rslave slave rshared shared cached delegated consistent".split()  # noqa: SIM905
+_MODE_KINDS = (  # one word of each at most
+    {"ro", "rw"},
+    {"z", "Z"},
+    {"nocopy"},
+    {"rprivate", "private", "rslave", "slave", "rshared", "shared"},
+    {"cached", "delegated", "consistent", "default"},
 )
 
 # Docker SDK names that mean something here later; refused, since ignoring them would be a lie.
@@ -112,6 +116,14 @@ def parse_signal(value: Any) -> int:
     raise UsageError(f"invalid signal: {value}", resolution="a name or number of man 7 signal, such as TERM or 15")
 
 
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15; a real-time signal stays a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
 def check_name(name: str) -> str:
     """A container's name as docker allows it; a leading slash is dropped."""
     bare = name.removeprefix("/")
@@ -127,8 +139,7 @@ def check_volume_name(name: str) -> str:
     if not VOLUME_NAME.fullmatch(name):
         raise UsageError(
             f'"{name}" includes invalid characters for a local volume name, '
-            'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed',
-            resolution="to mount a directory of this machine, give its absolute path",
+            'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path',
         )
     return name
 
@@ -229,8 +240,8 @@ def _security_opt(value: Any) -> list[str]:
             option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
         )
         known = key in ("seccomp", "apparmor", "label", "systempaths") and bool(separator and text)
-        if not known and option not in ("no-new-privileges", "no-new-privileges=true", "no-new-privileges=false"):
-            raise UsageError(f"invalid --security-opt: {option!r}")
+        if not known and (key != "no-new-privileges" or (separator and text not in ("true", "false"))):
+            raise UsageError(f'invalid --security-opt: "{option}"')
     return options
 
 
@@ -249,11 +260,11 @@ def _tmpfs(value: Any) -> dict[str, str]:
         for option in filter(None, options.split(",")):
             name, _, text = option.partition("=")
             if name not in known and name not in ("size", "mode", "uid", "gid", "nr_inodes", "nr_blocks"):
-                raise UsageError(f"invalid tmpfs option: [{option}]")
+                raise UsageError(f'invalid tmpfs option ["{option}"]')
             if name == "size" and not text.endswith("%"):
                 parse_size(text)
             if name == "mode" and not re.fullmatch(r"[0-7]{1,4}", text):
-                raise UsageError(f"invalid tmpfs option: [{option}]")
+                raise UsageError(f'invalid tmpfs option ["{option}"]')
     return found
 
 
@@ -289,9 +300,10 @@ def _volume(source: str, destination: str, mode: str, text: str) -> dict[str, st
     destination = os.path.normpath(destination)
     if destination.strip("/") == "":
         raise UsageError(f"invalid volume specification: '{text}': invalid specification: destination can't be '/'")
-    for word in mode.split(","):
-        if word not in _MOUNT_MODES:
-            raise UsageError(f"invalid volume specification: '{text}': invalid mode: \"{mode}\"")
+    words = mode.split(",")
+    kinds = [next((number for number, kind in enumerate(_MODE_KINDS) if word in kind), -1) for word in words]
+    if -1 in kinds or len(set(kinds)) < len(kinds):
+        raise UsageError(f"invalid mode: {mode}", resolution="SOURCE:/DESTINATION[:ro]")
     if source.startswith((".", "~")):
         source = os.path.abspath(os.path.expanduser(source))
     if source and not source.startswith("/"):
@@ -399,8 +411,23 @@ def _extra_hosts(value: Any) -> list[str]:
     for item in items:
         name, _, address = item.replace("=", ":", 1).partition(":")
         if not name or not address:
-            raise UsageError(f"bad format for add-host: {item!r}")
+            raise UsageError(f'bad format for add-host: "{item}"', resolution="NAME:ADDRESS or NAME:host-gateway")
+        if address != "host-gateway":
+            _ip_address(address.removeprefix("[").removesuffix("]"), "invalid IP address in add-host")
     return [item.replace("=", ":", 1) if ":" not in item.partition("=")[0] else item for item in items]
+
+
+def _ip_address(text: str, complaint: str) -> str:
+    import ipaddress  # costs more than most containers need
+
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise UsageError(f'{complaint}: "{text}"') from None
+
+
+def _dns(value: Any) -> list[str]:
+    return [_ip_address(word, "IP address is not correctly formatted") for word in _words(value)]
 
 
 def _words(value: Any) -> list[str]:
@@ -427,7 +454,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     **{setting: devicelimits.rates(setting) for setting in devicelimits.RATES},
     "device_cgroup_rules": devicelimits.rules,
     "devices": sharing.devices,
-    "dns": _words,
+    "dns": _dns,
     "dns_opt": _words,
     "dns_search": _words,
     "domainname": _text,
@@ -439,7 +466,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "healthcheck": healthcheck.check,
     "hostname": _hostname,
     "init": _flag,
-    "ipc_mode": sharing.mode_check("ipc", "private", "shareable", "host", container=True),
+    "ipc_mode": sharing.mode_check("ipc", "none", "private", "shareable", "host", container=True),
     "labels": _labels,
     "log_config": logsettings.check,
     "mac_address": netsettings.mac_address,
@@ -542,8 +569,11 @@ def _check_together(settings: Mapping[str, Any]) -> None:
         raise UsageError("network and network_mode cannot both be set")
     if settings.get("hostname") and settings.get("uts_mode") == "host":
         raise UsageError("conflicting options: hostname and the UTS mode")
-    if settings.get("hostname") and str(settings.get("network_mode", "")).startswith("container:"):
-        raise UsageError("conflicting options: hostname and the network mode")
+    if str(settings.get("network_mode", "")).startswith("container:"):
+        for key, words in (("hostname", "hostname"), ("extra_hosts", "custom host-to-IP mapping")):
+            if settings.get(key):
+                raise UsageError(f"conflicting options: {words} and the network mode")
+    sharing.check_sysctls(settings)
     seen: set[str] = set()
     places = [volume["destination"] for volume in settings.get("volumes", ())]
     places += [mount["destination"] for mount in settings.get("mounts", ())]

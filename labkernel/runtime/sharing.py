@@ -86,6 +86,16 @@ def sysctls(value: Any) -> dict[str, str]:
     return found
 
 
+def check_sysctls(settings: Mapping[str, Any]) -> None:
+    """A parameter of a namespace that is the machine's here would change the machine. Raises UsageError."""
+    network = settings.get("network_mode") or settings.get("network")
+    for name in settings.get("sysctls", ()):
+        if name.startswith("net.") and network == "host":
+            raise UsageError(f'sysctl "{name}" not allowed in host network namespace')
+        if not name.startswith("net.") and settings.get("ipc_mode") == "host":
+            raise UsageError(f'sysctl "{name}" is not allowed in the hosts ipc namespace')
+
+
 def devices(value: Any) -> list[str]:
     """`SOURCE[:TARGET[:rwm]]`, or the API's {"PathOnHost", "PathInContainer", "CgroupPermissions"}."""
     words = []

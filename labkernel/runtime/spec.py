@@ -372,6 +372,8 @@ def _default_mounts(settings: Mapping[str, Any], *, single_id: bool, cgroup: boo
     if str(settings.get("ipc_mode")).startswith(("host", "container:")):
         bind = {"type": "bind", "source": "/dev/shm", "options": ["rbind", "rw", "rprivate"]}
         mounts[-1] = {"destination": "/dev/shm", **bind}
+    elif settings.get("ipc_mode") == "none":
+        del mounts[-1]
     if cgroup:
         mounts.insert(
             4, {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_HARD, "ro"]}

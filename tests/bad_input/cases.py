@@ -89,7 +89,7 @@ CASES: dict[str, Case] = {
     ),
     "rename to a name in use": Case(
         ("create", "--name", "taken", BUSYBOX),
-        125,
+        1,
         "already in use",
         ConflictError,
         lambda lab, _: lab.containers.create(BUSYBOX, name="taken"),

@@ -98,7 +98,14 @@ def refused(line: str, root: Any = ROOT) -> LabkernelError:
         ("run --cpus lots busybox", 'invalid argument "lots" for "--cpus" flag: not a decimal', 125),
         ("run --restart sometimes busybox", "invalid restart policy: sometimes", 125),
         ("run --ulimit nofile=x busybox", "invalid ulimit argument: nofile=x", 125),
-        ("run --mount type=frob,dst=/x busybox", 'invalid argument "type=frob,dst=/x" for "--mount" flag', 125),
+        ("run --mount type=frob,dst=/x busybox", 'invalid mount config for type "frob": mount type unknown', 125),
+        ("run --mount type=bind,src=/tmp busybox", '"--mount" flag: target is required', 125),
+        ("run --mount type=bind,src=/tmp,dst=/x,frob=1 busybox", "unexpected key 'frob' in 'frob=1'", 125),
+        ("run --mount type=bind,src=/tmp,dst=/x,ro=maybe busybox", "invalid value for ro: maybe", 125),
+        ("run --mount type=bind,src=/tmp,dst=/x,volume-nocopy busybox", "cannot mix 'volume-*' options", 125),
+        ("run --mount type=tmpfs,dst=/x,src=y busybox", "field Source must not be specified", 125),
+        ("run --rm --restart always busybox", "cannot specify both --restart and --rm", 125),
+        ("run -l =x busybox", "invalid label '=x': empty name", 125),
         ("ps --filter name", 'invalid argument "name" for "-f, --filter" flag: bad format of filter', 125),
         ("stop -t soon web", "'soon' is not a valid integer", 125),
         ("build no-such-folder", "unable to prepare context: path 'no-such-folder' not found", 1),
@@ -126,7 +133,7 @@ def test_says_what_was_meant(line: str, hint: str) -> None:
 
 def test_everything_after_the_image_is_the_command() -> None:
     name, args, _ = recorded("run --rm busybox sh -c 'echo --rm' --name x -it")
-    assert name == "containers.run_attached"
+    assert name == "containers.create"
     assert args == ("busybox", ["sh", "-c", "echo --rm", "--name", "x", "-it"])
 
 
@@ -162,7 +169,7 @@ def test_flags_become_the_settings_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -
         "restart_policy": {"Name": "on-failure", "MaximumRetryCount": 3},
         "ulimits": [{"Name": "nofile", "Soft": 5, "Hard": 6}],
         "stop_signal": "TERM",
-        "extra_hosts": {"db": "10.0.0.9"},
+        "extra_hosts": ["db:10.0.0.9"],
         "ports": {"80/tcp": ("127.0.0.1", 8080)},
         "security_opt": ["no-new-privileges"],
         "auto_remove": False,

@@ -28,7 +28,9 @@ CASES = [
     ("{{.State.ExitCode}} {{.Ok}}", "0 true"),
     ("{{.Env}}", "[A=1 B=2]"),
     ("{{.Labels}}", "map[a:b course:labs]"),
-    ("{{.State.Health}}", "<no value>"),
+    ("{{.State.Health}}", "<nil>"),
+    ("{{if .State.Health}}x{{else}}none{{end}}", "none"),
+    ("{{(index .Env 0)}} {{slice (index .Env 1) 0 1}}", "A=1 B"),
     ("{{range .Env}}{{.}};{{end}}", "A=1;B=2;"),
     ("{{range $i, $e := .Env}}{{$i}}={{$e}} {{end}}", "0=A=1 1=B=2 "),
     ("{{range $k, $v := .Labels}}{{$k}}:{{$v}},{{end}}", "a:b,course:labs,"),
@@ -84,3 +86,20 @@ def test_suggests_the_field_that_was_meant() -> None:
     with pytest.raises(UsageError) as caught:
         render("{{.names}}", DATA)
     assert caught.value.resolution == "did you mean `.Names`?"
+
+
+def test_a_field_after_a_parenthesis() -> None:
+    assert render('{{(index .Networks "none").IPAddress}}|{{(index .Env 0) | lower}}', DATA) == "|a=1"
+    ports = {"Ports": {"80/tcp": [{"HostPort": "8080"}]}}
+    assert render('{{(index (index .Ports "80/tcp") 0).HostPort}}', ports) == "8080"
+
+
+def test_fields_docker_leaves_out_of_its_documents() -> None:
+    data = {"Mounts": [{"Type": "bind"}], "Config": {"Cmd": None, "Volumes": None}, "State": {}}
+    template = (
+        "{{range .Mounts}}[{{.Name}}]{{end}}{{.Config.Cmd}}{{.Config.Volumes}}{{.State.Health}}{{json .Config.Cmd}}"
+    )
+    assert render(template, data, document=True) == "[][]map[]<nil>null"
+    assert render("{{len .Config.Cmd}}{{range .Config.Cmd}}x{{else}}none{{end}}", data, document=True) == "0none"
+    with pytest.raises(UsageError, match="no entry"):
+        render("{{.Nosuch}}", data, document=True)

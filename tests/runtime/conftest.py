@@ -38,6 +38,7 @@ CAPABILITIES = [
         "AUDIT_WRITE",
     ]
 ]
+SHM = {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "nodev", "noexec"]}
 NAMESPACES = ("pid", "mount", "uts", "ipc", "network", "cgroup")
 
 
@@ -98,7 +99,7 @@ class Lab:
             "process": process,
             "root": {"path": "rootfs", "readonly": own.pop("readonly", False)},
             "hostname": container_id[:12],
-            "mounts": own.pop("mounts", []),
+            "mounts": [SHM, *own.pop("mounts", [])],
             "linux": {
                 "namespaces": [{"type": name} for name in own.pop("namespaces", NAMESPACES)],
                 "resources": own.pop("resources", {}),

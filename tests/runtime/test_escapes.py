@@ -326,3 +326,24 @@ def test_a_full_disk_stays_inside(lab: Engine) -> None:
     text = run(lab, script, tmpfs={"/small": "size=1m"})
     assert "No space left on device" in text
     assert text.splitlines()[-2:] == ["1048576", "alive"]
+
+
+# -- CVE-2025-31133: what covers a masked file ------------------------------------------------------------------------
+
+
+def test_a_file_in_the_place_of_the_null_device_masks_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The machine's /dev/null is bound over masked files; something else there must end the start, not be shown."""
+    from labkernel.runtime import rootfs
+
+    (tmp_path / "null").write_text("not the device")
+    real = os.stat
+    monkeypatch.setattr(rootfs.os, "stat", lambda path: real(tmp_path / "null" if path == "/dev/null" else path))
+    mounted: list[object] = []
+    monkeypatch.setattr(rootfs, "mount", lambda *words: mounted.append(words))
+    fd = os.open(tmp_path / "null", os.O_PATH | os.O_CLOEXEC)
+    try:
+        with pytest.raises(OSError, match="not the null device"):
+            rootfs._mask(fd, -1, "/proc/keys")
+    finally:
+        os.close(fd)
+    assert mounted == []

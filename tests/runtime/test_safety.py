@@ -214,7 +214,8 @@ def test_another_user_has_no_capability(run: Callable[..., str]) -> None:
         assert int(found[name], 16) == 0, name
     assert int(found["CapBnd"], 16) == DOCKER_CAPABILITIES
     assert found["Uid"].split() == ["1000"] * 4
-    assert found["Groups"] == ""
+    # Its primary group is among them, too, so that no set-group-id program can drop it (CVE-2022-36109).
+    assert found["Groups"].split() == ["1000"]
 
 
 def test_no_new_privileges_on_request(run: Callable[..., str], lab: Engine) -> None:
