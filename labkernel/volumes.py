@@ -1,7 +1,8 @@
 """Named volumes: directories of the store that outlive containers.
 
-A new volume takes over what the image has at the place where it is first mounted (copy-up), as with docker. Left out:
-volume drivers, snapshots. Source: Docker Engine API, Volume.
+A new volume takes over what the image has at the place where it is first mounted (copy-up), as with docker. Snapshots
+are in `running/snapshots`. Left out: volume drivers, and of the local driver's options all but a directory elsewhere.
+Source: Docker Engine API, Volume.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ class Volumes:
         """A new volume, or the one of that name. Without a name it gets 64 hex digits. Raises UsageError."""
         if driver != "local":
             raise UsageError(f'error looking up volume plugin {driver}: plugin "{driver}" not found')
-        if driver_opts:
-            raise UsageError("options of the local volume driver are not available in this release")
+        options = _check_options(driver_opts or {})
         name = check_volume_name(name) if name else secrets.token_hex(32)
         existing = self._find(name)
         if existing is not None:
@@ -56,8 +56,8 @@ class Volumes:
         (self.layout.volumes / name / "_data").mkdir(parents=True, mode=0o755, exist_ok=True)
         with self.db.transaction() as tx:
             tx.execute(
-                "INSERT OR IGNORE INTO volumes (name, created_at, labels, options) VALUES (?, ?, ?, '{}')",
-                (name, time.time(), json.dumps(dict(labels or {}))),
+                "INSERT OR IGNORE INTO volumes (name, created_at, labels, options) VALUES (?, ?, ?, ?)",
+                (name, time.time(), json.dumps(dict(labels or {})), json.dumps(options)),
             )
             insert_event(tx, "volume", "create", name, {"driver": "local"})
         return self.get(name)
@@ -71,8 +71,7 @@ class Volumes:
 
     def list(self, filters: Mapping[str, Any] | None = None) -> VolumeList:
         """All volumes by name; filters: name, label, dangling."""
-        rows = self.db.query("SELECT name, created_at, labels FROM volumes ORDER BY name")
-        volumes = [Volume(self, row["name"], row["created_at"], json.loads(row["labels"])) for row in rows]
+        volumes = [self._volume(row) for row in self.db.query("SELECT * FROM volumes ORDER BY name")]
         conditions = dict(filters or {})
         names = _words(conditions.pop("name", None))
         labels = _words(conditions.pop("label", None))
@@ -86,6 +85,8 @@ class Volumes:
             volumes = [v for v in volumes if key in v.labels and (not separator or v.labels[key] == value)]
         if dangling:
             used = self._used()
+            if dangling[0].lower() not in ("0", "1", "false", "true"):
+                raise InvalidFilter(f"invalid filter 'dangling={dangling[0]}'")
             wanted = dangling[0].lower() in ("1", "true")
             volumes = [volume for volume in volumes if (volume.name not in used) == wanted]
         return VolumeList(volumes)
@@ -135,18 +136,29 @@ class Volumes:
         volume = self._find(name)
         if volume is None:
             volume = self.create(name)
-        if copy and _may_be_empty(volume.mountpoint) and any(_has_entry(layer, destination) for layer in layers):
+        if volume.options and not volume.source.is_dir():
+            raise UsageError(f"failed to mount local volume: no such directory: {volume.source}")
+        if copy and _may_be_empty(volume.source) and any(_has_entry(layer, destination) for layer in layers):
             self.runtime.task(
                 "labkernel.runtime.copies:copy_up",
                 lowers=list(layers),
                 path=destination,
-                target=str(volume.mountpoint),
+                target=str(volume.source),
             )
-        return volume.mountpoint
+        return volume.source
 
     def _find(self, name: str) -> Volume | None:
-        row = self.db.find("SELECT name, created_at, labels FROM volumes WHERE name = ?", (name,))
-        return Volume(self, row["name"], row["created_at"], json.loads(row["labels"])) if row else None
+        row = self.db.find("SELECT * FROM volumes WHERE name = ?", (name,))
+        return self._volume(row) if row else None
+
+    def _volume(self, row: Any) -> Volume:
+        return Volume(self, row["name"], row["created_at"], json.loads(row["labels"]), json.loads(row["options"]))
+
+    def running_users(self, name: str) -> Sequence[str]:
+        """Ids of the containers that run and mount the volume."""
+        users = self._used().get(name) or []
+        states = self.runtime.states(users) if users else {}
+        return [id for id, state in states.items() if state["status"] in ("running", "paused", "restarting")]
 
     def _used(self) -> dict[str, Sequence[str]]:
         """Volume -> ids of the containers that mount it."""
@@ -161,11 +173,19 @@ class Volumes:
 class Volume:
     """One named volume."""
 
-    def __init__(self, volumes: Volumes, name: str, created_at: float, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        name: str,
+        created_at: float,
+        labels: Mapping[str, str],
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self._volumes = volumes
         self.name = name
         self.created_at = created_at
         self.labels = dict(labels)
+        self.options = dict(options or {})
 
     @property
     def id(self) -> str:
@@ -177,8 +197,45 @@ class Volume:
 
     @property
     def mountpoint(self) -> Path:
-        """The directory with the volume's files."""
+        """The volume's directory in the store."""
         return self._volumes.layout.volumes / self.name / "_data"
+
+    @property
+    def source(self) -> Path:
+        """The directory with the volume's files: `mountpoint`, or the one elsewhere that its options name."""
+        return Path(self.options["device"]) if self.options else self.mountpoint
+
+    def snapshot(self, name: str | None = None) -> str:
+        """Keep its files as they are now; returns the snapshot's name. See `running.snapshots.take`."""
+        from .running import snapshots
+
+        made = snapshots.take(self, name)
+        self._tell("snapshot", made)
+        return made
+
+    def restore(self, name: str | None = None) -> str:
+        """Go back to a snapshot, the newest when none is named; returns its name. Raises NoSuchSnapshot, and
+        ConflictError while a running container uses the volume."""
+        from .running import snapshots
+
+        used = snapshots.restore(self, name)
+        self._tell("restore", used)
+        return used
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """Its snapshots, oldest first: {"Name", "CreatedAt"}."""
+        from .running import snapshots
+
+        return snapshots.listed(self)
+
+    def remove_snapshot(self, name: str) -> None:
+        """Raises NoSuchSnapshot."""
+        from .running import snapshots
+
+        snapshots.remove(self, name)
+
+    def _tell(self, action: str, snapshot: str) -> None:
+        self._volumes.db.add_event("volume", action, self.name, {"driver": "local", "snapshot": snapshot})
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -189,8 +246,9 @@ class Volume:
             "Labels": self.labels or None,
             "Mountpoint": str(self.mountpoint),
             "Name": self.name,
-            "Options": None,
+            "Options": self.options or None,
             "Scope": "local",
+            **({"Labkernel": {"Snapshots": kept}} if (kept := self.snapshots()) else {}),
         }
 
     def size_bytes(self) -> int:
@@ -211,7 +269,7 @@ class Volume:
     def reload(self) -> None:
         """Read labels and age anew. Raises NoSuchVolume."""
         fresh = self._volumes.get(self.name)
-        self.created_at, self.labels = fresh.created_at, fresh.labels
+        self.created_at, self.labels, self.options = fresh.created_at, fresh.labels, fresh.options
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Volume) and other.name == self.name
@@ -239,6 +297,26 @@ class VolumeList(list[Volume]):
 
     def _repr_html_(self) -> str:
         return table_html(self.header, self.rows())
+
+
+def _check_options(given: Mapping[str, str]) -> dict[str, str]:
+    """The local driver's `type`, `o` and `device`, of which a bound directory is possible: it needs no mount that would
+    outlive a container. Raises UsageError."""
+    options = {str(key).lower(): str(value) for key, value in given.items()}
+    foreign = next((key for key in options if key not in ("type", "o", "device")), None)
+    if foreign:
+        raise UsageError(f'invalid option: "{foreign}"', resolution="the options are type, o and device")
+    if not options:
+        return {}
+    words = options.get("o", "").split(",")
+    if options.get("type", "none") not in ("none", "bind", "") or not {"bind", "rbind"} & set(words):
+        raise UsageError(
+            f"local volumes of type {options.get('type') or 'none'} with o={options.get('o', '')} are not available",
+            resolution="type=none,o=bind,device=/DIRECTORY is; for memory: run --tmpfs DIRECTORY:size=…",
+        )
+    if not options.get("device", "").startswith("/"):
+        raise UsageError("missing device in volume options", resolution="device=/DIRECTORY")
+    return options
 
 
 def _may_be_empty(directory: Path) -> bool:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from labkernel.engine import Engine
-from labkernel.errors import ConflictError, NoSuchVolume, UsageError
+from labkernel.errors import ConflictError, NoSuchVolume, NotFoundError, UsageError
 
 
 @pytest.fixture
@@ -99,3 +100,90 @@ def test_nothing_is_left_when_creation_fails(volumes: Engine) -> None:
     assert volumes.volumes.list() == []
     # fewer is fine: what an earlier test ran may only now be tidied away
     assert {path.name for path in volumes.layout.containers.iterdir()} <= before
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def test_snapshot_and_restore(volumes: Engine) -> None:
+    run = volumes.containers.run
+    fill = "echo first > /data/file; ln -s file /data/link; mkdir /data/dir; chmod 700 /data/dir; chown 7:8 /data/file"
+    if volumes.driver.single_id:
+        fill = fill.rpartition(";")[0]
+    run("lab/busybox", ["sh", "-c", fill], remove=True, volumes=["keep:/data"], network_mode="none")
+    volume = volumes.volumes.get("keep")
+    show = "cd /data; find . | sort; stat -c '%a %u:%g' file dir; readlink link; cat file"
+
+    def shown() -> bytes:
+        found: bytes = run("lab/busybox", ["sh", "-c", show], remove=True, volumes=["keep:/data"], network_mode="none")
+        return found
+
+    before = shown()
+    assert volume.snapshot("fresh") == "fresh"
+    spoil = "rm -r /data/link /data/dir; echo second > /data/file; touch /data/more"
+    run("lab/busybox", ["sh", "-c", spoil], remove=True, volumes=["keep:/data"], network_mode="none")
+    second = volume.snapshot()
+    assert [each["Name"] for each in volume.attrs["Labkernel"]["Snapshots"]] == ["fresh", second]
+    assert volume.restore("fresh") == "fresh"
+    assert shown() == before
+    assert volume.restore() == second
+    assert shown() != before
+    assert volume.restore("fresh") == "fresh"  # what was restored once is still there
+    assert shown() == before
+    folder = volume.mountpoint.parent / "snapshots"
+    assert sorted(path.name for path in folder.iterdir()) == sorted([second, "fresh"])  # nothing half made
+    (folder / ".left").mkdir()  # by a killed worker
+    volume.restore("fresh")
+    assert not (folder / ".left").exists()
+    volume.remove_snapshot(second)
+    assert [each["Name"] for each in volume.snapshots()] == ["fresh"]
+    volume.remove()
+    assert not folder.exists()
+
+
+def test_snapshots_that_cannot_be(volumes: Engine) -> None:
+    volume = volumes.volumes.create("keep")
+    with pytest.raises(NotFoundError, match="No such snapshot: keep"):
+        volume.restore()
+    volume.snapshot("one")
+    for name, kind in (("one", ConflictError), ("../x", UsageError), (".x", UsageError)):
+        with pytest.raises(kind):
+            volume.snapshot(name)
+    for act in (volume.restore, volume.remove_snapshot):
+        with pytest.raises(NotFoundError, match="No such snapshot: keep:two"):
+            act("two")
+    container = volumes.containers.run(
+        "lab/busybox", "sleep 600", detach=True, volumes=["keep:/data"], network_mode="none"
+    )
+    with pytest.raises(ConflictError, match="in use by running containers"):
+        volume.restore()
+    container.remove(force=True)
+    assert volume.restore() == "one"
+
+
+def test_a_volume_that_is_a_directory_elsewhere(volumes: Engine, tmp_path: Path) -> None:
+    options = {"type": "none", "o": "bind", "device": str(tmp_path / "data")}
+    volume = volumes.volumes.create("there", driver_opts=options)
+    assert volume.attrs["Options"] == options
+    settings = {"remove": True, "volumes": ["there:/data"], "network_mode": "none"}
+    with pytest.raises(UsageError, match="no such directory"):
+        volumes.containers.run("lab/busybox", ["touch", "/data/x"], **settings)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    volumes.containers.run("lab/busybox", ["touch", "/data/x"], **settings)
+    assert (tmp_path / "data" / "x").exists()
+    volume.snapshot("one")
+    (tmp_path / "data" / "x").unlink()
+    volume.restore("one")
+    assert (tmp_path / "data" / "x").exists()
+    volume.remove()
+    assert (tmp_path / "data" / "x").exists()  # the directory is not the store's
+
+
+@pytest.mark.parametrize(
+    "options", [{"type": "tmpfs", "device": "tmpfs"}, {"frob": "1"}, {"o": "bind"}, {"o": "bind", "device": "data"}]
+)
+def test_options_of_drivers_that_are_not_there(volumes: Engine, options: dict[str, str]) -> None:
+    with pytest.raises(UsageError):
+        volumes.volumes.create("there", driver_opts=options)
+    assert volumes.volumes.list(filters={"name": "there"}) == []

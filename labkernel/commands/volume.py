@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..errors import NoSuchVolume
+from ..errors import NoSuchVolume, UsageError
 from .container import confirm, document, filters_of, pruned
 from .grammar import VOLUME, Entry, LabGroup, command, flag, host_of, many, option, words
 from .host import remove_each
@@ -30,6 +30,8 @@ ENTRIES = {
     "prune": Entry("volume:prune", "Remove unused local volumes"),
     "rm": Entry("volume:rm", "Remove one or more volumes"),
     "remove": Entry("volume:rm", "Remove one or more volumes", ""),
+    "snapshot": Entry("volume:snapshot", "Keep the files of a volume under a name"),
+    "restore": Entry("volume:restore", "Go back to a snapshot of a volume"),
 }
 volume = LabGroup("volume", help="Manage volumes.", entries=ENTRIES)
 
@@ -100,6 +102,34 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str | None) -> Any
     """Display detailed information on one or more volumes."""
     engine = host_of(ctx).engine
     return document([engine.volumes.get(name).attrs for name in names], form)
+
+
+@command("snapshot", "[OPTIONS] VOLUME [NAME]")
+@flag("--rm", help="Remove the snapshot NAME instead")
+@click.argument("volume", type=VOLUME)
+@click.argument("name", required=False)
+@click.pass_context
+def snapshot(ctx: click.Context, volume: str, name: str | None, *, rm: bool) -> None:
+    """Keep the files of a volume as they are now, to go back to them. `volume inspect` lists its snapshots."""
+    host = host_of(ctx)
+    found = host.engine.volumes.get(volume)
+    if rm:
+        if not name:
+            raise UsageError("which snapshot? NAME is missing", exit_code=1)
+        found.remove_snapshot(name)
+    else:
+        name = found.snapshot(name)
+    host.line(name)
+
+
+@command("restore", "VOLUME [NAME]")
+@click.argument("volume", type=VOLUME)
+@click.argument("name", required=False)
+@click.pass_context
+def restore(ctx: click.Context, volume: str, name: str | None) -> None:
+    """Go back to a snapshot of a volume, the newest when none is named: resets an exercise."""
+    host = host_of(ctx)
+    host.line(host.engine.volumes.get(volume).restore(name))
 
 
 @command("prune", "[OPTIONS]")

@@ -167,6 +167,12 @@ def setns(fd: int, nstype: int) -> None:
         raise _fail()
 
 
+def exchange(one: str, other: str) -> None:
+    """man 2 renameat2, RENAME_EXCHANGE: each name gets what the other one had, in one step."""
+    if _libc.renameat2(-100, _bytes(one), -100, _bytes(other), ctypes.c_uint(2)) != 0:
+        raise _fail(one, other)
+
+
 def setdomainname(name: str) -> None:
     """man 2 setdomainname: the NIS domain name of this UTS namespace."""
     data = name.encode()

@@ -1,17 +1,22 @@
 """File system work done in the supervisor's worker, inside the driver's namespaces (`Runtime.task`).
 
 `flatten` copies an image's layers to one directory, for machines without overlay; `copy_up` fills a new volume with
-what the image has at its place; `remove_tree` deletes files of ids that only exist in there. Layers are trusted to the
-extent that unpacking has refused what leaves them; names are still never followed through symbolic links.
+what the image has at its place; `snapshot` and `restore` copy a volume and back; `remove_tree` deletes files of ids
+that only exist in there. Layers are trusted to the extent that unpacking has refused what leaves them; names are still
+never followed through symbolic links.
 Standard library and `labkernel.linux` only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+
+from ..linux import syscalls
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
@@ -40,6 +45,64 @@ def copy_up(lowers: list[str], path: str, target: str) -> dict[str, int]:
     for directory in reversed(_sources(lowers, path)):
         count += _Copier(layer=True).copy_directory(directory, target)
     return {"files": count}
+
+
+def snapshot(source: str, partial: str, target: str) -> dict[str, int]:
+    """Copy the directory `source` to `target`, which appears when it is whole; `partial` is the name until then."""
+    with _workplace(partial):
+        count = _Copier(layer=False).copy_directory(source, partial)
+        os.rename(partial, target)
+    return {"files": count}
+
+
+def restore(source: str, partial: str, target: str) -> dict[str, int]:
+    """Put a copy of the directory `source` in the place of the directory `target`, in one step where possible."""
+    with _workplace(partial):
+        count = _Copier(layer=False).copy_directory(source, partial)
+        try:
+            syscalls.exchange(partial, target)
+        except OSError as err:
+            if err.errno not in (errno.EINVAL, errno.ENOSYS, errno.EXDEV, errno.EBUSY):
+                raise
+            # No exchange here (NFS), or another file system (a volume that is a directory elsewhere).
+            _empty(target)
+            count = _Copier(layer=False).copy_directory(source, target)
+    return {"files": count}
+
+
+@contextlib.contextmanager
+def _workplace(path: str) -> Iterator[None]:
+    """A new directory for a copy that is being made, locked meanwhile; removed at the end, whatever is in it then.
+
+    Those that a killed worker left beside it (their names begin with a dot, too) are removed first."""
+    folder = os.path.dirname(path)
+    for name in os.listdir(folder):
+        if name.startswith(".") and (fd := _locked(f"{folder}/{name}")) is not None:
+            remove_tree(f"{folder}/{name}")
+            os.close(fd)
+    os.mkdir(path, 0o700)
+    fd = _locked(path)
+    try:
+        yield
+    finally:
+        remove_tree(path)
+        if fd is not None:
+            os.close(fd)
+
+
+def _locked(path: str) -> int | None:
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def remove_tree(path: str) -> dict[str, int]:
