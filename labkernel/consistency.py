@@ -27,6 +27,8 @@ PRUNE = "`labkernel system prune -f` removes leftovers"
 REBUILD = "remove the image and build, load or import it again"
 # A container being created has its directory a moment before its row; one being removed the other way round.
 SETTLING_S = 60.0
+# A supervisor that has just begun removes what its killed predecessor's waiting children leave, once they are gone.
+SWEEPING_S = 10.0
 
 
 class Problem(NamedTuple):
@@ -152,17 +154,27 @@ def _mounts(engine: Engine) -> Iterator[Problem]:
 
 def _cgroups(engine: Engine) -> Iterator[Problem]:
     """Groups below our parent that no container is in: more than the warm pool waits in is a leak."""
+    deadline = time.monotonic() + SWEEPING_S
+    try:
+        while (found := list(_spare_groups(engine))) and time.monotonic() < deadline:
+            if not engine.layout.socket.exists():
+                break  # nobody removes them
+            time.sleep(0.1)
+    except LabkernelError as err:
+        yield Problem("process", "supervisor", err.brief, "end it; the next command starts another")
+        return
+    for path in found:
+        yield Problem("cgroup", path, "no container is in it", f"rmdir {path}")
+
+
+def _spare_groups(engine: Engine) -> Iterator[str]:
+    """Paths of groups that neither a container nor the warm pool needs. Raises LabkernelError without a supervisor."""
     hierarchy = cgroups.detect()
     parent = cgroup_parent(engine.layout).strip("/")
     used, warm = set[str](), 0
     if engine.layout.socket.exists():
-        try:
-            warm = engine.runtime.ensure().warm
-            states = engine.runtime.states()
-        except LabkernelError as err:
-            yield Problem("process", "supervisor", err.brief, "end it; the next command starts another")
-            return
-        for state in states.values():
+        warm = engine.runtime.ensure().warm
+        for state in engine.runtime.states().values():
             used |= set(((state.get("cgroup") or {}).get("paths") or {}).values())
     for base in sorted(set(hierarchy.bases.values())):
         try:
@@ -170,8 +182,7 @@ def _cgroups(engine: Engine) -> Iterator[Problem]:
         except OSError:
             continue
         spare = [path for path in groups if path not in used]
-        for path in spare[warm:]:
-            yield Problem("cgroup", path, "no container is in it", f"rmdir {path}")
+        yield from spare[warm:]
 
 
 def _networks(engine: Engine) -> Iterator[Problem]:

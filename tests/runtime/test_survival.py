@@ -49,6 +49,33 @@ def test_one_kill_loses_nothing(lab: Any, role: str) -> None:
     assert lab.log(container_id) == EXPECTED
 
 
+def test_both_killed_in_one_instant(lab: Any) -> None:
+    """The next supervisor finds what runs, and takes it over: it can be stopped, and its status is known."""
+    running = lab.create("sleep", "1000", auto_remove=True)
+    ending = lab.create("sh", "-c", "trap 'exit 7' USR1; echo ready; while :; do sleep 0.01; done")
+    pids = {id: lab.runtime.start(id) for id in (running, ending)}
+    deadline = time.monotonic() + 60
+    while lab.log(ending) != b"ready\n" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    info = lab.runtime.ensure()
+    os.kill(info.keeper_pid, signal.SIGSTOP)  # else one of the two would notice the other's end
+    kill_and_wait(info.pid)
+    kill_and_wait(info.keeper_pid)
+    states = lab.runtime.states()
+    assert {id: (states[id]["status"], states[id]["pid"]) for id in pids} == {
+        id: ("running", pid) for id, pid in pids.items()
+    }
+    lab.runtime.kill(ending, signal.SIGUSR1)
+    status = lab.runtime.wait(ending)
+    # Of a process that is nobody's child the kernel tells the status since Linux 6.15 (PIDFD_GET_INFO).
+    assert status.exit_code == 7 or (status.exit_code == 255 and "lost" in status.error)
+    lab.runtime.stop(running, timeout_s=0)
+    deadline = time.monotonic() + 60
+    while (lab.root / "containers" / running).exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not (lab.root / "containers" / running).exists()
+
+
 def test_many_kills_in_turn(lab: Any) -> None:
     container_id = lab.create("sh", "-c", COUNT)
     lab.runtime.start(container_id)
