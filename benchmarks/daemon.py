@@ -5,6 +5,7 @@
     attach    1 GB into a container's stdin, and 1 GB out of its stdout (which both also write to the log)
     exec      1 GB out of an exec (no log)
     cp        1 GB as a tar stream into a container and out of one
+    context   a build with 1 GB of context, of which it uses one small file
     streams   a thousand `logs -f` and attach at once on labkernel: memory, threads, and the time until all have a line
 
 Nothing here is a test: read ratios, and quote the machine with them. Run as root.
@@ -13,6 +14,7 @@ Nothing here is a test: read ratios, and quote the machine with them. Run as roo
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -94,22 +96,40 @@ def bench_ps(clients: list[Client], runs: int, count: int) -> Any:
     return times
 
 
-def bench_streams(clients: list[Client], runs: int, work: Path, size: int) -> dict[str, dict[str, list[float]]]:
+def _archives(work: Path, size: int) -> tuple[Path, Path]:
+    """(a tar with one file, the same as a build's context)."""
+    data = os.urandom(1 << 20) * (size // (1 << 20) + 1)
+    plain, context = work / "big.tar", work / "context.tar"
+    for path, members in (
+        (plain, {"copied": data[:size]}),
+        (context, {"Dockerfile": b"FROM scratch\nCOPY small /\n", "small": b"x", "ignored": data[:size]}),
+    ):
+        with tarfile.open(path, "w") as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return plain, context
+
+
+def bench_streams(
+    clients: list[Client], runs: int, work: Path, size: int, only: set[str]
+) -> dict[str, dict[str, list[float]]]:
     common = ("--network", "none")
     text = f"yes {'labkernel ' * 10} | head -c {size}"  # lines of 100 characters: a log counts in lines
     zeros = ["head", "-c", str(size), "/dev/zero"]
     for client in clients:
         client.timed("run", "-d", "--name", "host", *common, client.image, "sleep", "100000")
-        client.timed("exec", "host", "sh", "-c", f"head -c {size} /dev/zero > /big")
-    big = work / "big.tar"
-    with tarfile.open(big, "w") as tar, open("/dev/zero", "rb") as zero:
-        info = tarfile.TarInfo("copied")
-        info.size = size
-        tar.addfile(info, zero)
+        client.timed("exec", "host", "sh", "-c", f"yes 'of no zeros' | head -c {size} > /big")
+    big, context = _archives(work, size)
 
     def copy_in(client: Client) -> float:
         with big.open("rb") as file:
             return client.timed("cp", "-", "host:/", stdin=file)
+
+    def build(client: Client) -> float:
+        with context.open("rb") as file:
+            return client.timed("build", "--no-cache", "-q", "-", stdin=file)
 
     ways: dict[str, Any] = {
         "attach in": lambda each: each.fed(
@@ -120,9 +140,12 @@ def bench_streams(clients: list[Client], runs: int, work: Path, size: int) -> di
         "exec out": lambda each: each.timed("exec", "host", "head", "-c", str(size), "/dev/zero"),
         "cp in": copy_in,
         "cp out": lambda each: each.timed("cp", "host:/big", "-"),
+        "build context": build,
     }
     found = {}
     for title, way in ways.items():
+        if only and title not in only:
+            continue
         found[title] = interleaved(clients, runs, way)
         report(f"{size / 1e9:g} GB, {title}", found[title], size=size)
     for client in clients:
@@ -189,6 +212,7 @@ def main() -> int:
     parser.add_argument("--containers", type=int, default=200)
     parser.add_argument("--streams", type=int, default=1000, help="followers of logs, and as many attached clients")
     parser.add_argument("--only", action="append", choices=["run", "ps", "data", "many"])
+    parser.add_argument("--way", action="append", help="of the data: `cp in`, `build context`, …")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     wanted = set(options.only or ["run", "ps", "data", "many"])
@@ -219,7 +243,9 @@ def main() -> int:
             report(f"docker ps -a with {options.containers} containers", found)
             results["ps"] = found
         if "data" in wanted:
-            results["data"] = bench_streams(clients, options.stream_runs, work, options.megabytes * 1_000_000)
+            results["data"] = bench_streams(
+                clients, options.stream_runs, work, options.megabytes * 1_000_000, set(options.way or ())
+            )
         if "many" in wanted:
             results["many"] = bench_many(daemon, options.streams)
             print(f"{options.streams} logs -f and {options.streams} attach at once: {results['many']}")

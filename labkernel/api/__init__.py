@@ -4,6 +4,7 @@
     call       one request as a handler sees it: words of the path and query, JSON body, streams in and out, threads
     errors     which error is which status code, and docker's `{"message": …}`
     handler    tornado's side of a call; the only module that knows both
+    wire       a connection that leaves tornado before the body: files in and out past the event loop
     hijack     a connection taken over: the raw stream of attach, exec and sessions, with half-close; WebSockets
     server     the daemon: unix and TCP sockets, TLS, socket activation
     jupyter    the other host: the same table below a Jupyter server's base URL, behind its login

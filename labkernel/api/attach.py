@@ -41,8 +41,7 @@ class Streams:
 
     async def write(self, data: bytes) -> None:
         """Input for the container; waits while it does not read."""
-        for start in range(0, len(data), 1 << 16):
-            await self._send(protocol.encode_frame(protocol.STDIN, data[start : start + (1 << 16)]))
+        await self._send(protocol.encode_frame(protocol.STDIN, data))
 
     async def close_stdin(self) -> None:
         await self._send(protocol.encode_control({"close_stdin": True}))

@@ -266,7 +266,7 @@ def cancel(call: Call) -> Any:
 
 
 ROUTES = (
-    Route("POST", "/build", build),
+    Route("POST", "/build", build, bulk=True),
     Route("POST", "/build/prune", prune, since=(1, 31), slow=True),
     Route("POST", "/build/cancel", cancel, since=(1, 39)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -14,7 +14,7 @@ import msgspec
 
 from ..errors import UsageError
 from .errors import ApiError, ClientGone
-from .threads import Body, BodyFile, Producer
+from .threads import BodyFile, BodySource, Producer, in_thread
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -40,7 +40,22 @@ class Transport(Protocol):
 
     async def write(self, data: bytes) -> None: ...
 
+    async def pour(self, fd: int) -> bool: ...
+
     async def hijack(self, status: int, headers: dict[str, str]) -> Duplex: ...
+
+
+class Piped(Protocol):
+    """Bytes that another process writes to a pipe: iterate for them, or read the descriptor to its end and then
+    `finish`."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def fileno(self) -> int: ...
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Host:
@@ -95,6 +110,7 @@ class Call:
         version: tuple[int, int],
         queries: dict[str, list[bytes]],
         headers: Any,
+        stream: BodySource,
         transport: Transport,
     ) -> None:
         self.host = host
@@ -104,7 +120,7 @@ class Call:
         self.headers = headers
         """Of the request: a mapping whose names have no case."""
         self.body: Any = None
-        self.stream = Body()
+        self.stream = stream
         self.began = False
         self._queries = queries
         self._transport = transport
@@ -192,11 +208,7 @@ class Call:
 
     async def alone(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
         """The same in a thread of its own, for what may take long: a stop, a copy, a body that comes slowly."""
-        producer: Producer[None] = Producer(lambda emit: function(*args, **kwargs))
-        while await producer.take():
-            pass
-        found: T = producer.result
-        return found
+        return await in_thread(function, *args, **kwargs)
 
     async def read(self, limit: int = JSON_MAX_BYTES) -> bytes:
         """The whole body. Raises ApiError (413) when it is longer than `limit` bytes."""
@@ -240,6 +252,20 @@ class Call:
         if not self.began:
             await self.begin()
         await self._transport.write(data)
+
+    async def pour(self, source: Piped) -> None:
+        """The rest of the body is what comes out of a pipe; without a copy where the host can. Raises ClientGone, and
+        what went wrong behind the pipe."""
+        if not self.began:
+            await self.begin()
+        try:
+            if await self._transport.pour(source.fileno()):
+                await self.alone(source.finish)
+            else:
+                async for pieces in self.iterate(lambda: source):
+                    await self.write(b"".join(pieces))
+        finally:
+            await self.alone(source.close)
 
     async def produce(self, work: Callable[[Callable[[Any], None]], Any]) -> AsyncIterator[list[Any]]:
         """Run `work(emit)` in a thread of its own and get what it emits, in batches; see `threads.Producer`. When the

@@ -46,8 +46,7 @@ async def get(call: Call) -> Any:
     container = await call.thread(find, call)
     chunks, found = await call.alone(container.get_archive, path, CHUNK)
     await call.begin(200, Content_Type="application/x-tar", X_Docker_Container_Path_Stat=_stat_header(found))
-    async for pieces in call.iterate(lambda: chunks):
-        await call.write(b"".join(pieces))
+    await call.pour(chunks)
     return None
 
 
@@ -65,14 +64,13 @@ def _put(call: Call, container: Container, path: str) -> None:
 async def export(call: Call) -> Any:
     container = await call.thread(find, call)
     await call.begin(200, Content_Type="application/octet-stream")
-    async for pieces in call.iterate(lambda: container.export(CHUNK)):
-        await call.write(b"".join(pieces))
+    await call.pour(await call.alone(container.export, CHUNK))
     return None
 
 
 ROUTES = (
     Route("HEAD", "/containers/{name}/archive", look),
-    Route("GET", "/containers/{name}/archive", get),
-    Route("PUT", "/containers/{name}/archive", put),
-    Route("GET", "/containers/{name}/export", export),
+    Route("GET", "/containers/{name}/archive", get, bulk=True),
+    Route("PUT", "/containers/{name}/archive", put, bulk=True),
+    Route("GET", "/containers/{name}/export", export, bulk=True),
 )

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tornado import web
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 
 from .. import __version__
 from . import routes
 from .call import Answer, Call, Host
 from .errors import ApiError, ClientGone, document_of, message_of, status_of
 from .hijack import Duplex, take_socket
+from .threads import Body
+from .wire import Wire, is_chunked
 
 if TYPE_CHECKING:
     _Base = web.RequestHandler
 else:
     _Base = object
 
+BULK_BYTES = 1 << 16  # a body that is smaller has mostly come by the time it could be taken over
 MAX_BODY_BYTES = 1 << 50  # build contexts and images have no bound of their own; JSON has: call.JSON_MAX_BYTES
 REST_S = 1.0
 _log = logging.getLogger("labkernel.api")
@@ -63,6 +66,9 @@ class Dispatch(_Base):
         """The path as the table knows it, still percent-encoded."""
         return self.request.path
 
+    takes_over = False
+    """Whether this host may lead connections past tornado (see `wire`): not where it counts what passes."""
+
     # -- tornado's events
 
     def compute_etag(self) -> str | None:
@@ -73,10 +79,13 @@ class Dispatch(_Base):
         self.request.connection.set_max_body_size(MAX_BODY_BYTES)  # type: ignore[union-attr]
         self._call: Call | None = None
         self._body_done = asyncio.Event()
-        self._writing: asyncio.Future[None] | None = None
         path = self.api_path()
         version, _ = routes.split_version(path)
         match = routes.find(self.request.method or "", path)
+        self._wire = self._take_over() if match is not None and match.route.bulk and self._may_take_over() else None
+        if self._wire is not None:
+            self._body_done = self._wire.body_done
+        self._body = Body()
         self._call = Call(
             self.api_host,
             self.request.method or "",
@@ -84,17 +93,35 @@ class Dispatch(_Base):
             version or routes.NEWEST,
             self.request.query_arguments,
             self.request.headers,
+            self._wire.body if self._wire is not None else self._body,
             Transported(self),
         )
         self._task = asyncio.ensure_future(self._serve(match.route if match else None, version))
 
+    def _may_take_over(self) -> bool:
+        if not self.takes_over or self.request.version != "HTTP/1.1":
+            return False
+        stream = getattr(self.request.connection, "stream", None)
+        headers = self.request.headers
+        length = headers.get("Content-Length", "0")
+        # A HEAD has no body to send; what says its length in two ways, or in a strange one, is tornado's to refuse.
+        if type(stream) is not IOStream or self.request.method == "HEAD" or not length.isdecimal():
+            return False
+        if "Transfer-Encoding" in headers:
+            return is_chunked(headers) and "Content-Length" not in headers
+        return self.request.method == "GET" or int(length) >= BULK_BYTES
+
+    def _take_over(self) -> Wire:
+        sock, rest = take_socket(self.detach())
+        return Wire(Duplex(sock, b""), rest, self.request.headers, self.on_connection_close)
+
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._call.stream.feed(chunk) if self._call is not None else None
+        return self._body.feed(chunk) if self._call is not None else None
 
     async def _whole_request(self, *_: Any) -> None:
         if self._call is None:
             return
-        self._call.stream.end()
+        self._body.end()
         self._body_done.set()
         await self._task
 
@@ -114,6 +141,8 @@ class Dispatch(_Base):
             _check_version(version)
             if route is None:
                 raise ApiError(404, "page not found")
+            if self._wire is not None:
+                await self._wire.invite()
             if route.body is not None:
                 call.body = await call.decode(route.body)
             if inspect.iscoroutinefunction(route.handler):
@@ -135,6 +164,9 @@ class Dispatch(_Base):
         """Let the rest of the body come, for a moment: a client that is still sending when the connection is closed
         may see that instead of the answer."""
         assert self._call is not None
+        if self._wire is not None:
+            await self._wire.drain()
+            return
         self._call.stream.drop()
         with suppress(TimeoutError):
             await asyncio.wait_for(self._body_done.wait(), REST_S)
@@ -143,30 +175,25 @@ class Dispatch(_Base):
         call = self._call
         assert call is not None
         if call.began:
-            if not self._finished:
+            if self._wire is not None:
+                await self._wire.finish()
+            elif not self._finished:
                 await self._body_done.wait()
                 self.finish()
             return
         if not self._body_done.is_set():
             await self._take_rest()
         answer = result if isinstance(result, Answer) else Answer(204 if result is None else 200, result)
-        self._set_head(answer.status, answer.headers)
-        body = answer.body
-        if body is None:
-            if answer.status not in (204, 304):
-                self.set_header("Content-Length", "0")
-            self.finish()
+        headers, body = _encoded(answer)
+        if self._wire is not None:
+            await self._wire.answer(answer.status, {**COMMON_HEADERS, **headers}, body or b"")
+            await self._wire.finish()
             return
-        if isinstance(body, str):
-            body, kind = body.encode(), "text/plain; charset=utf-8"
-        elif isinstance(body, bytes):
-            kind = "application/octet-stream"
+        self._set_head(answer.status, headers)
+        if body is None:
+            self.finish()
         else:
-            body, kind = msgspec.json.encode(body, enc_hook=str) + b"\n", "application/json"
-        if "Content-Type" not in answer.headers:
-            self.set_header("Content-Type", kind)
-        self.set_header("Content-Length", str(len(body)))
-        self.finish(body)
+            self.finish(body)
 
     async def _fail(self, err: Exception) -> None:
         call = self._call
@@ -188,6 +215,9 @@ class Dispatch(_Base):
 
     def _break_off(self) -> None:
         """The only way to say that an answer which has begun is not whole."""
+        if self._wire is not None:
+            self.api_host.background(self._wire.close())
+            return
         if self._finished:
             return
         self._finished = True
@@ -205,12 +235,18 @@ class Dispatch(_Base):
     # -- what a call asks of its host (`call.Transport`)
 
     async def begin(self, status: int, headers: dict[str, str]) -> None:
+        if self._wire is not None:
+            await self._wire.begin(status, {**COMMON_HEADERS, **headers})
+            return
         self._set_head(status, headers)
         await self.write_out(b"")
 
     async def write_out(self, data: bytes) -> None:
         if self._call is not None and self._call.gone:
             raise ClientGone("the client has left")
+        if self._wire is not None:
+            await self._wire.write(data)
+            return
         try:
             if data:
                 web.RequestHandler.write(self, data)
@@ -218,11 +254,18 @@ class Dispatch(_Base):
         except StreamClosedError:
             raise ClientGone("the client has left") from None
 
+    async def pour_out(self, fd: int) -> bool:
+        """Send what comes out of a pipe; False where this connection cannot."""
+        if self._wire is None:
+            return False
+        await self._wire.pour(fd)
+        return True
+
     async def hijack(self, status: int, headers: dict[str, str]) -> Duplex:
         await self._body_done.wait()
         if self._call is None or self._call.gone:
             raise ClientGone("the client has left")
-        duplex = take_socket(self.detach())
+        duplex = Duplex(*take_socket(self.detach()))
         lines = [f"HTTP/1.1 {status} {'UPGRADED' if status == 101 else 'OK'}"]
         lines += [f"{name}: {value}" for name, value in {**COMMON_HEADERS, **headers}.items()]
         try:
@@ -241,7 +284,26 @@ class Transported:
         self._handler = handler
         self.begin = handler.begin
         self.write = handler.write_out
+        self.pour = handler.pour_out
         self.hijack = handler.hijack
+
+
+def _encoded(answer: Answer) -> tuple[dict[str, str], bytes | None]:
+    """Headers and bytes of a whole answer; no bytes where the status has no body."""
+    headers, body = dict(answer.headers), answer.body
+    if body is None:
+        if answer.status in (204, 304):
+            return headers, None
+        return {**headers, "Content-Length": "0"}, None
+    if isinstance(body, str):
+        data, kind = body.encode(), "text/plain; charset=utf-8"
+    elif isinstance(body, bytes):
+        data, kind = body, "application/octet-stream"
+    else:
+        data, kind = msgspec.json.encode(body, enc_hook=str) + b"\n", "application/json"
+    headers.setdefault("Content-Type", kind)
+    headers["Content-Length"] = str(len(data))
+    return headers, data
 
 
 def _check_version(version: tuple[int, int] | None) -> None:
@@ -272,10 +334,13 @@ def _reason(status: int) -> str:
 class DaemonHandler(Dispatch, web.RequestHandler):
     """The daemon's: who may open its socket may use it."""
 
+    takes_over = True
+
     def initialize(self, host: Host, *, guarded: bool = False) -> None:
         self._host = host
         self._guarded = guarded
         self._call = None
+        self._wire = None
 
     @property
     def api_host(self) -> Host:

@@ -39,7 +39,7 @@ class Duplex:
     """A raw stream in both directions. Belongs to the event loop it was made on."""
 
     def __init__(self, sock: socket.socket, rest: bytes) -> None:
-        self._sock = sock
+        self.sock = sock
         self._rest = rest
         self._loop = asyncio.get_running_loop()
         self._closed = False
@@ -52,7 +52,7 @@ class Duplex:
             return rest
         while not self._closed:
             try:
-                return self._sock.recv(CHUNK)
+                return self.sock.recv(CHUNK)
             except (BlockingIOError, ssl.SSLWantReadError):
                 await self._ready(self._loop.add_reader, self._loop.remove_reader)
             except ssl.SSLWantWriteError:
@@ -68,7 +68,7 @@ class Duplex:
             if self._closed:
                 raise ClientGone("the connection is closed")
             try:
-                view = view[self._sock.send(view) :]
+                view = view[self.sock.send(view) :]
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await self._ready(self._loop.add_writer, self._loop.remove_writer)
             except ssl.SSLWantReadError:
@@ -82,24 +82,25 @@ class Duplex:
         The Docker SDK for Python drops what arrives together with the headers. Only a unix socket tells (man 7 unix,
         SIOCOUTQ); elsewhere the moment is short.
         """
-        if self._sock.family != socket.AF_UNIX:
+        if self.sock.family != socket.AF_UNIX:
             await asyncio.sleep(0.005)
             return
         pause = 0.0005
         while not self._closed and pause < HEADERS_TAKEN_S:
             with suppress(OSError):
-                waiting = struct.unpack("i", fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+                waiting = struct.unpack("i", fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
                 if not waiting:
                     return
             await asyncio.sleep(pause)
             pause *= 2
 
-    async def gone(self) -> None:
-        """Returns when the client has closed both directions, which a half-close does not mean."""
+    async def gone(self, *, half: bool = False) -> None:
+        """Returns when the client has closed both directions; with `half`, when it has closed its sending side."""
         with select.epoll() as watch:
             if self._closed:
                 return
-            watch.register(self._sock.fileno(), 0)  # EPOLLHUP and EPOLLERR are always told, and nothing else
+            # EPOLLHUP and EPOLLERR are always told
+            watch.register(self.sock.fileno(), select.EPOLLRDHUP if half else 0)
             found: asyncio.Future[None] = self._loop.create_future()
 
             def look() -> None:
@@ -119,7 +120,7 @@ class Duplex:
             if not waiter.done():
                 waiter.set_result(None)
 
-        fd = self._sock.fileno()
+        fd = self.sock.fileno()
         add(fd, wake)
         try:
             await waiter
@@ -130,20 +131,24 @@ class Duplex:
     def close_write(self) -> None:
         """No more output; input goes on."""
         with suppress(OSError):
-            if isinstance(self._sock, ssl.SSLSocket):
+            if isinstance(self.sock, ssl.SSLSocket):
                 return  # TLS in the standard library has no half-close
-            self._sock.shutdown(socket.SHUT_WR)
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def shutdown(self) -> None:
+        """End both directions; whoever waits for the socket, in whatever thread, notices."""
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close both directions."""
         if self._closed:
             return
         self._closed = True
-        self._loop.remove_reader(self._sock.fileno())
-        self._loop.remove_writer(self._sock.fileno())
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        self._loop.remove_reader(self.sock.fileno())
+        self._loop.remove_writer(self.sock.fileno())
+        self.shutdown()
+        self.sock.close()
 
     def __enter__(self) -> Duplex:
         return self
@@ -152,12 +157,12 @@ class Duplex:
         self.close()
 
 
-def take_socket(stream: Any) -> Duplex:
-    """The socket of a detached tornado stream, with the bytes tornado has read beyond the request."""
+def take_socket(stream: Any) -> tuple[socket.socket, bytes]:
+    """The socket of a detached tornado stream, and the bytes tornado has read beyond the request."""
     rest = bytes(stream._read_buffer[: stream._read_buffer_size])
     stream.io_loop.remove_handler(stream.fileno())
     # tornado closes the socket it holds: it gets another one to close
     sock, stream.socket = stream.socket, socket.socket(socket.AF_UNIX)
     stream._state = None
     stream.close()
-    return Duplex(sock, rest)
+    return sock, rest

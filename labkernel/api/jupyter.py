@@ -87,6 +87,7 @@ class EngineHandler(Dispatch, JupyterHandler):
     def initialize(self, prefix: str) -> None:
         self._prefix = prefix
         self._call = None
+        self._wire = None
 
     @property
     def api_host(self) -> Host:

@@ -52,7 +52,8 @@ _GROUPS = (
 
 class Route(NamedTuple):
     """One row. `since` is the first API version that has it. `slow`: a plain handler that may take long (a stop, a
-    prune) runs in a thread of its own instead of one of those that all calls share."""
+    prune) runs in a thread of its own instead of one of those that all calls share. `bulk`: its body or its answer is a
+    file, which may go past the event loop (see `wire`)."""
 
     method: str
     pattern: str
@@ -60,6 +61,7 @@ class Route(NamedTuple):
     body: Any = None
     since: tuple[int, int] = OLDEST
     slow: bool = False
+    bulk: bool = False
 
 
 class Match(NamedTuple):

@@ -8,13 +8,25 @@ import io
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .errors import ClientGone
 
 T = TypeVar("T")
 BODY_HIGH_BYTES = 4 << 20
 PRODUCED = 64
+
+
+class BodySource(Protocol):
+    """A request's body as handlers use it."""
+
+    async def chunk(self) -> bytes: ...
+
+    def read(self) -> bytes: ...
+
+    def end(self, *, broken: bool = False) -> None: ...
+
+    def drop(self) -> None: ...
 
 
 class Body:
@@ -102,7 +114,7 @@ class Body:
 class BodyFile(io.RawIOBase):
     """A body as a binary file, for a thread."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: BodySource) -> None:
         self._body = body
         self._rest = memoryview(b"")
 
@@ -189,3 +201,12 @@ class Producer(Generic[T]):
         with self._condition:
             self._left = True
             self._condition.notify_all()
+
+
+async def in_thread(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Call something that may block for long in a thread of its own."""
+    producer: Producer[None] = Producer(lambda emit: function(*args, **kwargs))
+    while await producer.take():
+        pass
+    found: T = producer.result
+    return found

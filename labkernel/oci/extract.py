@@ -369,20 +369,22 @@ class Extractor:
 
 
 def _write_data(fd: int, stream: BlobStream, size: int, *, truncate: bool = True) -> None:
-    """Copy, leaving holes where 64 KiB or more are zero."""
+    """Copy, leaving holes where 64 KiB or more are zero; what lies between two holes is one write."""
     hole = False
+    step = len(_ZEROS)
     for piece in stream.chunks(size):
-        if len(piece) < len(_ZEROS):
-            write_all(fd, piece)
-            hole = False
-            continue
-        for at in range(0, len(piece), len(_ZEROS)):
-            part = piece[at : at + len(_ZEROS)]
-            hole = len(part) == len(_ZEROS) and part == _ZEROS
+        start = 0
+        hole = False
+        for at in range(0, len(piece) - step + 1, step):
+            # One byte tells nearly always.
+            hole = piece[at] == 0 and piece[at : at + step] == _ZEROS
             if hole:
-                os.lseek(fd, len(part), os.SEEK_CUR)
-            else:
-                write_all(fd, part)
+                write_all(fd, piece[start:at])
+                os.lseek(fd, step, os.SEEK_CUR)
+                start = at + step
+        if start < len(piece):
+            write_all(fd, piece[start:])
+            hole = False
     if hole and truncate:
         os.ftruncate(fd, size)
 

@@ -20,13 +20,14 @@ from ..errors import LayerError
 from . import ownership
 from .extract import OPAQUE, WHITEOUT
 from .rootfd import Root
-from .tarstream import CHUNK, Sink, TarWriter
+from .tarstream import CHUNK, FdSink, Sink, TarWriter
 
 OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
 _PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", ownership.OWNER_XATTR, "security.selinux")
 _MOVED_XATTRS = ("redirect", "metacopy")  # the data or the name lies elsewhere: such a directory is no layer
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5"}
 _FIFO = b"6"
+_SENT_WHOLE = 64 << 10  # of a file; less is gathered with the headers around it
 _MIN_HOLE = 1 << 20  # below that, a sparse map costs more than it saves
 
 
@@ -242,6 +243,17 @@ class Packer:
 
     def _copy(self, fd: int, offset: int, length: int, path: bytes) -> None:
         end = offset + length
+        sink = self._tar.sink
+        while offset < end and isinstance(sink, FdSink) and end - offset >= _SENT_WHOLE:
+            try:
+                count = sink.take_file(fd, offset, min(CHUNK, end - offset))
+            except OSError as err:
+                if err.errno not in (errno.EINVAL, errno.ENOSYS):
+                    raise
+                break  # a file system that only gives copies
+            if not count:
+                break
+            offset += count
         while offset < end:
             data = os.pread(fd, min(CHUNK, end - offset), offset)
             if not data:

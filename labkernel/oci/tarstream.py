@@ -507,6 +507,11 @@ class FdSink(_Gathering):
     def _take(self, data: bytes) -> None:
         write_all(self._fd, data)
 
+    def take_file(self, fd: int, offset: int, length: int) -> int:
+        """Up to `length` bytes of the file `fd` from `offset` on, not copied through this process; returns how many."""
+        self.flush()
+        return os.sendfile(self._fd, fd, offset, length)
+
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """write(2) until everything is written. Raises OSError."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..containers import Containers
     from ..imaging.image import Image
     from ..runtime.client import Attachment
+    from .files import TaskOutput
 
 Output = bytes | tuple[bytes | None, bytes | None]
 
@@ -417,7 +418,7 @@ class Container:
         path: str,
         chunk_size: int = 2 << 20,
         encode_stream: bool = False,  # noqa: FBT001, FBT002
-    ) -> tuple[Iterator[bytes], dict[str, Any]]:
+    ) -> tuple[TaskOutput, dict[str, Any]]:
         """A tar of a file or directory as (chunks, {"name", "size", "mode", "mtime", "linkTarget"}); also of a stopped
         container. `mode` has Go's bits. Raises NoSuchFile."""
         from .files import get_archive
@@ -436,7 +437,7 @@ class Container:
 
         return diff(self)
 
-    def export(self, chunk_size: int = 2 << 20) -> Iterator[bytes]:
+    def export(self, chunk_size: int = 2 << 20) -> TaskOutput:
         """Its whole file system as a tar, without what is in volumes."""
         from .files import export
 

@@ -61,7 +61,7 @@ def look(container: Container, path: str) -> dict[str, Any] | None:
 
 def get_archive(
     container: Container, path: str, chunk_size: int, name: str | None = None
-) -> tuple[Iterator[bytes], dict[str, Any]]:
+) -> tuple[TaskOutput, dict[str, Any]]:
     """See `Container.get_archive`; `name` is what the first member is called (default: the last part of `path`)."""
     found = look(container, path)
     if found is None:
@@ -73,7 +73,7 @@ def get_archive(
         if task(f"{_ROOM}archive", view=view(container), path=path, name=name or base, fds=[fd]) is None:
             raise NoSuchFile(path, container.name)  # it was there a moment ago
 
-    chunks = _stream(write, chunk_size)
+    chunks = TaskOutput(write, chunk_size)
     container._containers.tell(container, "archive-path")
     return chunks, found
 
@@ -81,13 +81,16 @@ def get_archive(
 def put_archive(container: Container, path: str, data: Any) -> bool:
     """See `Container.put_archive`."""
     reading, writing = _pipe()
-    feeder = threading.Thread(target=_feed, args=(writing, data), name="labkernel-put", daemon=True)
+    errors: list[BaseException] = []
+    feeder = threading.Thread(target=_feed, args=(writing, data, errors), name="labkernel-put", daemon=True)
     feeder.start()
     try:
         done = container._containers.runtime.task(f"{_ROOM}unpack", view=_writable(container), path=path, fds=[reading])
     finally:
         os.close(reading)  # a feeder that still writes gets EPIPE
         feeder.join()
+        if errors:  # data that broke off: why it did says more than what the task makes of a part
+            raise errors[0]
     if done is None:
         raise NoSuchFile(path, container.name)
     container._containers.tell(container, "extract-to-dir")
@@ -101,13 +104,13 @@ def _writable(container: Container) -> dict[str, Any]:
     return found
 
 
-def export(container: Container, chunk_size: int) -> Iterator[bytes]:
+def export(container: Container, chunk_size: int) -> TaskOutput:
     """See `Container.export`."""
     rootfs = container.config()["labkernel"]["rootfs"]
     over = rootfs["kind"] == "overlay"
     upper = rootfs["upper"] if over and os.path.isdir(rootfs["upper"]) else None
     lowers = rootfs["lower"] if over else [rootfs["path"]]
-    chunks = _stream(
+    chunks = TaskOutput(
         lambda fd: container._containers.runtime.task(
             "labkernel.oci.layer:export_tree", lowers=lowers, upper=upper, fds=[fd]
         ),
@@ -213,36 +216,58 @@ def _overlay(container: Container, verb: str) -> dict[str, Any]:
     return rootfs
 
 
-def _stream(task: Callable[[int], Any], chunk_size: int) -> Iterator[bytes]:
-    """What a task writes to the descriptor it is given; its error is raised at the end of what there was."""
-    reading, writing = _pipe()
-    errors: list[BaseException] = []
+class TaskOutput(Iterator[bytes]):
+    """What a task writes to a pipe. Iterate for its bytes; or read the descriptor to its end and then `finish`.
 
-    def work() -> None:
-        try:
-            task(writing)
-        except BaseException as err:
-            errors.append(err)
-        finally:
-            os.close(writing)
+    The task's error is raised at the end of what there was."""
 
-    worker = threading.Thread(target=work, name="labkernel-get", daemon=True)
-    worker.start()
+    def __init__(self, task: Callable[[int], Any], chunk_size: int) -> None:
+        self._fd, writing = _pipe()
+        self._chunk_size = chunk_size
+        self._errors: list[BaseException] = []
+        # It has no reference to this object, which so goes, and ends it, when nobody wants the bytes any more.
+        self._worker = threading.Thread(
+            target=_carry_out, args=(task, writing, self._errors), name="labkernel-get", daemon=True
+        )
+        self._worker.start()
 
-    def read() -> Iterator[bytes]:
-        left = False
-        try:
-            with os.fdopen(reading, "rb", buffering=0) as file:
-                while data := file.read(chunk_size):
-                    left = True
-                    yield data
-                    left = False
-        finally:
-            worker.join()
-            if errors and not left:  # a reader that left early has broken the pipe itself
-                raise errors[0]
+    def fileno(self) -> int:
+        return self._fd
 
-    return read()
+    def __iter__(self) -> TaskOutput:
+        return self
+
+    def __next__(self) -> bytes:
+        data = os.read(self._fd, self._chunk_size) if self._fd >= 0 else b""
+        if data:
+            return data
+        self.finish()
+        raise StopIteration
+
+    def finish(self) -> None:
+        """After the last byte: raises what the task raised."""
+        self.close()
+        if self._errors:
+            raise self._errors.pop()
+
+    def close(self) -> None:
+        """No more is wanted: a task that still writes ends with a broken pipe."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self._worker.join()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _carry_out(task: Callable[[int], Any], writing: int, errors: list[BaseException]) -> None:
+    try:
+        task(writing)
+    except BaseException as err:
+        errors.append(err)
+    finally:
+        os.close(writing)
 
 
 def _pipe() -> tuple[int, int]:
@@ -253,13 +278,18 @@ def _pipe() -> tuple[int, int]:
     return reading, writing
 
 
-def _feed(fd: int, data: Any) -> None:
+def _feed(fd: int, data: Any, errors: list[BaseException]) -> None:
     """Bytes, a binary file or an iterable of bytes into the pipe; the other end may go away."""
-    with suppress(BrokenPipeError), os.fdopen(fd, "wb", buffering=0) as file:
-        for piece in _pieces(data):
-            view = memoryview(piece)
-            while view:
-                view = view[file.write(view) :]
+    with os.fdopen(fd, "wb", buffering=0) as file:
+        try:
+            for piece in _pieces(data):
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+        except BrokenPipeError:
+            pass
+        except BaseException as err:
+            errors.append(err)
 
 
 def _pieces(data: Any) -> Iterable[bytes]:

@@ -63,14 +63,15 @@ def take_frames(buffer: bytearray) -> list[tuple[int, bytes]]:
     """Remove all whole frames from the front of `buffer`."""
     found = []
     offset = 0
-    while len(buffer) - offset >= 8:
-        stream, length = _HEADER.unpack_from(buffer, offset)
-        if length > MAX_MESSAGE_BYTES:
-            raise ValueError("frame too long")
-        if len(buffer) - offset < 8 + length:
-            break
-        found.append((stream, bytes(buffer[offset + 8 : offset + 8 + length])))
-        offset += 8 + length
+    with memoryview(buffer) as view:
+        while len(view) - offset >= 8:
+            stream, length = _HEADER.unpack_from(view, offset)
+            if length > MAX_MESSAGE_BYTES:
+                raise ValueError("frame too long")
+            if len(view) - offset < 8 + length:
+                break
+            found.append((stream, bytes(view[offset + 8 : offset + 8 + length])))
+            offset += 8 + length
     if offset:
         del buffer[:offset]
     return found

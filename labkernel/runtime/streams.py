@@ -134,9 +134,18 @@ class InputPipe:
     def write(self, data: bytes, source: Connection | None) -> None:
         if self.fd < 0 or self.closing:
             return
-        self.buffer += data
         self.source = source
+        if not self.buffer:
+            data = self._pass(data)
+        self.buffer += data
         self._push()
+
+    def _pass(self, data: bytes) -> bytes:
+        """Straight on, as long as nothing waits; what is left has to."""
+        try:
+            return data[os.write(self.fd, data) :]
+        except OSError:
+            return data  # which `_push` sorts out
 
     def ready(self) -> None:
         self._push()
