@@ -69,6 +69,15 @@ def fresh_engine() -> Iterator[Engine]:
     _remove(fresh, base)
 
 
+@pytest.fixture(scope="module")
+def module_engine() -> Iterator[Engine]:
+    """An engine of a module's own, for tests that share what they break."""
+    base = _short_dir("lk-m-")
+    own = Engine.open(base / "root", runtime_dir=base / "run")
+    yield own
+    _remove(own, base)
+
+
 @pytest.fixture
 def needs(shared_engine: Engine) -> Callable[..., None]:
     """`needs("overlay", "cgroup memory")` skips the test with the probe's own reason."""

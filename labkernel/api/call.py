@@ -187,7 +187,8 @@ class Call:
                 values = [value for value, on in values.items() if on]
             if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
                 raise UsageError(f"invalid filter '{name}'")
-            words[name] = values
+            if values:  # a filter without values filters nothing
+                words[name] = values
         return words
 
     def answer(self, status: int = 200, body: Any = None, **headers: str) -> Answer:

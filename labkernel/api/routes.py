@@ -42,6 +42,7 @@ _GROUPS = (
     "volumes",
     "networks",
     "swarm",
+    "plugins",
     "images",
     "build",
     "session",

@@ -194,6 +194,9 @@ def usage(call: Call) -> Any:
     found: dict[str, Any] = {}
     if "image" in kinds:
         found.update(_image_usage(engine))
+        if call.version < (1, 44):
+            for row in found["Images"]:
+                row["VirtualSize"] = row["Size"]
     if "container" in kinds:
         found["Containers"] = _container_usage(call)
     if "volume" in kinds:

@@ -18,7 +18,7 @@ from labkernel.engine import Engine
 
 # What would end, block for ever, or need the network is left to tests of its own.
 STREAMS = re.compile(
-    r"/(attach|ws|stats|wait|events|session|grpc|build|load|push|search|start|restart)$|/images/create"
+    r"/(attach|ws|stats|wait|events|session|grpc|build|load|push|search|start|restart)$|/images/create|/distribution/|/auth"
 )
 REACHABLE = [route for route in table() if not STREAMS.search(route.pattern)]
 EXAMPLES = settings(
