@@ -16,11 +16,19 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "connect", "load_ipython_extension"]
 
 
-def connect(root: str | None = None, *, driver: str | None = None, runtime_dir: str | None = None) -> Engine:
+def connect(
+    root: str | None = None,
+    *,
+    driver: str | None = None,
+    runtime_dir: str | None = None,
+    tls: dict[str, str] | None = None,
+) -> Engine:
     """Open the embedded engine on the store `root` (default: LABKERNEL_ROOT, then the user's data directory).
 
     An address (`ssh://user@host`, `tcp://host:port`, `unix:///path`) opens a Docker, Podman or labkernel daemon there,
-    with the same names as far as it has them (see `remote.RemoteEngine`).
+    with the same names as far as it has them (see `remote.RemoteEngine`). `tls` names the files of a tcp:// address
+    that asks for certificates: {"ca": …, "cert": …, "key": …}; so do docker's variables DOCKER_TLS_VERIFY and
+    DOCKER_CERT_PATH.
     `driver` is one of `root`, `rootless`, `proot`; by default the first that this machine allows.
     """
     from .engine import Engine
@@ -28,7 +36,7 @@ def connect(root: str | None = None, *, driver: str | None = None, runtime_dir: 
     if root is not None and "://" in root:
         from .remote.engine import connect as connect_remote
 
-        return connect_remote(root)  # type: ignore[return-value]
+        return connect_remote(root, tls=tls)  # type: ignore[return-value]
     return Engine.open(root=root, driver=driver, runtime_dir=runtime_dir)
 
 

@@ -20,11 +20,12 @@ LIMIT_S = 120
 class Docker:
     """A Docker daemon of our own: data, sockets and pid file below `base`, no bridge, no firewall rules."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *words: str) -> None:
         self.base = base
         self.groups = self._groups()
         line = ["dockerd", "--data-root", f"{base}/data", "--exec-root", f"{base}/exec", "--pidfile", f"{base}/pid"]
         line += ["-H", f"unix://{base}/d.sock", "--bridge", "none", "--iptables=false", "--ip6tables=false"]
+        line += words
         self.log = open(base / "log", "wb")  # noqa: SIM115 -- as long as the daemon
         self.daemon = subprocess.Popen(line, stdout=self.log, stderr=self.log)
 
@@ -73,15 +74,15 @@ class Docker:
 
 
 @contextlib.contextmanager
-def own_docker() -> Iterator[Docker]:
-    """A daemon that answers. Skips where none can run."""
+def own_docker(*words: str) -> Iterator[Docker]:
+    """A daemon that answers, with more words of dockerd's. Skips where none can run."""
     if os.geteuid() != 0:
         pytest.skip("dockerd needs root")
     if not (shutil.which("dockerd") and shutil.which("docker")):
         pytest.skip("no dockerd and docker on this machine")
     base = Path(tempfile.mkdtemp(prefix="lk-d-", dir="/tmp"))
     base.chmod(0o711)
-    docker = Docker(base)
+    docker = Docker(base, *words)
     try:
         if not docker.wait():
             pytest.skip(f"dockerd does not run here: {(base / 'log').read_text()[-300:]}")

@@ -23,6 +23,7 @@ from .values import Listing, Text
 ENTRIES = {
     "check": Entry("system:check", "Look for what is inconsistent or leaked"),
     "df": Entry("system:df", "Show disk usage"),
+    "dial-stdio": Entry("dial:dial_stdio", "Carry standard input and output to the daemon"),
     "doctor": Entry("system:doctor", "Try each capability of this machine"),
     "events": Entry("system:events", "Get events of the store"),
     "info": Entry("system:info", "Display system-wide information"),

@@ -18,6 +18,7 @@ from ..running.container import ContainerList
 from ..runtime.netsettings import ports as parse_ports
 from .builds import RemoteBuilds
 from .objects import (
+    RemoteError,
     RemoteImages,
     RemoteNetwork,
     RemoteObject,
@@ -27,12 +28,15 @@ from .objects import (
     seconds,
     translated,
 )
+from .tunnel import SshTunnel, TlsTunnel, Tunnel, tls_of_environment
 
 Notify = Callable[[str], None]
+HEADERS_S = 10.0
 
 
-def connect(target: str | Context) -> RemoteEngine:
-    """A remote engine by address (`unix://…`, `tcp://…`, `ssh://…`) or context. Raises RemoteError, DriverError."""
+def connect(target: str | Context, *, tls: Mapping[str, str] | None = None) -> RemoteEngine:
+    """A remote engine by address (`unix://…`, `tcp://…`, `ssh://…`) or context. `tls` are files: `ca`, `cert`, `key`;
+    for a tcp:// address docker's variables name them, too. Raises RemoteError, DriverError, UsageError."""
     context = target if isinstance(target, Context) else Context(target, target, source="address")
     if not is_address(context.host):
         raise UsageError(f"invalid address: {context.host}")
@@ -42,21 +46,38 @@ def connect(target: str | Context) -> RemoteEngine:
         raise DriverError(
             "a remote engine needs the Docker SDK for Python", resolution="pip install 'labkernel[remote]'"
         ) from None
-    tls: Any = False
-    if context.tls:
-        pair = (context.tls["cert"], context.tls["key"]) if {"cert", "key"} <= set(context.tls) else None
-        tls = docker.tls.TLSConfig(client_cert=pair, ca_cert=context.tls.get("ca"), verify=True)
-    with translated():
-        client = docker.DockerClient(base_url=context.host, tls=tls, use_ssh_client=context.host.startswith("ssh://"))
-        client.ping()
-    return RemoteEngine(client, context)
+    tunnel = _tunnel(context, dict(tls or context.tls))
+    try:
+        with translated():
+            client = docker.DockerClient(base_url=tunnel.address if tunnel is not None else context.host)
+            client.ping()
+    except LabkernelError as err:
+        if tunnel is not None:
+            said = tunnel.failure()
+            tunnel.close()
+            if said:
+                raise RemoteError(f"Cannot connect to {context.host}: {said}", resolution=err.resolution) from None
+        raise
+    return RemoteEngine(client, context, tunnel)
+
+
+def _tunnel(context: Context, tls: dict[str, str]) -> Tunnel | None:
+    """What leads to a daemon that is not reached by a plain socket."""
+    if context.host.startswith("ssh://"):
+        return SshTunnel(context.host)
+    if context.host.startswith(("tcp://", "https://")):
+        found = tls or (tls_of_environment() if context.source == "address" else {})
+        if found or context.host.startswith("https://"):
+            return TlsTunnel(context.host, found)
+    return None
 
 
 class RemoteEngine:
     """What `labkernel.connect("tcp://…")` gives. `client` is the Docker SDK's own client."""
 
-    def __init__(self, client: Any, context: Context) -> None:
+    def __init__(self, client: Any, context: Context, tunnel: Tunnel | None = None) -> None:
         self.client = client
+        self._tunnel = tunnel
         self.context = context
         self.containers = RemoteContainers(self)
         self.images = RemoteImages(self)
@@ -86,6 +107,8 @@ class RemoteEngine:
 
     def close(self) -> None:
         self.client.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def __enter__(self) -> RemoteEngine:
         return self
@@ -414,20 +437,32 @@ class RemoteContainers:
 
 
 class _Waiting:
-    """Waits for a container's end from before its start: one that removes itself is gone right after."""
+    """Waits for a container's end from before its start: one that removes itself is gone right after.
+
+    That the daemon waits is known by its headers, which docker sends at once; one that does not is not waited for long.
+    """
 
     def __init__(self, container: RemoteContainer) -> None:
         import threading
 
         self._codes: list[int] = []
+        asked = threading.Event()
         api = container._engine.client.api
 
         def wait() -> None:
-            with contextlib.suppress(Exception):
-                self._codes.append(int(api.wait(container.id, condition="next-exit")["StatusCode"]))
+            try:
+                url = api._url("/containers/{0}/wait", container.id)
+                answer = api._post(url, params={"condition": "next-exit"}, stream=True, timeout=None)
+                asked.set()
+                self._codes.append(int(answer.json()["StatusCode"]))
+            except Exception:  # whatever it is: the exit code is not known then
+                return
+            finally:
+                asked.set()
 
         self._thread = threading.Thread(target=wait, name="labkernel-remote-wait", daemon=True)
         self._thread.start()
+        asked.wait(HEADERS_S)
 
     def result(self) -> int:
         self._thread.join()

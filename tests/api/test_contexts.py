@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from daemons import Daemon
+from certificates import certificates
+from daemons import Cli, Daemon, wait_until
 from dockerd import own_docker
+from sshd import Sshd, own_sshd
 
 import labkernel
 from labkernel import terminal
+from labkernel.api import background
 from labkernel.contexts import Contexts, NoSuchContext, open_engine
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, ContainerExit, DriverError, LabkernelError, NoSuchContainer, UsageError
@@ -48,17 +56,60 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
     return call
 
 
+class Peer(NamedTuple):
+    """A real dockerd: on a unix socket, and on TCP with TLS, whose certificates lie in `keys`."""
+
+    address: str
+    tcp: str
+    keys: Path
+
+    @property
+    def tls(self) -> dict[str, str]:
+        return {kind: str(self.keys / name) for kind, name in CLIENT.items()}
+
+
+CLIENT = {"ca": "ca.pem", "cert": "client.pem", "key": "client-key.pem"}
+
+
+def server_words(keys: Path) -> list[str]:
+    return [
+        "--tlsverify",
+        f"--tlscacert={keys}/ca.pem",
+        f"--tlscert={keys}/server.pem",
+        f"--tlskey={keys}/server-key.pem",
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @pytest.fixture(scope="module")
-def peer(tmp_path_factory: pytest.TempPathFactory, shared_engine: Engine) -> Iterator[str]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    certificates(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, shared_engine: Engine, keys: Path) -> Iterator[Peer]:
     """A real dockerd with our busybox in it."""
-    with own_docker() as docker:
+    tcp = f"tcp://127.0.0.1:{free_port()}"
+    with own_docker("-H", tcp, *server_words(keys)) as docker:
         image = tmp_path_factory.mktemp("peer") / "busybox.tar"
         busybox = shared_engine.images.resolve("lab/busybox", notify=lambda line: None)
         with image.open("wb") as out:
             shared_engine.images.save([busybox.id], out)
         loaded = docker.call("load", data=image.read_bytes())
         docker.call("tag", loaded.rpartition(" ")[2], "lab/busybox")
-        yield f"unix://{docker.base}/d.sock"
+        yield Peer(f"unix://{docker.base}/d.sock", tcp, keys)
+
+
+@pytest.fixture
+def peer(server: Peer) -> str:
+    return server.address
 
 
 # -- contexts ----------------------------------------------------------------------------------------------------------
@@ -152,13 +203,13 @@ def everyday(run: Run, name: str) -> None:
     assert "No such image" in run("rmi", "nothing-of-this-name", code=1).err
     folder = Path.cwd()
     (folder / "Dockerfile").write_text("FROM lab/busybox\nCOPY file left-ou* /x/\nRUN cat /x/file; ls /x\n")
-    (folder / "file").write_text("of the context\n")
+    (folder / "file").write_text(f"of the context of {name}\n")  # which no cache knows
     (folder / "left-out").write_text("x")
     (folder / ".dockerignore").write_text("left-out\n")
     built = run("build", "--progress", "plain", "-t", f"{name}:built", "-t", f"{name}:too", ".")
-    assert "of the context" in built.err + built.out
+    assert f"of the context of {name}" in built.err + built.out
     assert "left-out" not in built.err
-    assert run("run", "--rm", f"{name}:too", "cat", "/x/file").out == "of the context\n"
+    assert run("run", "--rm", f"{name}:too", "cat", "/x/file").out == f"of the context of {name}\n"
     (folder / "Dockerfile").write_text("FROM lab/busybox\nRUN exit 9\n")
     assert "9" in run("build", "-q", ".", code=None).err
     run("rmi", f"{name}:too")
@@ -182,6 +233,122 @@ def test_the_same_commands_against_a_real_dockerd(run: Run, peer: str) -> None:
 def test_the_same_commands_against_our_own_daemon(run: Run, daemon: Daemon) -> None:
     run("context", "use", daemon.address)
     everyday(run, f"r{os.urandom(4).hex()}")
+
+
+# -- TLS and SSH -------------------------------------------------------------------------------------------------------
+
+
+def streams(far: Engine) -> None:
+    """What the way has to carry: much in both directions at once, and the end of one before the end of the other."""
+    data = os.urandom(3 << 20)
+    container = far.containers.run("lab/busybox", ["sleep", "1000"], detach=True)
+    try:
+        with container.open_exec(["sh", "-c", "cat; echo end >&2"], stdin=True) as attachment:
+            sender = threading.Thread(target=lambda: (attachment.send(data), attachment.close_stdin()))
+            sender.start()
+            found = list(attachment)
+            sender.join()
+        assert b"".join(piece for name, piece in found if name == "stdout") == data
+        assert b"".join(piece for name, piece in found if name == "stderr") == b"end\n"
+        assert attachment.exit_code == 0
+    finally:
+        container.remove(force=True)
+
+
+def test_a_real_dockerd_behind_tls(run: Run, server: Peer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(LabkernelError, match=r"(?i)certificate"):
+        labkernel.connect(server.tcp, tls={"ca": server.tls["ca"]}).ping()
+    with labkernel.connect(server.tcp, tls=server.tls) as far:
+        streams(far)
+    for kind, path in server.tls.items():
+        (tmp_path / f"{kind}.pem").write_bytes(Path(path).read_bytes())
+    monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+    monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+    with labkernel.connect(server.tcp) as far:
+        assert far.ping()
+    monkeypatch.delenv("DOCKER_TLS_VERIFY")
+    words = ",".join(f"{kind}={path}" for kind, path in server.tls.items())
+    run("context", "create", "tls", "--docker", f"host={server.tcp},{words}")
+    run("context", "use", "tls")
+    everyday(run, f"r{os.urandom(4).hex()}")
+
+
+def test_our_own_daemon_behind_tls(run: Run, engine: Engine, keys: Path, tmp_path: Path) -> None:
+    variables = {"LABKERNEL_ROOT": str(engine.layout.root), "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir)}
+    words = ("-H", "tcp://127.0.0.1:0", *server_words(keys))
+    daemon = Daemon({**os.environ, **variables, "LABKERNEL_DRIVER": engine.driver.name}, f"{tmp_path}/s", *words)
+    try:
+        tcp = wait_until(lambda: [word for word in daemon.said().split() if word.startswith("tcp://")])[0]
+        with pytest.raises(LabkernelError):
+            labkernel.connect(tcp, tls={"ca": f"{keys}/ca.pem"}).ping()
+        with labkernel.connect(tcp, tls={kind: f"{keys}/{name}" for kind, name in CLIENT.items()}) as far:
+            streams(far)
+    finally:
+        daemon.stop()
+
+
+@pytest.fixture
+def sshd(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    """A machine behind SSH on which there is this labkernel, and nobody's docker."""
+    variables = {
+        "LABKERNEL_ROOT": str(engine.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
+        "LABKERNEL_DRIVER": engine.driver.name,
+        "DOCKER_HOST": "unix:///nonexistent/docker.sock",
+    }
+    with own_sshd(variables) as found:
+        program = found.far / "labkernel"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m labkernel.cli "$@"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", found.path)
+        yield found
+    with contextlib.suppress(LabkernelError):
+        background.stop(engine.layout)  # dial-stdio has started one
+
+
+def test_an_engine_behind_ssh(run: Run, sshd: Sshd, tmp_path: Path) -> None:
+    with labkernel.connect(sshd.address) as far:
+        folder = Path(far._tunnel.folder)  # type: ignore[attr-defined]
+        streams(far)
+    assert not folder.exists()
+    # Each command is an SSH connection of its own, so not all of `everyday`.
+    run("context", "create", "far", "--docker", f"host={sshd.address}")
+    run("context", "use", "far")
+    done = run("run", "--rm", "lab/busybox", "sh", "-c", "echo out; echo err >&2; exit 7", code=7)
+    assert (done.out, done.err) == ("out\n", "err\n")
+    (tmp_path / "Dockerfile").write_text("FROM lab/busybox\nCOPY file /\nRUN cat /file\n")
+    (tmp_path / "file").write_text(f"of {tmp_path}\n")
+    assert f"of {tmp_path}" in run("build", "--progress", "plain", str(tmp_path)).err
+
+
+def test_a_real_dockerd_behind_ssh(run: Run, sshd: Sshd, server: Peer) -> None:
+    program = shutil.which("docker")
+    (sshd.far / "docker").write_text(f'#!/bin/sh\nDOCKER_HOST={server.address} exec {program} "$@"\n')
+    (sshd.far / "docker").chmod(0o755)
+    with labkernel.connect(sshd.address) as far:
+        assert "labkernel" not in str(far.version()).lower()
+        streams(far)
+
+
+def test_dockers_client_reaches_labkernel_behind_ssh(sshd: Sshd, tmp_path: Path) -> None:
+    program = shutil.which("docker")
+    if program is None:
+        pytest.skip("no docker client is installed (Debian: docker.io)")
+    # Who has no docker over there calls labkernel by that name.
+    (sshd.far / "docker").symlink_to("labkernel")
+    cli = Cli(program, sshd.address, tmp_path)
+    cli.environment["PATH"] = sshd.path
+    data = "x" * 200_000
+    assert cli.ok("run", "--rm", "-i", "lab/busybox", "cat", stdin=data) == data
+
+
+def test_who_is_not_let_in_is_told_why(run: Run, sshd: Sshd) -> None:
+    (sshd.base / "authorized").write_text("")
+    with pytest.raises(LabkernelError, match="Permission denied"):
+        labkernel.connect(sshd.address)
+    for wrong in ("ssh://", "ssh://a:b@c", "ssh://-oProxyCommand=x/y", "ssh://host:port"):
+        with pytest.raises(UsageError):
+            labkernel.connect(wrong)
 
 
 def test_python_objects_of_a_remote_engine(peer: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import certificates
 from conftest import PlainUser
 from daemons import Cli, Daemon, wait_until
 from IPython.core.interactiveshell import InteractiveShell
@@ -82,23 +83,6 @@ def test_plain_tcp_is_for_this_machine_and_for_no_web_page(engine: Engine, place
         assert ask(f"Host: localhost:{port}", "Origin: http://localhost:8888").startswith(b"HTTP/1.1 403")
     finally:
         daemon.stop()
-
-
-def certificates(place: Path) -> None:
-    """An authority, and a server and a client it vouches for."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make certificates with")
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=place, check=True, capture_output=True)
-
-    authority = "req -x509 -newkey rsa:2048 -nodes -subj /CN=authority -keyout ca-key.pem -out ca.pem -days 2"
-    openssl(*authority.split())
-    (place / "names").write_text("subjectAltName=IP:127.0.0.1")
-    for name in ("server", "client"):
-        openssl(*f"req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}-key.pem -out {name}.csr".split())
-        signing = f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -out {name}.pem -days 2"
-        openssl(*signing.split(), *(("-extfile", "names") if name == "server" else ()))
 
 
 def ask_as_a_stranger(port: int, context: ssl.SSLContext) -> None:
