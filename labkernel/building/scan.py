@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..dockerfile.ignorefile import IgnoreMatcher
-from ..oci.pack import raise_file_limit
+from ..oci.pack import raise_limits
 from ..oci.selection import select
 from ..oci.steps import mounted
 
@@ -28,7 +28,7 @@ def scan(
 
     Returns {"sources": […]} or {"missing": the pattern that is not there}. Raises DriverError without overlay, OSError.
     """
-    raise_file_limit()
+    raise_limits()
     left_out = IgnoreMatcher(exclude) if exclude else None
     with mounted(f"{base}/scan", lowers, userxattr=userxattr) as root:
         try:

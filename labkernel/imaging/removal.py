@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConflictError, LabkernelError
+from ..linux.trees import remove_tree
 from ..oci import reference
 from ..store.blobs import sweep_temporary
 from .filters import is_true, words
@@ -147,7 +148,8 @@ def _remove_layers(images: Images, paths: Iterable[Path]) -> int:
 
 def _remove_tree(images: Images, path: Path) -> None:
     # First as we are, which is enough for root and for a single mapped id; else the namespaces' root does it.
-    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        remove_tree(str(path))
     if os.path.lexists(path):
         images.runtime.task("labkernel.oci.layer:discard", paths=[str(path)])
 

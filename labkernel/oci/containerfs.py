@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import RuntimeFailure, UsageError
 from ..linux import mounts, syscalls
 from .extract import Extractor
-from .pack import Packer, is_opaque, is_whiteout, raise_file_limit
+from .pack import Packer, is_opaque, is_whiteout, raise_limits
 from .rootfd import Root, clamp_path, clean_path
 from .tarstream import BlobStream, FdSink, TarWriter, members
 
@@ -62,7 +62,7 @@ def look(*, view: View, path: str) -> dict[str, Any] | None:
 
 def archive(*, view: View, path: str, name: str, fds: Sequence[int]) -> dict[str, Any] | None:
     """Write `path` as a tar to fds[0], its first member called `name` (`.`: what lies below it). None: not there."""
-    raise_file_limit()
+    raise_limits()
     with _opened(view) as root:
         found = _find(root, path)
         if found is None:
@@ -98,7 +98,7 @@ def unpack(*, view: View, path: str, fds: Sequence[int]) -> dict[str, Any] | Non
 
     A directory does not take a file's place, nor a file a directory's. Raises UsageError, LayerError, OSError.
     """
-    raise_file_limit()
+    raise_limits()
     with _opened(view) as root:
         try:
             os.close(root.open_directory(clamp_path(os.fsencode(path))))

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..linux import syscalls
 from . import layer, ownership
-from .pack import raise_file_limit
+from .pack import raise_limits
 from .rootfd import Root
 from .steps import begin, operate
 
@@ -45,7 +45,7 @@ def snapshot(*, tree: str, points: Sequence[Sequence[Any]] = (), out: str, linke
 
 def collect(*, tree: str, before: str, upper: str, linked: bool = False) -> None:
     """Move what changed in `tree` since the snapshot `before` to the new directory `upper`; `tree` is spent then."""
-    raise_file_limit()
+    raise_limits()
     with open(before) as file:
         known: dict[str, Record] = json.load(file)
     os.mkdir(upper, 0o755)

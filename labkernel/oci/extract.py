@@ -12,15 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tarfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
 
 from ..errors import LayerError
 from . import ownership
 from .rootfd import Root, clean_path, open_in_root
-from .tarstream import BlobStream, Member, write_all
+from .tarheaders import Member
+from .tarstream import LIMIT_HINT, BlobStream, write_all
 
 WHITEOUT = b".wh."
 OPAQUE = b".wh..wh..opq"
@@ -43,6 +42,7 @@ class Extractor:
         whiteouts: bool,
         opaque_xattr: str = "trusted.overlay.opaque",
         lowers: Sequence[str] = (),
+        max_bytes: int | None = None,
         prefix: bytes = b"",
         owner: tuple[int, int] | None = None,
         mode: int | None = None,
@@ -56,13 +56,13 @@ class Extractor:
         self._whiteouts = whiteouts
         self._opaque_xattr = opaque_xattr
         self._lowers = lowers
+        self._max_bytes = max_bytes
         self._prefix = prefix
         self._owner = owner
         self._mode = mode
         self._hidden: list[bytes] = []
         self._opaque: list[bytes] = []
         self._times: dict[bytes, int] = {}
-        self._explicit: set[bytes] = set()
         self._closed: dict[bytes, int] = {}  # modes without privileges wait until all lies in the directory
         self.warnings: list[str] = []
         self.size_bytes = 0
@@ -109,7 +109,7 @@ class Extractor:
         uid, gid = self._owner or (member.uid, member.gid)
         if not (0 <= uid <= _MAX_ID and 0 <= gid <= _MAX_ID):
             raise LayerError(f"{member.name}: owner {uid}:{gid} is not possible")
-        self._explicit.add(path)
+        self._root.created.pop(path, None)
         if not path or (path == self._prefix and member.isdir()):
             if not member.isdir():
                 raise LayerError(f"the root of a layer must be a directory: {member.name}")
@@ -122,7 +122,7 @@ class Extractor:
         if member.islnk():
             self._hard_link(member, path)
             return
-        if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:  # POSIX: unknown types are regular files
+        if member.isreg() or not member.is_known:  # POSIX: unknown types are regular files
             try:
                 self._file(member, parent, name, uid, gid, stream)
             except FileExistsError:  # of the open, which comes first: nothing has been read yet
@@ -175,11 +175,11 @@ class Extractor:
     def _file(self, member: Member, parent: int, name: bytes, uid: int, gid: int, stream: BlobStream) -> None:
         fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
+            self.size_bytes += member.size
             if member.sparse is not None:
                 self._write_sparse(fd, member, stream)
             else:
                 _write_data(fd, stream, member.size)
-            self.size_bytes += member.size
             self._attributes(fd, member, uid, gid)
             mtime = _mtime_ns(member)
             os.utime(fd, ns=(mtime, mtime))
@@ -187,14 +187,14 @@ class Extractor:
             os.close(fd)
 
     def _write_sparse(self, fd: int, member: Member, stream: BlobStream) -> None:
-        end = 0
-        sparse: Any = member.sparse  # typeshed has it as bytes
-        for offset, size in sparse:
-            if offset < end or size < 0 or offset + size > member.size:
-                raise LayerError(f"{member.name}: its sparse map is wrong")
+        # The stream counts what is stored; holes are free here, but not for whoever copies the file.
+        if self._max_bytes is not None and self.size_bytes > self._max_bytes:
+            raise LayerError(
+                f"layer unpacks to more than {self._max_bytes} bytes", resolution=LIMIT_HINT.format("layer_bytes")
+            )
+        for offset, size in member.sparse or ():
             os.lseek(fd, offset, os.SEEK_SET)
             _write_data(fd, stream, size, truncate=False)
-            end = offset + size
         os.ftruncate(fd, member.size)
 
     def _hard_link(self, member: Member, path: bytes) -> None:
@@ -295,7 +295,7 @@ class Extractor:
             self._set_opaque(path)
         for path in self._hidden:
             self._hide(path)
-        self.undescribed = [path for path in self._root.created if path not in self._explicit]
+        self.undescribed = list(self._root.created)
         for path in self.undescribed:
             self._adopt_from_lower(path)
         self._root.forget()
@@ -348,7 +348,10 @@ class Extractor:
             if status is None:
                 continue
             if stat.S_ISDIR(status.st_mode):
-                fd = self._root.open_directory(path)
+                try:
+                    fd = self._root.open_directory(path)
+                except (FileNotFoundError, NotADirectoryError):
+                    return  # replaced by a later member
                 try:
                     ownership.set_owner(fd, status.st_uid, status.st_gid)
                     os.fchmod(fd, stat.S_IMODE(status.st_mode))

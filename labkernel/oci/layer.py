@@ -20,9 +20,10 @@ from typing import Any
 from isal import isal_zlib  # noqa: F401 -- here, so that the worker has it before it forks a task's child
 
 from ..errors import LayerError
+from ..linux.trees import remove_tree
 from .extract import Extractor
-from .pack import Fill, Packer, raise_file_limit
-from .rootfd import Root, remove_tree
+from .pack import Fill, Packer, raise_limits
+from .rootfd import Root
 from .tarstream import BlobStream, FdSink, GrowingFile, LayerWriter, TarWriter, members
 
 MAX_LAYER_BYTES = 1 << 38
@@ -67,7 +68,7 @@ def apply_layer(
     new = target if in_place else _new_directory(os.path.dirname(target), os.path.basename(target))
     try:
         with _stream_of(blob, fds, max_bytes) as stream:
-            result = _unpack(stream, new, userxattr, lowers, max_members, report)
+            result = _unpack(stream, new, userxattr, lowers, max_bytes, max_members, report)
         if result["diff_id"] != diff_id:
             raise LayerError(
                 f"layer unpacks to {result['diff_id']}, its config says {diff_id}",
@@ -106,12 +107,13 @@ def _unpack(
     directory: str,
     userxattr: bool,  # noqa: FBT001
     lowers: Sequence[str],
+    max_bytes: int,
     max_members: int,
     report: Report | None,
 ) -> dict[str, Any]:
     opaque = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
     with Root.open(directory) as root:
-        out = Extractor(root, whiteouts=True, opaque_xattr=opaque, lowers=lowers)
+        out = Extractor(root, whiteouts=True, opaque_xattr=opaque, lowers=lowers, max_bytes=max_bytes)
         count, told = 0, 0
         for member in members(stream, max_members=max_members):
             out.add(member, stream)
@@ -155,7 +157,7 @@ def diff_layer(
     Returns {"diff_id", "digest", "media_type", "blob_bytes", "tar_bytes", "size_bytes", "members"}.
     Raises LayerError, OSError; `blob_tmp` is then gone.
     """
-    raise_file_limit()
+    raise_limits()
     _remove_stubs(upper, stubs)
     fd = os.open(blob_tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -204,7 +206,7 @@ def export_tree(
 
     Needs no overlay mount. Returns {"members", "size_bytes"}. Raises OSError (EPIPE when the reader leaves).
     """
-    raise_file_limit()
+    raise_limits()
     sink = FdSink(fds[0])
     tar = TarWriter(sink)
     packer = Packer(tar, whiteouts=False)
@@ -225,14 +227,7 @@ def export_tree(
 def discard(*, paths: Sequence[str]) -> None:
     """Remove trees and files, whoever owns them inside the namespaces; missing ones are fine. Raises OSError."""
     for path in paths:
-        try:
-            fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            remove_tree(fd, os.fsencode(os.path.basename(path)))
-        finally:
-            os.close(fd)
+        remove_tree(path)
 
 
 def tree_size(path: str) -> int:

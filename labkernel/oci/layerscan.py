@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .pack import is_opaque, is_whiteout, raise_file_limit
+from .pack import check_depth, is_opaque, is_whiteout, raise_limits
 
 _KINDS = {
     stat.S_IFREG: "f",
@@ -72,6 +72,7 @@ class Scan:
         return self._entries
 
     def _directory(self, fd: int, path: str, node: Node) -> None:
+        check_depth(path.count("/"))
         if is_opaque(fd):
             for name in list(node.children):
                 if node.children[name].layer != self._index:
@@ -146,7 +147,7 @@ def scan_layers(
     hidden by layers above), "entries" (see `Scan.layer`; the `most` telling ones, by path)}], "wasted" ([path, bytes],
     the worst 50 first), "size_bytes" (of what is visible in the end)}.
     """
-    raise_file_limit()
+    raise_limits()
     scan = Scan()
     layers: list[dict[str, Any]] = []
     for directory in directories:
@@ -176,7 +177,7 @@ def compare_trees(
     Returns {"entries": [path, "added" | "changed" | "removed", kind, size, size before] by path, "left_out"}. Files of
     one layer are the same; of others, when type, mode, owner and bytes are. Times do not count.
     """
-    raise_file_limit()
+    raise_limits()
     sides = []
     for directories in (first, second):
         scan = Scan()

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from . import layer, ownership
-from .pack import raise_file_limit
+from .pack import raise_limits
 from .placing import Placer
 from .rootfd import Root
 from .steps import mounted
@@ -39,7 +39,7 @@ def prepare(
     Raises LayerError, DriverError without overlay, OSError. Returns {}.
     """
     os.umask(0o022)
-    raise_file_limit()
+    raise_limits()
     with open(plan, "rb") as file:
         operations = json.loads(file.read())
     for operation in operations:

@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 import stat
+import sys
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -28,14 +29,23 @@ _MOVED_XATTRS = ("redirect", "metacopy")  # the data or the name lies elsewhere:
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5"}
 _FIFO = b"6"
 _SENT_WHOLE = 64 << 10  # of a file; less is gathered with the headers around it
+MAX_DEPTH = 5000
+"""Directories within each other that a walk goes into. A path has at most some 2000."""
 _MIN_HOLE = 1 << 20  # below that, a sparse map costs more than it saves
 
 
-def raise_file_limit() -> None:
-    """A walk holds one descriptor per level and directory; the soft limit may be 1024."""
+def raise_limits() -> None:
+    """A walk holds one descriptor per level and directory, where the soft limit may be 1024, and calls itself."""
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 3 * MAX_DEPTH))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def check_depth(depth: int) -> None:
+    """Raises LayerError for what is nested deeper than a walk can go."""
+    if depth > MAX_DEPTH:
+        raise LayerError(f"more than {MAX_DEPTH} directories within each other")
 
 
 def is_whiteout(status: os.stat_result) -> bool:
@@ -81,6 +91,7 @@ class Packer:
 
     def tree(self, fds: Sequence[int], path: bytes = b"", *, opaque: bool = False) -> None:
         """Everything below the directories `fds` (top first), named below `path`; without the directory itself."""
+        check_depth(path.count(b"/"))
         if self._whiteouts and opaque:
             self._mark(path + b"/" + OPAQUE if path else OPAQUE)
         for name, (index, status) in sorted(_merge(fds).items()):

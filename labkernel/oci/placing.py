@@ -118,7 +118,7 @@ class Placer:
         """Make a directory and its parents where they are missing."""
         known = len(self._root.created)
         os.close(self._root.open_directory(path, create=True))
-        for made in self._root.created[known:]:
+        for made in list(self._root.created)[known:]:
             fd = self._root.open_directory(made)
             try:
                 uid, gid = self._owner or (0, 0)

@@ -12,7 +12,7 @@ import os
 import stat
 
 from ..errors import LayerError
-from ..linux import syscalls
+from ..linux import syscalls, trees
 
 _MAX_LINKS = 40  # as the kernel's own MAXSYMLINKS
 
@@ -69,7 +69,7 @@ class Root:
     def __init__(self, fd: int) -> None:
         """Takes over the descriptor `fd` of a directory (not O_PATH)."""
         self.fd = fd
-        self.created: list[bytes] = []  # directories made because a path needed them
+        self.created: dict[bytes, None] = {}  # directories made because a path needed them
         self._last: tuple[bytes, int] | None = None
 
     @classmethod
@@ -128,7 +128,7 @@ class Root:
                     if link is None:
                         os.mkdir(part, 0o755, dir_fd=above)
                         os.chmod(part, 0o755, dir_fd=above)
-                        self.created.append(here)
+                        self.created[here] = None
                 finally:
                     os.close(above)
                 if link is not None:
@@ -164,7 +164,7 @@ class Root:
         else:
             keep = -1
         try:
-            remove_tree(keep if keep >= 0 else parent_fd, name)
+            trees.remove_tree(name, dir_fd=keep if keep >= 0 else parent_fd)
         finally:
             if keep >= 0:
                 os.close(keep)
@@ -177,29 +177,3 @@ def _readlink(dir_fd: int, name: bytes) -> bytes | None:
         if err.errno in (errno.EINVAL, errno.ENOENT):
             return None
         raise
-
-
-def remove_tree(dir_fd: int, name: bytes) -> None:
-    """rm -rf of one name in a directory, by descriptors, symlinks not followed; missing is fine. Raises OSError."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-        return
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError) as err:
-        first = err
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    except NotADirectoryError:
-        raise first from None
-    except PermissionError:
-        os.chmod(name, 0o700, dir_fd=dir_fd)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
-    try:
-        if os.fstat(fd).st_mode & 0o300 != 0o300:
-            os.fchmod(fd, 0o700)  # without privileges its mode binds its owner, too
-        for entry in os.listdir(fd):
-            remove_tree(fd, os.fsencode(entry))
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=dir_fd)

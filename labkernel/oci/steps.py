@@ -19,7 +19,7 @@ from ..errors import DriverError
 from ..linux import mounts, syscalls
 from . import layer, ownership
 from .fresh import Filler, fresh_target
-from .pack import raise_file_limit
+from .pack import raise_limits
 from .placing import Placer, find_owner
 from .rootfd import Root
 
@@ -27,7 +27,7 @@ from .rootfd import Root
 def begin(plan: str) -> list[dict[str, Any]]:
     """Make this process ready to write a layer; the operations in the JSON file `plan`."""
     os.umask(0o022)
-    raise_file_limit()
+    raise_limits()
     with open(plan, "rb") as file:
         found: list[dict[str, Any]] = json.loads(file.read())
     return found

@@ -1,10 +1,9 @@
 """Layers as streams: reading a compressed tar forward with its diff ID, writing one with diff ID and digest in a pass.
 
-Reading uses the standard library's `tarfile` for headers (through `Member`, which turns its leniency into errors) on a
-forward-only stream. Headers are written here: PAX, byte-exact names, nanosecond times, 10 µs a member where `tarfile`
-needs 60. Left out: what members do to a file system (extract.py) and where they come from (pack.py).
+Headers are read in tarheaders.py and written here: PAX, byte-exact names, nanosecond times, 10 µs a member where
+`tarfile` needs 60. Left out: what members do to a file system (extract.py) and where they come from (pack.py).
 
-Sources: OCI image-spec layer.md; POSIX pax, "ustar Interchange Format"; GNU tar manual, "Storing Sparse Files".
+Sources: OCI image-spec layer.md; POSIX pax, "ustar Interchange Format".
 """
 
 from __future__ import annotations
@@ -12,21 +11,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import struct
-import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from ..errors import LayerError
+from .tarheaders import BLOCK, Member, headers
 
-BLOCK = 512
 CHUNK = 1 << 20
-_LIMIT_HINT = "LABKERNEL_LIMITS={}=… or [limits] in registries.toml sets another limit"
-MAX_HEADER_BYTES = 1 << 20  # one PAX or GNU long-name header; xattr values are at most 64 KiB each
-
-_REG, _LINK, _SYM, _CHR, _BLK, _DIR, _FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
-_HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
+MAX_FRAMES = 1 << 20
+"""gzip members or zstd frames of a blob. Each costs a decompressor; eStargz and zstd:chunked make one for each file."""
+_FIRST_STEP = 1 << 9
+_XZ_MEMORY = 96 << 20  # `xz -9` wants 65 MiB; a header can ask for 4 GiB
+LIMIT_HINT = "LABKERNEL_LIMITS={}=… or [limits] in registries.toml sets another limit"
 
 
 class _Gunzip:
@@ -84,7 +81,7 @@ def _unzstd() -> _Inflater:
 def _unxz() -> _Inflater:
     import lzma
 
-    return _Inflater(lzma.LZMADecompressor())
+    return _Inflater(lzma.LZMADecompressor(memlimit=_XZ_MEMORY))
 
 
 def _bunzip2() -> _Inflater:
@@ -138,7 +135,7 @@ class GrowingFile:
 class BlobStream:
     """The uncompressed bytes of a gzip, zstd or plain blob, forward only, hashed as they pass.
 
-    Offers what `tarfile` asks of a file: read, tell, and seek to a later place. Raises LayerError for broken
+    Offers what `tarheaders` asks for: read, tell, and seek to a later place. Raises LayerError for broken
     compression and beyond `max_bytes` of output, so a compression bomb ends there.
     """
 
@@ -158,6 +155,9 @@ class BlobStream:
         self._make = _decompressor(head)
         self._inner = self._make() if self._make else None
         self._input = head
+        self._at_input = 0  # what is before that in _input has been given away
+        self._step = CHUNK
+        self._frames = 0
         self._ended = not head
 
     def _more(self) -> bool:
@@ -168,7 +168,7 @@ class BlobStream:
                 self._produced += len(data)
                 if self._produced > self._max:
                     raise LayerError(
-                        f"layer unpacks to more than {self._max} bytes", resolution=_LIMIT_HINT.format("layer_bytes")
+                        f"layer unpacks to more than {self._max} bytes", resolution=LIMIT_HINT.format("layer_bytes")
                     )
                 if self._hashed:
                     self._sha.update(data)
@@ -185,29 +185,42 @@ class BlobStream:
         inner = self._inner
         assert inner is not None
         if inner.eof:
-            return self._next_frame(inner)
-        if not self._input and not inner.pending:
-            self._input = self._read(CHUNK)
-            if not self._input:
+            return self._next_frame()
+        data = b""
+        if not inner.pending:
+            data = self._take_input()
+            if not data:
                 raise LayerError("compressed layer ends too early", resolution="fetch the image again")
-        data, self._input = self._input, b""
         try:
             out: bytes = inner.feed(data, CHUNK)
         except Exception as err:  # each library has its own class
             raise LayerError(f"layer does not decompress: {err}", resolution="fetch the image again") from err
+        if inner.eof:
+            self._at_input -= len(inner.unused)
         return out
 
-    def _next_frame(self, inner: Any) -> bytes:
+    def _take_input(self) -> bytes:
+        """Some more input. Little after the end of a frame, then more and more: what a frame does not need is copied
+        by its library, and a blob can be of nothing but tiny frames."""
+        if self._at_input >= len(self._input):
+            self._input, self._at_input = self._read(CHUNK), 0
+        at, self._at_input = self._at_input, min(self._at_input + self._step, len(self._input))
+        self._step = min(4 * self._step, CHUNK)
+        return self._input if self._at_input - at == len(self._input) else self._input[at : self._at_input]
+
+    def _next_frame(self) -> bytes:
         # gzip members and zstd frames may follow each other; zero padding may follow them, anything else may not.
-        rest = inner.unused + self._input
-        rest = rest or self._read(CHUNK)
-        while 0 < len(rest) < 6 and (more := self._read(CHUNK)):  # a frame is known by its first bytes
-            rest += more
-        self._input = b""
-        if _decompressor(rest + bytes(6)) is self._make:
+        while len(self._input) - self._at_input < 6 and (more := self._read(CHUNK)):  # known by its first bytes
+            self._input, self._at_input = self._input[self._at_input :] + more, 0
+        self._step = _FIRST_STEP
+        self._frames += 1
+        if self._frames > MAX_FRAMES:
+            raise LayerError(f"the compressed layer is of more than {MAX_FRAMES} pieces")
+        if _decompressor(self._input[self._at_input : self._at_input + 6] + bytes(6)) is self._make:
             assert self._make is not None
-            self._inner, self._input = self._make(), rest
+            self._inner = self._make()
             return b""
+        rest = self._input[self._at_input :]
         while rest:
             if rest.strip(b"\0"):
                 raise LayerError("something follows the end of the compressed layer")
@@ -255,85 +268,14 @@ class BlobStream:
         return f"sha256:{self._sha.hexdigest()}", self._produced
 
 
-# Fields of _HEADER: mode, uid, gid, size, mtime, checksum, devmajor, devminor.
-_NUMBERS = (1, 2, 3, 4, 5, 6, 12, 13)
-_PLAIN_TYPES = frozenset({_REG, _LINK, _SYM, _CHR, _BLK, _DIR, _FIFO, tarfile.XHDTYPE, tarfile.XGLTYPE})
-
-
-def _text(field: bytes, encoding: str, errors: str) -> str:
-    return field.partition(b"\0")[0].decode(encoding, errors)
-
-
-class Member(tarfile.TarInfo):
-    """A tar member whose broken headers are errors (tarfile ends quietly there) and whose extra headers are bounded."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
-        # tarfile's own takes 25 µs a header, and there are two for each PAX member; what is not plain is left to it.
-        if len(buf) == BLOCK and buf[257:263] == b"ustar\0" and buf[156:157] in _PLAIN_TYPES:
-            fields = _HEADER.unpack(buf)
-            try:
-                mode, uid, gid, size, mtime, checksum, major, minor = [
-                    int(fields[number].partition(b"\0")[0].strip() or b"0", 8) for number in _NUMBERS
-                ]
-            except ValueError:
-                return super().frombuf(buf, encoding, errors)
-            if sum(buf) - sum(buf[148:156]) + 256 == checksum:
-                member = cls(_text(fields[0], encoding, errors))
-                member.mode, member.uid, member.gid, member.size, member.mtime = mode, uid, gid, size, mtime
-                member.chksum, member.type, member.devmajor, member.devminor = checksum, fields[7], major, minor
-                member.linkname = _text(fields[8], encoding, errors)
-                member.uname, member.gname = _text(fields[10], encoding, errors), _text(fields[11], encoding, errors)
-                if member.type == tarfile.DIRTYPE:
-                    member.name = member.name.rstrip("/")
-                prefix = _text(fields[14], encoding, errors)
-                if prefix:
-                    member.name = f"{prefix}/{member.name}"
-                return member
-        return super().frombuf(buf, encoding, errors)
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Member:
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
-            raise
-        except (tarfile.HeaderError, ValueError, ArithmeticError) as err:
-            raise LayerError(f"layer tar is broken: {err}") from err
-
-    def _proc_member(self, tar: tarfile.TarFile) -> Any:
-        # tarfile names this method as the one to override; extended headers are read into memory whole.
-        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
-        if self.size < 0 or (extended and self.size > MAX_HEADER_BYTES):
-            raise LayerError(f"layer tar has a header of {self.size} bytes")
-        return super()._proc_member(tar)  # type: ignore[misc]
-
-
 def members(stream: BlobStream, *, max_members: int) -> Iterable[Member]:
     """The members of a tar in order; their data is next on `stream` while each is handled. Raises LayerError."""
-    try:
-        tar = tarfile.TarFile(
-            fileobj=stream,  # type: ignore[arg-type]
-            tarinfo=Member,
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
-    except tarfile.ReadError as err:
-        if "empty file" in str(err):
-            return
-        raise LayerError(f"not a tar archive: {err}") from err
-    count = 0
-    try:
-        while (member := tar.next()) is not None:
-            count += 1
-            if count > max_members:
-                raise LayerError(
-                    f"layer has more than {max_members} members", resolution=_LIMIT_HINT.format("layer_members")
-                )
-            tar.members = []  # type: ignore[attr-defined]  # it keeps every member otherwise
-            yield member  # type: ignore[misc]
-    except tarfile.TarError as err:
-        raise LayerError(f"layer tar is broken: {err}") from err
+    for count, member in enumerate(headers(stream)):
+        if count >= max_members:
+            raise LayerError(
+                f"layer has more than {max_members} members", resolution=LIMIT_HINT.format("layer_members")
+            )
+        yield member
 
 
 class Sink(Protocol):

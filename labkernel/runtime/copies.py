@@ -12,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 
 from ..linux import syscalls
+
+from ..linux import trees
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
@@ -108,16 +109,7 @@ def _locked(path: str) -> int | None:
 def remove_tree(path: str) -> dict[str, int]:
     """Delete `path` with all below it, whatever the modes of its directories; a missing one is no error."""
 
-    def retry(call: object, name: str, _error: object) -> None:
-        os.chmod(os.path.dirname(name), 0o700)
-        if os.path.isdir(name) and not os.path.islink(name):
-            os.chmod(name, 0o700)
-            shutil.rmtree(name)
-        else:
-            os.unlink(name)
-
-    if os.path.lexists(path):
-        shutil.rmtree(path, onerror=retry)
+    trees.remove_tree(path)
     return {}
 
 
@@ -290,4 +282,4 @@ def _remove(path: str) -> None:
     except (IsADirectoryError, PermissionError):
         if not os.path.isdir(path) or os.path.islink(path):
             raise
-        shutil.rmtree(path)
+        trees.remove_tree(path)

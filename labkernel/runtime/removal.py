@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..linux import trees
 from .rootfs import forget_volatile
 
 _SMALL = ("config.json", "state.json", "log.json", "hostname", "hosts", "resolv.conf", "upper", "work")
@@ -66,43 +67,9 @@ def _remove_small(path: str) -> bool:
 
 
 def _remove_all(path: str) -> str | None:
-    """rm -rf that never follows a link; directories without permission bits are opened up first."""
-    problems: list[str] = []
-
-    def clear(folder_fd: int, where: str) -> None:
-        with os.scandir(folder_fd) as entries:
-            names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        if names and os.fstat(folder_fd).st_mode & 0o300 != 0o300:
-            os.fchmod(folder_fd, 0o700)  # without privileges (driver proot) its mode binds its owner, too
-        for name, is_folder in names:
-            try:
-                if is_folder:
-                    enter(name, folder_fd, where)
-                    os.rmdir(name, dir_fd=folder_fd)
-                else:
-                    os.unlink(name, dir_fd=folder_fd)
-            except FileNotFoundError:
-                pass
-            except OSError as err:
-                problems.append(f"{where}/{name}: {err.strerror}")
-
-    def enter(name: str, folder_fd: int | None, where: str) -> None:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(name, flags, dir_fd=folder_fd)
-        except PermissionError:
-            os.chmod(name, 0o700, dir_fd=folder_fd)
-            fd = os.open(name, flags, dir_fd=folder_fd)
-        try:
-            clear(fd, f"{where}/{name}" if where else name)
-        finally:
-            os.close(fd)
-
+    """What went wrong with `rm -rf`, None when nothing did."""
     try:
-        enter(path, None, "")
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass
+        trees.remove_tree(path)
     except OSError as err:
-        problems.append(f"{path}: {err.strerror}")
-    return problems[0] if problems else None
+        return f"{os.fsdecode(err.filename or path)}: {err.strerror}"
+    return None

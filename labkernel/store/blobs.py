@@ -14,14 +14,14 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from labkernel.errors import DISK_FULL_HINT, CorruptBlob, DiskFull, NotFoundError, StoreError
 
+from ..linux.trees import remove_tree
 from .layout import Layout
 from .locks import names_file, try_flock
 
@@ -264,7 +264,8 @@ def temporary_directory(layout: Layout, prefix: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(str(path))
         os.close(fd)
 
 
@@ -284,7 +285,8 @@ def sweep_temporary(layout: Layout) -> list[Path]:
             if not try_flock(fd):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(path, ignore_errors=True)
+                with suppress(OSError):
+                    remove_tree(str(path))
                 if path.exists():
                     stubborn.append(path)
             else:
