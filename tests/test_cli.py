@@ -250,6 +250,24 @@ def test_archives_are_not_written_halfway(cli: Cli, tmp_path: Path) -> None:
     assert cli("load", "-i", str(tmp_path / "none.tar")).returncode == 1
 
 
+def test_an_archive_never_takes_the_place_of_what_is_no_file(cli: Cli, tmp_path: Path) -> None:
+    """`save -o /dev/null` as root once made a file of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["wc", "-c", str(pipe)], stdout=subprocess.PIPE) as count:
+        assert cli("save", "-o", str(pipe), "lab/busybox").returncode == 0
+        assert int(count.communicate(timeout=60)[0].split()[0]) > 1_000_000
+    assert pipe.is_fifo()
+    (tmp_path / "real.tar").write_text("old")
+    (tmp_path / "link.tar").symlink_to("real.tar")
+    assert cli("save", "-o", str(tmp_path / "link.tar"), "lab/busybox").returncode == 0
+    assert (tmp_path / "link.tar").is_symlink()
+    assert tarfile.is_tarfile(tmp_path / "real.tar")
+    done = cli("save", "-o", str(tmp_path), "lab/busybox")
+    assert (done.returncode, "directory" in done.stderr) == (1, True)
+    assert sorted(os.listdir(tmp_path)) == ["link.tar", "pipe", "real.tar"]
+
+
 def test_volumes(cli: Cli) -> None:
     assert cli("volume", "create", "data").stdout == "data\n"
     assert cli("volume", "ls", "-q").stdout == "data\n"

@@ -506,28 +506,33 @@ def tar_output(host: Host, output: str | None) -> Any:
     return nullcontext(stream)
 
 
-def _open_output(path: Path) -> Any:
+def _open_output(path: Path, shown: Path) -> Any:
     try:
         return path.open("wb")
     except OSError as err:
-        raise UsageError(f"open {path}: {(err.strerror or str(err)).lower()}", exit_code=1) from None
+        raise UsageError(f"open {shown}: {(err.strerror or str(err)).lower()}", exit_code=1) from None
 
 
 class _FileOutput:
-    """A file that appears whole or not at all."""
+    """A file that appears whole or not at all. What is there and no file (a pipe, /dev/null) is written to instead."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(f".{path.name}.partial")
+        self.target = path.resolve() if path.is_symlink() else path
+        self.partial: Path | None = None
+        if self.target.is_file() or not self.target.exists():
+            self.partial = self.target.with_name(f".{self.target.name}.partial")
 
     def __enter__(self) -> Any:
-        self.stream = _open_output(self.partial)
+        self.stream = _open_output(self.partial or self.target, self.path)
         return self.stream
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.stream.close()
+        if self.partial is None:
+            return
         if kind is None:
-            self.partial.replace(self.path)
+            self.partial.replace(self.target)
         else:
             self.partial.unlink(missing_ok=True)
 
