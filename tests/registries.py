@@ -79,7 +79,8 @@ class MadeImage:
 
 
 class Answer:
-    """What a scripted registry says: status, headers, body; `send` may write the body in its own way."""
+    """What a scripted registry says: status, headers, body; `send` may write the body in its own way, `raw` is sent as
+    it is, and then the connection ends."""
 
     def __init__(
         self,
@@ -87,12 +88,20 @@ class Answer:
         status: int = 200,
         *,
         send: Callable[[BaseHTTPRequestHandler], None] | None = None,
+        raw: bytes | Callable[[BaseHTTPRequestHandler], None] | None = None,
         **headers: str,
     ) -> None:
         self.body = body
         self.status = status
         self.send = send
+        self.raw = raw
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    def wire(self) -> bytes:
+        """The whole answer as HTTP has it."""
+        lines = [f"HTTP/1.1 {self.status} X", f"Content-Length: {len(self.body)}"]
+        lines += [f"{name}: {value}" for name, value in self.headers.items()]
+        return "\r\n".join([*lines, "", ""]).encode() + self.body
 
 
 class _Quiet(ThreadingHTTPServer):
@@ -130,6 +139,10 @@ class Scripted:
             answer = rule(handler)
             if answer is not None:
                 return answer
+        return self.honest(handler)
+
+    def honest(self, handler: BaseHTTPRequestHandler) -> Answer:
+        """What a registry would say."""
         kind, _, reference = handler.path.rpartition("/")[0].rpartition("/")[2], "", handler.path.rpartition("/")[2]
         if kind == "manifests" and reference in self.documents:
             raw, media_type = self.documents[reference]
@@ -144,7 +157,16 @@ class Scripted:
 
             def do_GET(self) -> None:
                 outer.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
+                length = int(self.headers.get("Content-Length") or 0)
+                self.body = self.rfile.read(length) if length else b""
                 answer = outer._find(self)
+                if answer.raw is not None:
+                    self.close_connection = True
+                    try:
+                        answer.raw(self) if callable(answer.raw) else self.wfile.write(answer.raw)
+                    except OSError:
+                        pass
+                    return
                 self.send_response(answer.status)
                 for name, value in answer.headers.items():
                     self.send_header(name, value)
@@ -164,7 +186,7 @@ class Scripted:
                 except OSError:
                     self.close_connection = True
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_PUT = do_PATCH = do_GET
 
             def log_message(self, *args: object) -> None:
                 pass

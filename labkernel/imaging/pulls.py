@@ -221,10 +221,15 @@ class _Job:
         wanted = self._wanted
         reference_ = wanted.digest or wanted.tag or "latest"
         top, fetched = "", None
+        size: int | None = None
         seen: set[str] = set()
         while True:
             fetched = self._registry.manifest(wanted.path, reference_)
             top = top or fetched.digest
+            if size is not None and len(fetched.raw) != size:
+                raise ManifestError(
+                    f"manifest {fetched.digest} has {len(fetched.raw)} bytes where its index says {size}: refused"
+                )
             parsed = oci.parse(fetched.raw, fetched.media_type)
             if isinstance(parsed, oci.Manifest):
                 return top, parsed
@@ -234,7 +239,7 @@ class _Job:
             chosen = platforms.choose(parsed, self._platform or platforms.host_platform())
             if chosen.digest in seen:
                 raise ManifestError(f"{wanted.familiar}: an index points at itself")
-            reference_ = chosen.digest
+            reference_, size = chosen.digest, chosen.size
 
     def _find_config(self, manifest: oci.Manifest) -> imageconfig.ImageConfig:
         head = manifest.config

@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 from labkernel.errors import RegistryError
 
-from .connections import Pool
+from .connections import Pool, check_place
 from .credentials import Credentials, Login
 from .endpoints import Endpoint
 
@@ -131,6 +131,7 @@ class Authorizer:
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RegistryError(f"{self._endpoint.domain} names a token service that is no URL: {realm[:200]!r}")
+        check_place(realm, self._endpoint)
         if parts.scheme == "http" and self._endpoint.secure and self._endpoint.verify:
             raise RegistryError(
                 f"{self._endpoint.domain} wants the log-in sent in the clear to {parts.hostname}: refused"

@@ -31,6 +31,10 @@ LEAST_RATE = 512
 """Bytes a second that a body must bring on average, after a first grace of STALL_TIMEOUT_S."""
 MAX_REDIRECTS = 5
 
+FRAMING_MAX = 1 << 20
+"""Bytes of a peer between two that are content: chunk sizes with their extensions, trailers."""
+ANSWER_MAX = 1 << 16
+
 _PIECE = 4 << 20
 
 
@@ -99,6 +103,8 @@ class Response:
         self.status = raw.status
         self.headers = raw.headers
         self.url = url
+        self.source: object = None
+        """What the caller knows it by."""
         self._pool = pool
         self._connection: _Connection | None = connection
         self._raw = raw
@@ -118,6 +124,8 @@ class Response:
             raise Broken("the connection was lost")
         if count == 0:
             self._finish()
+        elif self._connection is not None:
+            self._connection.delivered()
         return count
 
     def read(self, limit: int, what: str = "answer") -> bytes:
@@ -139,6 +147,13 @@ class Response:
                 self.close()
                 raise Broken(f"{what} was not complete after {self._pool.patience.answer_s:g} s")
         return b"".join(parts)
+
+    def drain(self) -> None:
+        """Be done with a body that says nothing more than the headers did."""
+        try:
+            self.read(ANSWER_MAX)
+        except (Broken, RegistryError):
+            self.close()
 
     def close(self) -> None:
         """Give the connection up, unless the body was read to its end."""
@@ -385,6 +400,11 @@ class _Connection:
                 raise NotHTTP(f"{host} does not speak TLS") from err
             raise
 
+    def delivered(self) -> None:
+        """Content has come."""
+        if self._paced is not None:
+            self._paced.framing = 0
+
     def abort(self) -> None:
         """From another thread: make the owner's next or present read fail."""
         if self._paced is not None:
@@ -407,6 +427,7 @@ class _Paced:
         self._deadline: float | None = None
         self._started = 0.0
         self._received = 0
+        self.framing = 0
         sock.settimeout(patience.stall_s)
 
     def expect_answer(self) -> None:
@@ -418,6 +439,7 @@ class _Paced:
         self._deadline = None
         self._started = time.monotonic()
         self._received = 0
+        self.framing = 0
 
     def sendall(self, data: Any) -> None:
         if self._deadline is not None:
@@ -446,7 +468,13 @@ class _Paced:
             raise TimeoutError(f"it sends less than {LEAST_RATE} bytes a second")
         self._sock.settimeout(wait_s)
         count = self._sock.recv_into(buffer)
+        if count == 0 and self._deadline is not None:
+            # http.client takes an end in the middle of the headers for theirs.
+            raise ConnectionError("the connection was lost")
         self._received += count
+        self.framing += count
+        if self.framing > FRAMING_MAX:
+            raise ConnectionError("it sends no end of what is no content")
         return count
 
     def abort(self) -> None:
@@ -481,6 +509,12 @@ def check_redirect(source: str, target: str, endpoint: Endpoint) -> None:
         raise RegistryError(f"{endpoint.domain} redirects to {target[:200]!r}, which is not HTTP")
     if old.scheme == "https" and new.scheme == "http" and endpoint.verify:
         raise RegistryError(f"{endpoint.domain} redirects from TLS to plain HTTP at {host}: refused")
+    check_place(target, endpoint)
+
+
+def check_place(url: str, endpoint: Endpoint) -> None:
+    """Raises RegistryError for a URL of this machine that a registry elsewhere names."""
+    host = urlsplit(url).hostname or ""
     if _is_private(host) and not _is_private(endpoint.host):
         raise RegistryError(
             f"{endpoint.domain} redirects to {host}, an address of this machine: refused",
@@ -523,7 +557,8 @@ def _translated(pool: Pool) -> Iterator[None]:
     except (OSError, http.client.HTTPException, ValueError) as err:
         pool.check()
         if isinstance(err, http.client.BadStatusLine) and not isinstance(err, http.client.RemoteDisconnected):
-            raise NotHTTP(f"the answer is not HTTP: {err}") from err
+            shown = "".join(letter if letter.isprintable() else " " for letter in str(err)[:80]).strip()
+            raise NotHTTP(f"the answer is not HTTP: {shown}") from err
         raise Broken(_words_of(err)) from err
 
 

@@ -13,7 +13,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from .endpoints import DOCKER_DOMAIN, Endpoint, Settings
 ACCEPTED = ", ".join((oci.OCI_MANIFEST, oci.DOCKER_MANIFEST, oci.OCI_INDEX, oci.DOCKER_LIST))
 ERROR_MAX = 1 << 16
 LIST_MAX = 4 << 20
+LISTS_MAX = 16 << 20
 
 MIRROR_RETRIES = 1
 
@@ -73,6 +74,8 @@ class _Site:
         self.endpoint = endpoint
         self.authorizer = authorizer
         self.answered = False
+        self.broken = False
+        """A mirror whose answers break off: the registry itself is asked instead."""
 
 
 class Registry:
@@ -119,15 +122,15 @@ class Registry:
         """
         with self.call("HEAD", repository, f"manifests/{reference}", accept=ACCEPTED) as response:
             digest = response.headers.get("Docker-Content-Digest", "")
-            response.read(0)
+            response.drain()
         return digest if oci.is_digest(digest) else None
 
     def manifest(self, repository: str, reference: str) -> Fetched:
         """Manifest or index of a tag or digest, verified: by the digest asked for, else by the one it announces."""
-        with self.call("GET", repository, f"manifests/{reference}", accept=ACCEPTED) as response:
-            raw = response.read(oci.MANIFEST_MAX, "a manifest")
-            announced = response.headers.get("Docker-Content-Digest", "")
-            media_type = response.headers.get_content_type()
+        path = f"manifests/{reference}"
+        response, raw = self._document(repository, path, oci.MANIFEST_MAX, "a manifest", accept=ACCEPTED)
+        announced = response.headers.get("Docker-Content-Digest", "")
+        media_type = response.headers.get_content_type()
         wanted = reference if oci.is_digest(reference) else announced if oci.is_digest(announced) else None
         digest = wanted if wanted is not None and matches(raw, wanted) else oci.digest_of(raw)
         if wanted is not None and digest != wanted:
@@ -151,15 +154,14 @@ class Registry:
             body=raw,
             expected=(200, 201, 202),
         ) as response:
-            response.read(ERROR_MAX)
+            response.drain()
             return "OCI-Subject" in response.headers
 
     # -- blobs -----------------------------------------------------------------------------------------------------
 
     def blob(self, repository: str, digest: str, limit: int, what: str) -> bytes:
         """A small blob, verified. Raises RegistryError when it is longer than `limit` bytes or other bytes."""
-        with self.call("GET", repository, f"blobs/{digest}") as response:
-            raw = response.read(limit, what)
+        _, raw = self._document(repository, f"blobs/{digest}", limit, what)
         if not matches(raw, digest):
             raise RegistryError(f"{self.domain} sends other bytes than those of {what} {digest}")
         return raw
@@ -168,7 +170,7 @@ class Registry:
         """Whether the repository has the blob."""
         try:
             with self.call("HEAD", repository, f"blobs/{digest}", actions="pull,push") as response:
-                response.read(0)
+                response.drain()
         except Refused as err:
             if err.status in (404, 405):
                 return False
@@ -179,41 +181,67 @@ class Registry:
 
     def tags(self, repository: str) -> list[str]:
         """All tags, page by page."""
-        found: list[str] = []
-        path = "tags/list"
-        for _ in range(_PAGES):
-            with self.call("GET", repository, path) as response:
-                page = _json(response.read(LIST_MAX, "a list of tags"), self.domain)
-                link = _NEXT_LINK.search(response.headers.get("Link", ""))
-                base = response.url
-            names = page.get("tags") or []
-            found += [name for name in names if isinstance(name, str)]
-            if link is None or not names:
-                return found
-            query = urlsplit(urljoin(base, link[1])).query
-            path = f"tags/list?{query}"
-        raise RegistryError(f"{self.domain} has more than {_PAGES} pages of tags: refused")
+        pages = self._pages(repository, "tags/list", "a list of tags")
+        return [name for page in pages for name in page.get("tags") or [] if isinstance(name, str)]
 
     def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
         """Descriptors of the artifacts that refer to `digest`; through the tag schema where there is no such API."""
         try:
-            with self.call("GET", repository, f"referrers/{digest}", accept=oci.OCI_INDEX) as response:
-                page = _json(response.read(LIST_MAX, "a list of referrers"), self.domain)
+            pages = list(self._pages(repository, f"referrers/{digest}", "a list of referrers", accept=oci.OCI_INDEX))
         except Refused as err:
             if err.status != 404:
                 raise
             try:
-                page = _json(self.manifest(repository, digest.replace(":", "-", 1)).raw, self.domain)
+                pages = [_json(self.manifest(repository, digest.replace(":", "-", 1)).raw, self.domain)]
             except Refused:
                 return []
-        return [each for each in page.get("manifests") or [] if isinstance(each, dict)]
+        return [each for page in pages for each in page.get("manifests") or [] if isinstance(each, dict)]
+
+    def _pages(self, repository: str, path: str, what: str, *, accept: str = "*/*") -> Iterator[dict[str, Any]]:
+        """The documents of a list, by its Link headers, of which only the query counts. Raises RegistryError."""
+        place, size = path, 0
+        for _ in range(_PAGES):
+            response, raw = self._document(repository, place, LIST_MAX, what, accept=accept)
+            size += len(raw)
+            if size > LISTS_MAX:
+                raise RegistryError(f"{self.domain} sends {what} of more than {LISTS_MAX} bytes: refused")
+            yield _json(raw, self.domain)
+            link = _NEXT_LINK.search(response.headers.get("Link", "")[:8192])
+            if link is None:
+                return
+            place = f"{path}?{urlsplit(urljoin(response.url, link[1])).query}"
+        raise RegistryError(f"{self.domain} sends {what} of more than {_PAGES} pages: refused")
 
     def check(self) -> None:
         """Ask for the API's root, with the log-in there is. Raises RegistryError when it is refused."""
         with self.call("GET", "", "", actions="") as response:
-            response.read(ERROR_MAX)
+            response.drain()
 
     # -- requests --------------------------------------------------------------------------------------------------
+
+    def _document(
+        self, repository: str, path: str, limit: int, what: str, *, accept: str = "*/*"
+    ) -> tuple[Response, bytes]:
+        """A small document, asked for again when its answer breaks off. Raises RegistryError beyond `limit` bytes."""
+        attempt = 0
+        while True:
+            response = self.call("GET", repository, path, accept=accept)
+            try:
+                with response:
+                    return response, response.read(limit, what)
+            except Broken as err:
+                attempt = self.broke_off(response, attempt)
+                if attempt > self.persistence.retries:
+                    raise self._silence(err) from err
+                self.pool.pause(self.persistence.pause_s * 2**attempt)
+
+    def broke_off(self, response: Response, attempt: int) -> int:
+        """Note that a body broke off for the `attempt`th time; what to count on from. A mirror is not asked again."""
+        for site in self._sites:
+            if site is response.source and site.endpoint.mirror and attempt >= MIRROR_RETRIES:
+                site.broken = True
+                return 0
+        return attempt + 1
 
     def call(
         self,
@@ -236,41 +264,57 @@ class Registry:
         """
         scope = _scope(repository, actions, mount_from)
         sent = {"Accept": accept, **(headers or {})}
-        last: RegistryError | Broken | None = None
-        for site in self._candidates():
-            where = f"{repository}/{path}" if repository else path
-            url = path if "://" in path else f"{site.endpoint.origin}{site.endpoint.prefix}/v2/{where}"
-            try:
-                response = self._persist(site, method, url, scope, sent, body, size_bytes, again=again)
-            except (NotHTTP, Unreachable) as err:
-                last = err
-                continue
-            except (Broken, RegistryError) as err:
-                if not site.endpoint.mirror and (site.answered or site is self._sites[-1]):
-                    raise
-                last = err
-                continue
-            if site.endpoint.mirror and response.status >= 400:
-                last = self._refusal(response, repository, path, site)
-                continue
-            if not site.answered and _wants_tls(response, site):
-                response.close()
-                last = NotHTTP("it wants TLS")
-                continue
-            site.answered = True
-            if response.status not in expected:
-                raise self._refusal(response, repository, path, site)
-            return response
-        if isinstance(last, RegistryError):
-            raise last
-        raise self._silence(last)
+        attempt = 0
+        while True:
+            told: RegistryError | Broken | None = None
+            mirrored: RegistryError | Broken | None = None
+            for site in self._candidates():
+                where = f"{repository}/{path}" if repository else path
+                url = path if "://" in path else f"{site.endpoint.origin}{site.endpoint.prefix}/v2/{where}"
+                try:
+                    response = self._persist(site, method, url, scope, sent, body, size_bytes, again=again)
+                except (Broken, RegistryError) as err:
+                    if not self._may_go_on(site, err, again=again):
+                        raise
+                    if site.endpoint.mirror:
+                        mirrored = err
+                    else:
+                        told = _more_telling(told, err)
+                    continue
+                if site.endpoint.mirror and response.status >= 400:
+                    mirrored = self._refusal(response, repository, path, site)
+                    continue
+                if not site.answered and _wants_tls(response, site):
+                    response.close()
+                    told = _more_telling(told, NotHTTP("it wants TLS"))
+                    continue
+                site.answered = True
+                response.source = site
+                if response.status not in expected:
+                    raise self._refusal(response, repository, path, site)
+                return response
+            attempt += 1
+            told = told or mirrored
+            if isinstance(told, RegistryError):
+                raise told
+            if isinstance(told, (NotHTTP, Unreachable)) or attempt > self.persistence.retries:
+                raise self._silence(told)
+            # The first answer of all broke off: which of the endpoints is the right one is not known yet.
+            self.pool.pause(self.persistence.pause_s * 2**attempt)
+
+    def _may_go_on(self, site: _Site, err: Exception, *, again: bool) -> bool:
+        """Whether the next endpoint may be what is wanted, after this one failed with `err`."""
+        if site.endpoint.mirror or isinstance(err, (NotHTTP, Unreachable)):
+            return True
+        return again and isinstance(err, Broken) and not site.answered
 
     def _candidates(self) -> list[_Site]:
         """Mirrors, then the endpoint that has answered, or all while none has."""
-        good = [site for site in self._sites if site.answered and not site.endpoint.mirror]
+        sites = [site for site in self._sites if not site.broken]
+        good = [site for site in sites if site.answered and not site.endpoint.mirror]
         if not good:
-            return self._sites
-        return [site for site in self._sites if site.endpoint.mirror and site.answered] + good
+            return sites
+        return [site for site in sites if site.endpoint.mirror and site.answered] + good
 
     def _persist(
         self,
@@ -338,6 +382,7 @@ class Registry:
             )
             if response.status != 401 or not own:
                 return response
+            site.answered = True  # also when its token service does not
             challenges = parse_challenges(response.headers.get_all("WWW-Authenticate") or [])
             new = site.authorizer.answer(challenges, scope, header)
             if new is None:
@@ -442,6 +487,16 @@ def _same_host(url: str, endpoint: Endpoint) -> bool:
     # Registries behind a proxy that ends TLS name themselves by http; only the host counts where TLS is not demanded.
     parts = urlsplit(url)
     return parts.hostname == endpoint.host and (parts.scheme == "https" or not (endpoint.secure and endpoint.verify))
+
+
+def _more_telling(first: RegistryError | Broken | None, second: RegistryError | Broken) -> RegistryError | Broken:
+    """Of two failures the one to be told: what a registry said, else that it broke off, else that nothing was there."""
+    ranks = [
+        3 if isinstance(err, RegistryError) else 1 if isinstance(err, (NotHTTP, Unreachable)) else 2
+        for err in (first, second)
+        if err is not None
+    ]
+    return second if first is None or ranks[1] > ranks[0] else first
 
 
 def _wants_tls(response: Response, site: _Site) -> bool:

@@ -22,6 +22,7 @@ CHUNK = 1 << 20
 MAX_FRAMES = 1 << 20
 """gzip members or zstd frames of a blob. Each costs a decompressor; eStargz and zstd:chunked make one for each file."""
 _FIRST_STEP = 1 << 9
+_MAGIC = 6  # bytes that tell a format
 _XZ_MEMORY = 96 << 20  # `xz -9` wants 65 MiB; a header can ask for 4 GiB
 LIMIT_HINT = "LABKERNEL_LIMITS={}=… or [limits] in registries.toml sets another limit"
 
@@ -152,6 +153,8 @@ class BlobStream:
         self._at = 0  # in _buffer
         self._produced = 0
         head = self._read(CHUNK)
+        while len(head) < _MAGIC and (more := self._read(CHUNK)):  # a pipe, or a file that is still growing
+            head += more
         self._make = _decompressor(head)
         self._inner = self._make() if self._make else None
         self._input = head
@@ -210,13 +213,13 @@ class BlobStream:
 
     def _next_frame(self) -> bytes:
         # gzip members and zstd frames may follow each other; zero padding may follow them, anything else may not.
-        while len(self._input) - self._at_input < 6 and (more := self._read(CHUNK)):  # known by its first bytes
+        while len(self._input) - self._at_input < _MAGIC and (more := self._read(CHUNK)):  # known by its first bytes
             self._input, self._at_input = self._input[self._at_input :] + more, 0
         self._step = _FIRST_STEP
         self._frames += 1
         if self._frames > MAX_FRAMES:
             raise LayerError(f"the compressed layer is of more than {MAX_FRAMES} pieces")
-        if _decompressor(self._input[self._at_input : self._at_input + 6] + bytes(6)) is self._make:
+        if _decompressor(self._input[self._at_input : self._at_input + _MAGIC] + bytes(_MAGIC)) is self._make:
             assert self._make is not None
             self._inner = self._make()
             return b""

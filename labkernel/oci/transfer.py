@@ -12,10 +12,12 @@ from urllib.parse import urlencode, urljoin
 
 from labkernel.errors import RegistryError
 
-from .connections import Broken, FileBody, Response
-from .registry import ERROR_MAX, Refused, Registry
+from .connections import Broken, FileBody, Response, check_place
+from .registry import Refused, Registry
 
 BUFFER = 1 << 18
+PROGRESS = 1 << 16
+"""Bytes that a connection must have brought on for its end not to count as a failure: one a connection is none."""
 
 Progress = Callable[[int], None]
 
@@ -36,6 +38,7 @@ def download(
     """
     view = memoryview(bytearray(BUFFER))
     got, attempt = 0, 0
+    response: Response | None = None
     while got < size_bytes or not size_bytes:
         before = got
         try:
@@ -58,7 +61,9 @@ def download(
             if not size_bytes:
                 return
         except Broken as err:
-            attempt = 0 if got > before else attempt + 1
+            if got - before >= PROGRESS:
+                attempt = 0
+            attempt = registry.broke_off(response, attempt) if response else attempt + 1
             if attempt > registry.persistence.retries:
                 raise RegistryError(
                     f"{registry.domain} breaks off {digest} after {got} of {size_bytes} bytes: {err.args[0]}",
@@ -122,7 +127,7 @@ def upload(
             if isinstance(err, Refused) and err.status != 416:
                 raise
             location, sent = _how_far(registry, repository, location, size_bytes)
-            attempt = 0 if sent > before else attempt + 1
+            attempt = 0 if sent - before >= PROGRESS else attempt + 1
             if attempt > registry.persistence.retries:
                 raise RegistryError(
                     f"{registry.domain} breaks off the upload of {digest}: {err.args[0]}", resolution="try again"
@@ -141,7 +146,7 @@ def _begin(registry: Registry, repository: str, digest: str, mount_from: str | N
         mount_from=mount_from,
         expected=(201, 202),
     ) as response:
-        response.read(ERROR_MAX)
+        response.drain()
         return None if response.status == 201 else _location(response, registry)
 
 
@@ -170,7 +175,7 @@ def _patch(
             expected=(202, 204),
             again=False,
         ) as response:
-            response.read(ERROR_MAX)
+            response.drain()
             location = _location(response, registry)
         sent += count
     return location, sent
@@ -198,13 +203,13 @@ def _finish(
         expected=(200, 201, 202, 204),
         again=False,
     ) as response:
-        response.read(ERROR_MAX)
+        response.drain()
 
 
 def _how_far(registry: Registry, repository: str, location: str, size_bytes: int) -> tuple[str, int]:
     """Ask an upload how much it has: (its location, bytes)."""
     with registry.call("GET", repository, location, actions="pull,push", expected=(200, 202, 204)) as response:
-        response.read(ERROR_MAX)
+        response.drain()
         last = response.headers.get("Range", "").removeprefix("bytes=").partition("-")[2]
         # `0-0` says nothing as well as one byte; the registries in use mean nothing.
         has = int(last) + 1 if last.isdigit() and int(last) else 0
@@ -218,7 +223,9 @@ def _location(response: Response, registry: Registry) -> str:
     location = response.headers.get("Location")
     if not location:
         raise RegistryError(f"{registry.domain} takes an upload and does not say where")
-    return urljoin(response.url, location)
+    target = urljoin(response.url, location)
+    check_place(target, registry.endpoint)
+    return target
 
 
 def _wrong_size(registry: Registry, digest: str, size_bytes: int, found: str) -> RegistryError:
