@@ -439,21 +439,29 @@ class Images:
     ) -> ImageList:
         """Load the images of a `docker save` archive or an OCI image layout tar (plain, gzip or zstd; path, bytes or
         stream)."""
-        from .oci.archive import load_archive
+        from .imaging.removal import drop_unneeded
+        from .oci.archive import Bounds, load_archive
 
         if isinstance(source, bytes):
             import io
 
             source = io.BytesIO(source)
-        with self.adding():
-            loaded = ImageList()
-            for item in load_archive(self.blobs, source):
-                layers = [LayerInfo(*layer) for layer in item.layers]
-                image = self.register(item.config, item.manifest, layers, item.tags)
-                names = [reference.parse(name).familiar for name in item.tags]
-                notify(f"Loaded image: {', '.join(names)}" if names else f"Loaded image ID: {image.id}")
-                self.db.add_event("image", "load", image.id, {"name": names[0] if names else image.id})
-                loaded.append(image)
+        limits, stored = self.limits, list[str]()
+        bounds = Bounds(limits.layers, limits.layer_bytes, limits.image_bytes)
+        try:
+            with self.adding():
+                found = load_archive(self.blobs, source, bounds=bounds, stored=stored)
+                names = [[reference.parse_tag(name).familiar for name in item.tags] for item in found]
+                loaded = ImageList()
+                for item, tags in zip(found, names, strict=True):
+                    layers = [LayerInfo(*layer) for layer in item.layers]
+                    loaded.append(self.register(item.config, item.manifest, layers, item.tags))
+                    id = loaded[-1].id
+                    notify(f"Loaded image: {', '.join(tags)}" if tags else f"Loaded image ID: {id}")
+                    self.db.add_event("image", "load", id, {"name": tags[0] if tags else id})
+        except BaseException:
+            drop_unneeded(self, [], stored)
+            raise
         return loaded
 
     def check_platform(self, image: Image, platform: str | None) -> None:

@@ -20,12 +20,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
-from labkernel.errors import ImageError, InvalidReference, LayerError, ManifestError, UsageError
+from labkernel.errors import (
+    DISK_FULL_HINT,
+    DiskFull,
+    ImageError,
+    InvalidReference,
+    LayerError,
+    ManifestError,
+    UsageError,
+)
 
 from . import imageconfig, reference
 from . import manifest as oci
 from .config import host_architecture
-from .tarstream import BlobStream, members
+from .tarheaders import Member
+from .tarstream import LIMIT_HINT, BlobStream, members
 
 _CHUNK = 1 << 20
 _MAX_BYTES = 1 << 40
@@ -33,6 +42,8 @@ _MAX_MEMBERS = 100_000
 _DOCUMENT_MAX = 8 << 20
 _DOCUMENTS = ("manifest.json", "index.json", "oci-layout", "repositories")
 _MAX_DEPTH = 4
+_MAX_DESCRIPTORS = 10_000
+"""Looked at in all the indexes of an archive: a few that name each other many times make billions."""
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 _TAR_HINT = "give a tar of a root file system: plain, gzip or zstd"
 _ARCHIVE_HINT = (
@@ -127,18 +138,34 @@ def _check_tar(header: bytes) -> None:
 # -- load --------------------------------------------------------------------------------------------------------
 
 
-def load_archive(blobs: Any, source: str | os.PathLike[str] | Readable) -> list[LoadedImage]:
+class Bounds(NamedTuple):
+    """What an archive may hold at most: layers of an image, bytes of a layer unpacked, bytes of all that is stored."""
+
+    layers: int = 500
+    layer_bytes: int = 1 << 36
+    image_bytes: int = _MAX_BYTES
+
+
+def load_archive(
+    blobs: Any,
+    source: str | os.PathLike[str] | Readable,
+    *,
+    bounds: Bounds | None = None,
+    stored: list[str] | None = None,
+) -> list[LoadedImage]:
     """Store the images of an archive (plain, gzip or zstd; a path or a stream) and say what they are.
 
-    Raises ImageError, LayerError, ManifestError, CorruptBlob: the blobs that came before are then unnamed content for
-    the next sweep. Hold `images.adding()` until the result is registered.
+    `stored` gets the digests of blobs that were not there before, also of a load that fails: then they are unnamed
+    content. Hold `images.adding()` until the result is registered.
+    Raises ImageError, LayerError, ManifestError, CorruptBlob, DiskFull.
     """
     with _descriptor(source) as fd:
-        contents = _read_archive(blobs, fd)
+        reading = _Reading(blobs, bounds or Bounds(), [] if stored is None else stored)
+        contents = reading.archive(fd)
     if "manifest.json" in contents.documents:
-        found = list(_docker_images(blobs, contents))
+        found = list(_docker_images(reading, contents))
     elif "index.json" in contents.documents:
-        found = list(_layout_images(blobs, contents))
+        found = list(_layout_images(reading, contents))
     else:
         raise ImageError("the archive holds neither manifest.json nor index.json", resolution=_ARCHIVE_HINT)
     if not found:
@@ -174,28 +201,118 @@ def _descriptor(source: str | os.PathLike[str] | Readable) -> Iterator[int]:
         yield fd
 
 
-def _read_archive(blobs: Any, fd: int) -> _Contents:
-    stream = BlobStream(fd, max_bytes=_MAX_BYTES)
-    contents = _Contents({}, {})
-    links: dict[str, str] = {}
-    try:
-        for member in members(stream, max_members=_MAX_MEMBERS):
-            name = posixpath.normpath(member.name)
-            if member.issym():
-                # Old `docker save` wrote a layer once and linked to it from its other places.
-                links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-            elif member.islnk():
-                links[name] = posixpath.normpath(member.linkname)
-            elif member.isreg() and name in _DOCUMENTS:
-                contents.documents[name] = _read_document(stream, name, member.size)
-            elif member.isreg():
-                contents.files[name] = _store_file(blobs, stream, name, member.size)
-    except (LayerError, tarfile.TarError) as err:
-        raise ImageError(f"the archive is damaged: {err}", resolution=_ARCHIVE_HINT) from err
-    for name, target in links.items():
-        if target in contents.files:
-            contents.files.setdefault(name, contents.files[target])
-    return contents
+class _Reading:
+    """An archive being read: its store, its bounds, and what is known of it."""
+
+    def __init__(self, blobs: Any, bounds: Bounds, stored: list[str]) -> None:
+        self.blobs = blobs
+        self.bounds = bounds
+        self._stored = stored
+        self._bytes = 0
+        self._layers: dict[tuple[str, str], StoredLayer] = {}
+        self._looked_at = 0
+
+    def archive(self, fd: int) -> _Contents:
+        """Store the files, keep the documents. Raises ImageError."""
+        stream = BlobStream(fd, max_bytes=_MAX_BYTES)
+        contents = _Contents({}, {})
+        links: dict[str, str] = {}
+        try:
+            for member in members(stream, max_members=_MAX_MEMBERS):
+                name = posixpath.normpath(member.name)
+                if member.issym():
+                    # Old `docker save` wrote a layer once and linked to it from its other places.
+                    links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
+                elif member.islnk():
+                    links[name] = posixpath.normpath(member.linkname)
+                elif member.isreg() and name in _DOCUMENTS:
+                    contents.documents[name] = _read_document(stream, name, member.size)
+                elif member.isreg():
+                    contents.files[name] = self._store(stream, name, member)
+        except LayerError as err:
+            raise ImageError(f"the archive is damaged: {err}", resolution=_ARCHIVE_HINT) from err
+        for name, target in links.items():
+            if target in contents.files:
+                contents.files.setdefault(name, contents.files[target])
+        return contents
+
+    def _store(self, stream: BlobStream, name: str, member: Member) -> str:
+        if member.sparse is not None:
+            raise ImageError(f"the archive's {name} is a sparse file: refused", resolution=_ARCHIVE_HINT)
+        size = member.size
+        self._bytes += size
+        if size > self.bounds.layer_bytes or self._bytes > self.bounds.image_bytes:
+            raise ImageError(
+                f"the archive's {name} has {size} bytes: more than the limits allow",
+                resolution=LIMIT_HINT.format("layer_bytes"),
+            )
+        status = os.statvfs(self.blobs.layout.root)
+        if size > status.f_bavail * status.f_frsize:
+            raise DiskFull(f"the archive's {name} has {size} bytes, more than are free", resolution=DISK_FULL_HINT)
+        parts = name.split("/")
+        claimed = f"{parts[1]}:{parts[2]}" if len(parts) == 3 and parts[0] == "blobs" else None
+        if claimed is not None and not oci.is_digest(claimed):
+            claimed = None
+        known = claimed is not None and self.blobs.has(claimed)
+        with self.blobs.writer(claimed, size_bytes=size) as out:
+            for piece in stream.chunks(size):
+                out.write(piece)
+            known = known or self.blobs.has(out.digest)
+        digest: str = out.blob.digest
+        if not known:
+            self._stored.append(digest)
+        return digest
+
+    def layers(self, config: imageconfig.ImageConfig, digests: Sequence[str]) -> list[StoredLayer]:
+        """The layers of an image, each with its diff ID checked."""
+        if len(digests) != len(config.diff_ids):
+            raise ManifestError(
+                f"the image has {len(digests)} layers and its config names {len(config.diff_ids)}: they must be as many"
+            )
+        if len(digests) > self.bounds.layers:
+            raise ManifestError(
+                f"the image has {len(digests)} layers: more than {self.bounds.layers} are refused",
+                resolution=LIMIT_HINT.format("layers"),
+            )
+        return [self._layer(digest, diff_id) for digest, diff_id in zip(digests, config.diff_ids, strict=True)]
+
+    def _layer(self, digest: str, diff_id: str) -> StoredLayer:
+        # An archive may name one layer as often as it likes.
+        if (digest, diff_id) not in self._layers:
+            with self.blobs.open(digest) as file:
+                head = file.read(512)
+                if digest != diff_id:
+                    os.lseek(file.fileno(), 0, os.SEEK_SET)
+                    found, _ = BlobStream(file.fileno(), max_bytes=self.bounds.layer_bytes).finish()
+                    if found != diff_id:
+                        raise LayerError(
+                            f"layer {digest} unpacks to {found}, its config says {diff_id}",
+                            resolution="the archive is damaged: save it again",
+                        )
+            kept = StoredLayer(diff_id, digest, media_type_of(head), self.blobs.size(digest))
+            self._layers[digest, diff_id] = kept
+        return self._layers[digest, diff_id]
+
+    def walk(self, index: oci.Index, depth: int = 0) -> Iterator[tuple[oci.Descriptor, oci.Manifest]]:
+        """The image manifests of an index for this machine, each with the outermost descriptor that leads to it."""
+        if depth > _MAX_DEPTH:
+            raise ManifestError("the archive's indexes are nested too deeply")
+        machine = host_architecture()
+        for descriptor in index.manifests:
+            self._looked_at += 1
+            if self._looked_at > _MAX_DESCRIPTORS:
+                raise ManifestError(f"the archive's indexes name more than {_MAX_DESCRIPTORS} manifests")
+            platform = descriptor.platform
+            if platform is not None and (platform.os != "linux" or platform.architecture != machine):
+                continue
+            if descriptor.media_type not in oci.MANIFESTS | oci.INDEXES or not self.blobs.has(descriptor.digest):
+                continue
+            parsed = oci.parse(self.blobs.read(descriptor.digest), descriptor.media_type)
+            if isinstance(parsed, oci.Manifest):
+                yield descriptor, parsed
+            else:
+                for _, manifest in self.walk(parsed, depth + 1):
+                    yield descriptor, manifest
 
 
 def _read_document(stream: BlobStream, name: str, size: int) -> bytes:
@@ -204,72 +321,39 @@ def _read_document(stream: BlobStream, name: str, size: int) -> bytes:
     return stream.read(size)
 
 
-def _store_file(blobs: Any, stream: BlobStream, name: str, size: int) -> str:
-    parts = name.split("/")
-    claimed = f"{parts[1]}:{parts[2]}" if len(parts) == 3 and parts[0] == "blobs" else None
-    if claimed is not None and not oci.is_digest(claimed):
-        claimed = None
-    with blobs.writer(claimed, size_bytes=size) as out:
-        for piece in stream.chunks(size):
-            out.write(piece)
-    digest: str = out.blob.digest
-    return digest
-
-
-def _docker_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
+def _docker_images(reading: _Reading, contents: _Contents) -> Iterator[LoadedImage]:
     try:
         entries = json.loads(contents.documents["manifest.json"])
         wanted = [(str(e["Config"]), [str(n) for n in e["Layers"] or ()], e.get("RepoTags") or []) for e in entries]
-    except (ValueError, TypeError, KeyError) as err:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         raise ManifestError(f"the archive's manifest.json is not as it should be: {err!r}") from err
-    manifests = _manifests_by_config(blobs, contents)
+    manifests = _manifests_by_config(reading, contents)
     for config_name, layer_names, tags in wanted:
-        raw = blobs.read(_lookup(contents, config_name))
+        raw = reading.blobs.read(_lookup(contents, config_name))
         config = imageconfig.parse(raw)
-        digests = [_lookup(contents, name) for name in layer_names]
-        layers = _layers(blobs, config, digests)
-        manifest = manifests.get(config.digest)
-        yield LoadedImage(raw, manifest, layers, [str(tag) for tag in tags])
+        layers = reading.layers(config, [_lookup(contents, name) for name in layer_names])
+        yield LoadedImage(raw, manifests.get(config.digest), layers, [str(tag) for tag in tags])
 
 
-def _layout_images(blobs: Any, contents: _Contents) -> Iterator[LoadedImage]:
+def _layout_images(reading: _Reading, contents: _Contents) -> Iterator[LoadedImage]:
     index = oci.parse(contents.documents["index.json"], oci.OCI_INDEX)
     if not isinstance(index, oci.Index):
         raise ManifestError("the archive's index.json is not an image index")
-    for descriptor, manifest in _walk(blobs, index, 0):
-        raw = blobs.read(manifest.config.digest)
+    for descriptor, manifest in reading.walk(index):
+        raw = reading.blobs.read(manifest.config.digest)
         config = imageconfig.parse(raw)
-        layers = _layers(blobs, config, [layer.digest for layer in manifest.layers])
+        layers = reading.layers(config, [layer.digest for layer in manifest.layers])
         yield LoadedImage(raw, manifest.raw, layers, _tags_of(descriptor))
 
 
-def _walk(blobs: Any, index: oci.Index, depth: int) -> Iterator[tuple[oci.Descriptor, oci.Manifest]]:
-    """The image manifests of an index for this machine, each with the outermost descriptor that leads to it."""
-    if depth > _MAX_DEPTH:
-        raise ManifestError("the archive's indexes are nested too deeply")
-    machine = host_architecture()
-    for descriptor in index.manifests:
-        platform = descriptor.platform
-        if platform is not None and (platform.os != "linux" or platform.architecture != machine):
-            continue
-        if descriptor.media_type not in oci.MANIFESTS | oci.INDEXES or not blobs.has(descriptor.digest):
-            continue
-        parsed = oci.parse(blobs.read(descriptor.digest), descriptor.media_type)
-        if isinstance(parsed, oci.Manifest):
-            yield descriptor, parsed
-        else:
-            for _, manifest in _walk(blobs, parsed, depth + 1):
-                yield descriptor, manifest
-
-
-def _manifests_by_config(blobs: Any, contents: _Contents) -> dict[str, bytes]:
+def _manifests_by_config(reading: _Reading, contents: _Contents) -> dict[str, bytes]:
     raw = contents.documents.get("index.json")
     if raw is None:
         return {}
     index = oci.parse(raw, oci.OCI_INDEX)
     if not isinstance(index, oci.Index):
         return {}
-    return {manifest.config.digest: manifest.raw for _, manifest in _walk(blobs, index, 0)}
+    return {manifest.config.digest: manifest.raw for _, manifest in reading.walk(index)}
 
 
 def _tags_of(descriptor: oci.Descriptor) -> list[str]:
@@ -283,28 +367,6 @@ def _tags_of(descriptor: oci.Descriptor) -> list[str]:
             except InvalidReference:
                 continue
     return []
-
-
-def _layers(blobs: Any, config: imageconfig.ImageConfig, digests: Sequence[str]) -> list[StoredLayer]:
-    if len(digests) != len(config.diff_ids):
-        raise ManifestError(
-            f"the image has {len(digests)} layers and its config names {len(config.diff_ids)}: they must be as many"
-        )
-    return [_checked_layer(blobs, digest, diff_id) for digest, diff_id in zip(digests, config.diff_ids, strict=True)]
-
-
-def _checked_layer(blobs: Any, digest: str, diff_id: str) -> StoredLayer:
-    with blobs.open(digest) as file:
-        head = file.read(512)
-        if digest != diff_id:
-            os.lseek(file.fileno(), 0, os.SEEK_SET)
-            found, _ = BlobStream(file.fileno(), max_bytes=_MAX_BYTES).finish()
-            if found != diff_id:
-                raise LayerError(
-                    f"layer {digest} unpacks to {found}, its config says {diff_id}",
-                    resolution="the archive is damaged: save it again",
-                )
-    return StoredLayer(diff_id, digest, media_type_of(head), blobs.size(digest))
 
 
 def _lookup(contents: _Contents, name: str) -> str:

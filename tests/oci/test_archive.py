@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from labkernel.errors import CorruptBlob, ImageError, UsageError
-from labkernel.oci.archive import SavedImage, StoredLayer, load_archive, save_archive
+from labkernel.errors import CorruptBlob, ImageError, LayerError, ManifestError, UsageError
+from labkernel.oci.archive import Bounds, SavedImage, StoredLayer, load_archive, save_archive
 from labkernel.oci.config import encode, new_document
-from labkernel.oci.manifest import OCI_CONFIG, Descriptor, digest_of, make_index, make_manifest
+from labkernel.oci.manifest import OCI_CONFIG, OCI_INDEX, Descriptor, digest_of, make_index, make_manifest
 from labkernel.store.blobs import Blobs
 from labkernel.store.layout import Layout
 
@@ -163,3 +163,71 @@ def test_what_skopeo_writes_is_loaded(blobs: Blobs, others: Blobs, tmp_path: Pat
     (found,) = load_archive(others, tmp_path / "b.tar")
     assert digest_of(found.config) == saved.config
     assert [tag.removeprefix("docker.io/library/") for tag in found.tags] == ["web:1"]
+
+
+def layout_of(documents: list[bytes], top: bytes, **more: bytes) -> bytes:
+    files = {f"blobs/{digest_of(raw).replace(':', '/')}": raw for raw in documents}
+    return tar_of({**files, **more, "index.json": top, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'})
+
+
+def index_of(inner: bytes, times: int) -> bytes:
+    return make_index([Descriptor(media_type=OCI_INDEX, digest=digest_of(inner), size=len(inner))] * times).raw
+
+
+def test_indexes_that_name_each_other_many_times_are_refused(others: Blobs) -> None:
+    """Four of a hundred entries each are a hundred million."""
+    documents = [make_index([]).raw]
+    for _ in range(3):
+        documents.append(index_of(documents[-1], 100))
+    with pytest.raises(ManifestError, match="name more than"):
+        load_archive(others, io.BytesIO(layout_of(documents, index_of(documents[-1], 100))))
+
+
+def test_bounds_are_kept_and_one_layer_is_read_once(others: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 400
+    packed = gzip.compress(LAYER, mtime=0)
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [DIFF_ID] * count}}).encode()
+    listed = json.dumps([{"Config": "c.json", "Layers": ["l.tar"] * count, "RepoTags": ["web:1"]}]).encode()
+    data = tar_of({"c.json": config, "l.tar": packed, "manifest.json": listed})
+    opened: list[str] = []
+    real = others.open
+    monkeypatch.setattr(others, "open", lambda digest: (opened.append(digest), real(digest))[1])
+    (found,) = load_archive(others, io.BytesIO(data))
+    assert len(found.layers) == count
+    assert opened.count(digest_of(packed)) == 1
+    with pytest.raises(ManifestError, match="400 layers"):
+        load_archive(others, io.BytesIO(data), bounds=Bounds(layers=100))
+    for bounds in (Bounds(layer_bytes=1000), Bounds(image_bytes=1000)):
+        with pytest.raises(ImageError, match="limits"):
+            load_archive(others, io.BytesIO(tar_of({"l.tar": LAYER})), bounds=bounds)
+    packed = gzip.compress(bytes(1 << 20), mtime=0)
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [DIFF_ID]}}).encode()
+    listed = json.dumps([{"Config": "c.json", "Layers": ["l.tar"]}]).encode()
+    data = tar_of({"c.json": config, "l.tar": packed, "manifest.json": listed})
+    with pytest.raises(LayerError, match="more than"):
+        load_archive(others, io.BytesIO(data), bounds=Bounds(layer_bytes=1 << 19))
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        (b"[" * 200_000, "not as it should be"),
+        (b"[1]", "not as it should be"),
+        (b'[{"Config":5,"Layers":[],"RepoTags":"x"}]', "names 5"),
+        (b'[{"Config":"../../etc/passwd","Layers":[]}]', "does not hold"),
+        (b'{"a":1}', "not as it should be"),
+        (b'[{"Config":"c","Layers":5}]', "not as it should be"),
+    ],
+)
+def test_a_manifest_json_of_nonsense(others: Blobs, document: bytes, words: str) -> None:
+    with pytest.raises(ManifestError, match=words):
+        load_archive(others, io.BytesIO(tar_of({"manifest.json": document})))
+
+
+def test_what_a_failed_load_stored_is_told(others: Blobs) -> None:
+    there = others.put(b"there before").digest
+    stored: list[str] = []
+    with pytest.raises(ImageError):
+        load_archive(others, io.BytesIO(tar_of({"a": b"there before", "b": b"new"})), stored=stored)
+    assert stored == [digest_of(b"new")]
+    assert others.has(there)
