@@ -491,9 +491,7 @@ def split_tag(reference: str | None) -> tuple[str | None, str | None]:
 def tar_output(host: Host, output: str | None) -> Any:
     """Where an archive goes: the file (written beside, then renamed), or stdout when that is no terminal."""
     if output:
-        path = host.working_dir() / output
-        # A device, a pipe or a terminal is written to: replacing /dev/null by a file would harm the whole machine.
-        return _FileOutput(path) if path.is_file() or not path.exists() else _open_output(path)
+        return _FileOutput(host.working_dir() / output)
     stream = host.stdout_binary()
     if stream is None:
         raise UsageError(
@@ -506,15 +504,9 @@ def tar_output(host: Host, output: str | None) -> Any:
     return nullcontext(stream)
 
 
-def _open_output(path: Path, shown: Path) -> Any:
-    try:
-        return path.open("wb")
-    except OSError as err:
-        raise UsageError(f"open {shown}: {(err.strerror or str(err)).lower()}", exit_code=1) from None
-
-
 class _FileOutput:
-    """A file that appears whole or not at all. What is there and no file (a pipe, /dev/null) is written to instead."""
+    """A file that appears whole or not at all. What is there and no file (a pipe, /dev/null) is written to instead:
+    replacing /dev/null by a file would harm the whole machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -524,7 +516,10 @@ class _FileOutput:
             self.partial = self.target.with_name(f".{self.target.name}.partial")
 
     def __enter__(self) -> Any:
-        self.stream = _open_output(self.partial or self.target, self.path)
+        try:
+            self.stream = (self.partial or self.target).open("wb")
+        except OSError as err:
+            raise UsageError(f"open {self.path}: {(err.strerror or str(err)).lower()}", exit_code=1) from None
         return self.stream
 
     def __exit__(self, kind: object, *_: object) -> None:
