@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .building.agents import open_agents
 from .building.cache import BuildCache
 from .building.checks import surroundings
 from .building.copylayers import layer_maker
@@ -64,14 +65,14 @@ _SHOWN_LINES = 12
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket; `allow`:
-    entitlements; `extra_hosts`: name:address; `cache_from` and `cache_to`: directories or
-    CachePlaces (building/remotecache.py); `memory_bytes`: limit of a
-    RUN, 0 for none; `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built;
-    `stopping`: called at the start with what stops the build, from any thread."""
+    """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket, or of one
+    or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
+    `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
+    `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built; `stopping`: called at
+    the start with what stops the build, from any thread."""
 
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    ssh: Mapping[str, str] = field(default_factory=dict)
+    ssh: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     allow: Sequence[str] = ()
     no_cache_filter: Sequence[str] = ()
     pull: bool = False
@@ -251,27 +252,26 @@ class _Build:
     ) -> BuildResult:
         from .building.context import Context
 
-        epoch = self._build_args.get("SOURCE_DATE_EPOCH")
-        if epoch is not None and not epoch.isdigit():
+        # An ARG before the first FROM gives it too, and its words count when they are not empty.
+        epoch = self._build_args.get("SOURCE_DATE_EPOCH") or self._scope.get("SOURCE_DATE_EPOCH") or None
+        if epoch is not None and not (epoch.isascii() and epoch.isdigit()):
             raise UsageError(f"invalid SOURCE_DATE_EPOCH: {epoch}", resolution="seconds since 1970, as a number")
-        self._settings = Settings(
-            build_args=self._build_args,
-            no_cache=no_cache,
-            network=network,
-            epoch_s=int(epoch) if epoch is not None else None,
-            escape=self._program.dockerfile.escape,
-            secrets=self._options.secrets,
-            ssh=self._options.ssh,
-            allow=frozenset(self._options.allow),
-            extra_hosts=tuple(self._options.extra_hosts),
-            memory_bytes=self._options.memory_bytes,
-        )
         if self._options.stopping is not None:
             self._options.stopping(self._running.stop)
-        with (
-            Context(directory, files, self._builds.layout, self._builds.db, ignore=ignore) as self._context,
-            self._finisher,
-        ):
+        context = Context(directory, files, self._builds.layout, self._builds.db, ignore=ignore)
+        with open_agents(self._options.ssh) as ssh, context as self._context, self._finisher:
+            self._settings = Settings(
+                build_args=self._build_args,
+                no_cache=no_cache,
+                network=network,
+                epoch_s=int(epoch) if epoch is not None else None,
+                escape=self._program.dockerfile.escape,
+                secrets=self._options.secrets,
+                ssh=ssh,
+                allow=frozenset(self._options.allow),
+                extra_hosts=tuple(self._options.extra_hosts),
+                memory_bytes=self._options.memory_bytes,
+            )
             self._check()
             images = self._builds.images
             self._cache.elsewhere = import_caches(images, cache_places(self._options.cache_from), notify=self._warn)

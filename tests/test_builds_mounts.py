@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -150,9 +151,28 @@ def test_an_ssh_agent_is_forwarded(engine: Engine, tmp_path: Path) -> None:
         os.chdir(tmp_path)  # a short name
         agent.bind("agent")
         agent.listen()
-        text = BASE + "RUN --mount=type=ssh [ -S $SSH_AUTH_SOCK ] && echo $SSH_AUTH_SOCK > /seen\n"
+        text = BASE + (
+            "RUN --mount=type=ssh [ -S $SSH_AUTH_SOCK ] && echo $SSH_AUTH_SOCK > /seen\n"
+            "RUN --mount=type=ssh,target=/own,mode=0660 stat -c '%F %a' /own >> /seen\n"
+        )
         result = build(engine, text, ssh={"default": str(place)})
-    assert output(engine, result.image, "cat /seen; echo [$SSH_AUTH_SOCK]") == "/run/buildkit/ssh_agent.0\n[]\n"
+    seen = "/run/buildkit/ssh_agent.0\nsocket 660\n[]\n"
+    assert output(engine, result.image, "cat /seen; echo [$SSH_AUTH_SOCK]") == seen
+
+
+@pytest.mark.skipif(shutil.which("ssh-add") is None, reason="no openssh-client on this machine")
+def test_an_ssh_key_is_used_and_stays_nowhere(engine: Engine, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    # `nc` of busybox has no unix sockets: what an agent says is tested below, here where the socket is
+    text = BASE + "RUN --mount=type=ssh,id=k,required [ -S $SSH_AUTH_SOCK ] && echo $SSH_AUTH_SOCK > /seen\n"
+    result = build(engine, text, ssh={"k": [str(key)]})
+    assert output(engine, result.image, "cat /seen") == "/run/buildkit/ssh_agent.0\n"
+    inside = key.read_text().splitlines()[2]
+    found = subprocess.run(["grep", "-rlF", inside, str(engine.layout.root)], capture_output=True, check=False)
+    assert found.stdout == b""
+    with pytest.raises(BuildError, match="unset ssh forward key other"):
+        build(engine, BASE + "RUN --mount=type=ssh,id=other,required true\n", ssh={"k": [str(key)]})
 
 
 def test_networks(engine: Engine) -> None:

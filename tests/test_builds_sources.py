@@ -280,7 +280,7 @@ def test_flags_of_the_command(cli: Cli, engine: Engine, tmp_path: Path) -> None:
         (["--secret", "id=t,src=missing"], b"failed to stat"),
         (["--add-host", "x:y"], b"invalid IP address"),
         (["--allow", "all"], b"invalid entitlement"),
-        (["--ssh", "default=token"], b"not the socket of an ssh agent"),
+        (["--ssh", "default=token"], b"cannot be loaded"),
         (["--cache-from", "type=local,src=ctx-none"], b"holds no build cache"),
     ):
         done = cli("build", *bad, ".")

@@ -26,6 +26,7 @@ from ..dockerfile.mounts import Mount
 from ..errors import BuildError
 from ..oci.selection import selection_digest
 from ..store.locks import names_file, try_flock
+from .agents import answering
 from .cache import digest_of
 
 if TYPE_CHECKING:
@@ -41,12 +42,14 @@ FindSource = Callable[[str, str | None], tuple[Any, list[dict[str, Any]]]]
 
 @dataclass
 class RunMounts:
-    """The mounts of one RUN. `inputs` is their part of the cache key."""
+    """The mounts of one RUN. `inputs` is their part of the cache key; `namespace` sets cache mounts apart from those of
+    other builds (BUILDKIT_CACHE_MOUNT_NS)."""
 
     mounts: list[tuple[Mount, str, Any, list[dict[str, Any]]]] = field(default_factory=list)
     inputs: dict[str, str] = field(default_factory=dict)
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     ssh: Mapping[str, str] = field(default_factory=dict)
+    namespace: str = ""
 
 
 def plan_mounts(
@@ -56,9 +59,10 @@ def plan_mounts(
     find_source: FindSource,
     secrets: Mapping[str, bytes],
     ssh: Mapping[str, str],
+    namespace: str = "",
 ) -> RunMounts:
     """Check `mounts` and find their sources. Raises BuildError in BuildKit's words."""
-    plan = RunMounts(secrets=secrets, ssh=ssh)
+    plan = RunMounts(secrets=secrets, ssh=ssh, namespace=namespace)
     for number, mount in enumerate(mounts):
         target = _target(mount, workdir, number)
         origin: Any = None
@@ -75,7 +79,7 @@ def plan_mounts(
         elif mount.type == "ssh" and mount.required and (mount.id or "default") not in ssh:
             raise BuildError(
                 f"unset ssh forward key {mount.id or 'default'}",
-                resolution="start an ssh-agent and build with --ssh default",
+                resolution="give it to the build: --ssh default for an agent, --ssh default=KEYFILE for a key",
             )
         plan.mounts.append((mount, target, origin, selected))
         shown = {key: value for key, value in vars(mount).items() if value not in (None, False)}
@@ -129,18 +133,22 @@ def attach(
             single = selected[0]["entries"][0][1] != "d"
             mounts.append(_bind(f"{to}/file" if single else to, target, readonly=mount.readonly))
         elif mount.type == "cache":
-            data = stack.enter_context(_held(layout, mount, target, selected, stopped)) / "data"
+            data = stack.enter_context(_held(layout, mount, _cache_id(plan, mount, target), selected, stopped)) / "data"
             mode = 0o755 if mount.mode is None else mount.mode
             owner = {"uid": mount.uid or 0, "gid": mount.gid or 0, "mode": mode}
             operations.append({"do": "cache", "to": str(data), "from": origin, "selected": selected, **owner})
             mounts.append(_bind(str(data), target, readonly=mount.readonly))
         elif mount.type == "secret":
             _attach_secret(plan, mount, target, directory / f"secret{number}", operations, mounts, environment)
-        else:
-            socket = plan.ssh.get(mount.id or "default")
-            if socket is not None:
-                mounts.append(_bind(socket, target, readonly=False))
-                environment.append(f"SSH_AUTH_SOCK={target}")
+        elif (agent := plan.ssh.get(mount.id or "default")) is not None:
+            socket = directory / f"ssh{number}"
+            stack.enter_context(answering(agent, socket))
+            mode = 0o600 if mount.mode is None else mount.mode
+            operations.append(
+                {"do": "own", "to": str(socket), "uid": mount.uid or 0, "gid": mount.gid or 0, "mode": mode}
+            )
+            mounts.append(_bind(str(socket), target, readonly=False))
+            environment.append(f"SSH_AUTH_SOCK={target}")
     return operations, mounts, environment
 
 
@@ -180,13 +188,17 @@ def _bind(source: str, target: str, *, readonly: bool) -> dict[str, Any]:
 # -- caches ----------------------------------------------------------------------------------------------------------
 
 
+def _cache_id(plan: RunMounts, mount: Mount, target: str) -> str:
+    identity = mount.id or target
+    return f"{plan.namespace}/{identity}" if plan.namespace else identity
+
+
 @contextmanager
 def _held(
-    layout: Layout, mount: Mount, target: str, selected: Sequence[dict[str, Any]], stopped: Callable[[], bool]
+    layout: Layout, mount: Mount, identity: str, selected: Sequence[dict[str, Any]], stopped: Callable[[], bool]
 ) -> Iterator[Path]:
     """The directory of a cache mount, locked as its sharing says: `locked` alone, `shared` with others; `private` is
     the first copy that nobody uses."""
-    identity = mount.id or target
     first = selection_digest(selected) if selected else ""
     key = digest_of("cache mount", 1, identity, first, mount.uid or 0, mount.gid or 0, mount.mode)
     sharing = mount.sharing or "shared"
@@ -200,7 +212,7 @@ def _held(
             continue  # pruned meanwhile
         try:
             if _lock(fd, exclusive=sharing != "shared") and names_file(path, fd):
-                about = {"id": identity, "target": target, "used_at": time.time()}
+                about = {"id": identity, "target": mount.target, "used_at": time.time()}
                 (path / "about.json").write_text(json.dumps(about))
                 yield path
                 return

@@ -29,7 +29,11 @@ BUILD_FLAGS = [
     flag("--pull", help="Always attempt to pull all referenced images"),
     many("--label", help="Set metadata for an image"),
     many("--secret", metavar="stringArray", help="Secret to expose to the build (id=mysecret[,src=FILE|env=NAME])"),
-    many("--ssh", metavar="stringArray", help="SSH agent socket to expose to the build (default|<id>[=<socket>])"),
+    many(
+        "--ssh",
+        metavar="stringArray",
+        help="SSH agent socket or keys to expose to the build (default|<id>[=<socket>|<key>[,<key>]])",
+    ),
     option("--network", metavar="string", default="default", help="Set the networking mode for RUN instructions"),
     many("--add-host", metavar="strings", help="Add a custom host-to-IP mapping (host:ip)"),
     option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
@@ -117,20 +121,17 @@ def _secret(host: Host, word: str) -> tuple[str, bytes]:
         ) from None
 
 
-def _agent(host: Host, word: str) -> tuple[str, str]:
+def _agent(host: Host, word: str) -> tuple[str, list[str]]:
+    """`ID[=SOCKET|KEY[,KEY]]`: the id, and the paths of a socket or of keys."""
     name, _, given = word.partition("=")
-    socket = given or os.environ.get("SSH_AUTH_SOCK", "")
-    if not socket:
+    given = given or os.environ.get("SSH_AUTH_SOCK", "")
+    if not given:
         raise UsageError(
-            "invalid empty ssh agent socket: SSH_AUTH_SOCK is not set", resolution="start one: eval $(ssh-agent)"
+            "invalid empty ssh agent socket: SSH_AUTH_SOCK is not set",
+            resolution="start one: eval $(ssh-agent), or give a key: --ssh default=KEYFILE",
+            exit_code=1,
         )
-    path = host.working_dir() / Path(socket).expanduser()
-    if not path.is_socket():
-        raise UsageError(
-            f"--ssh {word}: {path} is not the socket of an ssh agent",
-            resolution="keys as files are not supported: ssh-add them to an agent, then --ssh default",
-        )
-    return name, str(path)
+    return name or "default", [str(host.working_dir() / Path(path).expanduser()) for path in given.split(",") if path]
 
 
 def _extra_host(word: str) -> str:

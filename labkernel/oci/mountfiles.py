@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -34,7 +35,7 @@ def prepare(
     of `selection.select`}: its content, or the file itself as `to`/file; files of the context become root's;
     {"do": "cache", "to": directory, "uid", "gid", "mode", and "from" and "selected" for its first content}: made, all
     or nothing, unless it is there;
-    {"do": "own", "to": file, "uid", "gid", "mode"}.
+    {"do": "own", "to": file or socket, "uid", "gid", "mode"}.
 
     Raises LayerError, DriverError without overlay, OSError. Returns {}.
     """
@@ -86,9 +87,18 @@ def _make_cache(base: str, operation: dict[str, Any], fds: Sequence[int], *, use
 
 
 def _own(path: str, operation: dict[str, Any]) -> None:
+    uid, gid = operation["uid"], operation["gid"]
+    if stat.S_ISSOCK(os.lstat(path).st_mode):
+        # It cannot be opened, nor carry an owner that no id here is mapped to; then it stays ours, who are root there.
+        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            ownership.set_owner_at(folder, os.fsencode(os.path.basename(path)), uid, gid)
+        finally:
+            os.close(folder)
+        os.chmod(path, operation["mode"])
+        return
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        uid, gid = operation["uid"], operation["gid"]
         if (uid, gid) != (0, 0):
             ownership.set_owner(fd, uid, gid)
         os.fchmod(fd, operation["mode"])
