@@ -53,11 +53,6 @@ class _Transfer:
         self._fds: list[int] = []
         self._sources = [stage.expand(word) for word in step.sources]
         self._dest = destination(stage.expand(step.dest), stage.state.config.get("WorkingDir"))
-        if len(step.ordered) > 1 and not self._dest.endswith("/"):
-            raise BuildError(
-                f"When using {step.name} with more than one source file, "
-                "the destination must be a directory and end with a /"
-            )
         self._chown = stage.expand(step.chown) if step.chown else None
         self._chmod = stage.expand(step.chmod) if step.chmod else None
         self._exclude = [stage.expand(word) for word in step.exclude]
@@ -67,7 +62,8 @@ class _Transfer:
         step, stage = self._step, self._stage
         texts = [self._heredoc_text(doc) for doc in step.contents]
         found = self._find()
-        common = {"dest": self._dest, "chmod": self._chmod, "mtime_ns": stage.mtime_ns()}
+        common: dict[str, Any] = {"dest": self._dest, "chmod": self._chmod, "mtime_ns": stage.mtime_ns()}
+        common["several"] = len(step.ordered) > 1
         operations: list[dict[str, Any]] = [
             {"do": "write", "name": doc.name, "data": text, "owner": self._chown or "", **common}
             for doc, text in zip(step.contents, texts, strict=True)
@@ -85,7 +81,7 @@ class _Transfer:
         inputs |= {"link": "true"} if step.link else {}
         lowers = [] if step.link else stage.state.layers
         return LayerPlan(
-            f"{words} # labkernel",
+            f"{self._shown()} # labkernel",
             words,
             inputs | {SELECTION: selection_digest(selected)},
             lambda: stage.maker.place(
@@ -94,7 +90,17 @@ class _Transfer:
             linked=bool(step.link),
         )
 
+    def _shown(self) -> str:
+        """As BuildKit words it in the history: the destination as it is written, of the flags those about the files."""
+        step = self._step
+        flags = ["--parents"] if self._parents else []
+        flags += [f"--chown={self._chown}"] if self._chown else []
+        flags += [f"--chmod={self._chmod}"] if self._chmod else []
+        documents = [f"<<{doc.name}" for doc in step.contents]
+        return " ".join([step.name, *flags, *self._sources, *documents, self._stage.expand(step.dest)])
+
     def _words(self) -> str:
+        """What identifies the step in the cache, beside the content of its inputs."""
         step = self._step
         flags = [f"--chown={self._chown}"] if self._chown else []
         flags += [f"--chmod={self._chmod}"] if self._chmod else []
@@ -187,7 +193,7 @@ class _Transfer:
     def _heredoc_text(self, doc: Heredoc) -> str:
         if not doc.expand:
             return doc.text
-        return expand_heredoc(doc.text, self._stage.state.variables(), escape=self._stage.settings.escape)
+        return expand_heredoc(doc.text, self._stage.state.variables())
 
 
 def scan_stage(

@@ -108,9 +108,10 @@ def expand_words(word: str, env: Mapping[str, str], *, escape: str = "\\") -> li
     return Lexer(escape).process(word, env).words
 
 
-def expand_heredoc(content: str, env: Mapping[str, str], *, escape: str = "\\") -> str:
-    """The body of an unquoted heredoc in COPY or ADD: quotes and unescaped backslashes are plain text."""
-    return Lexer(escape, raw_escapes=True, skip_quotes=True).process(content, env).result
+def expand_heredoc(content: str, env: Mapping[str, str]) -> str:
+    """The body of an unquoted heredoc in COPY or ADD: quotes are plain text, and a backslash, whatever the escape
+    character of the file, takes the meaning of what follows it and goes away."""
+    return Lexer(skip_quotes=True).process(content, env).result
 
 
 def references(word: str, *, escape: str = "\\") -> set[str]:

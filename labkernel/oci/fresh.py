@@ -57,14 +57,18 @@ class Filler:
         self._entries: Sequence[Sequence[Any]] = item["entries"]
         self._owner = owner
         self._chmod: str | None = operation.get("chmod")
+        self._mtime_ns: int | None = operation.get("mtime_ns")
         # What is made belongs to us already, as long as no directory gives its group on.
-        inherits = any(entry[2] & stat.S_ISGID for entry in self._entries if entry[1] == "d")
+        inherits = any(entry[2] & stat.S_ISGID for entry in self._entries[1:] if entry[1] == "d")
         self._own = owner == (os.geteuid(), os.getegid()) and not inherits and not self._chmod
 
     def __call__(self, packer: Packer, fd: int, path: bytes) -> None:
         """Fill the directory `fd`, which is called `path` in the tar, and write both it and its content there."""
         umask = os.umask(0)
-        levels = [_Level(b"", os.dup(fd), self._source.open_directory(self._base), self._entries[0])]
+        # Of the directory that is copied only the content is: this one has attributes of its own.
+        mtime_ns = self._mtime_ns if self._mtime_ns is not None else os.fstat(fd).st_mtime_ns
+        top = ["", "d", 0o755, 0, mtime_ns, ""]
+        levels = [_Level(b"", os.dup(fd), self._source.open_directory(self._base), top)]
         try:
             self._enter(packer, levels[0], path)
             for entry in self._entries[1:]:
@@ -92,7 +96,8 @@ class Filler:
 
     def _mode(self, entry: Sequence[Any]) -> int:
         mode: int = entry[2]
-        return change_mode(self._chmod, mode, directory=entry[1] == "d") if self._chmod else mode
+        # `--chmod` is for what is copied, which the directory at the top is not.
+        return change_mode(self._chmod, mode, directory=entry[1] == "d") if self._chmod and entry[0] else mode
 
     def _enter(self, packer: Packer, level: _Level, path: bytes) -> None:
         if not self._own:

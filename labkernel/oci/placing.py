@@ -54,16 +54,14 @@ class Placer:
         real = self.resolve(path)
         self._open_made(real)
 
-    def copy(self, source: Root, selected: Sequence[dict[str, Any]], dest: str) -> None:
-        """Copy what `selection.select` found in `source` to `dest` (absolute; ends with / for a directory)."""
+    def copy(self, source: Root, selected: Sequence[dict[str, Any]], dest: str, *, several: bool = False) -> None:
+        """Copy what `selection.select` found in `source` to `dest` (absolute; ends with / for a directory). `several`:
+        there are sources beside these, so a file needs a directory to go into."""
         target = self.resolve(dest)
         into = dest.endswith("/") or self._is_directory(target)
         files = [item for item in selected if item["entries"][0][1] != "d" and "parents" not in item]
-        if len(selected) > 1 and files and not into:
-            raise LayerError(
-                f"several files cannot become the one file {dest}",
-                resolution="end the destination with a slash to make it a directory",
-            )
+        if (several or len(selected) > 1) and files and not into:
+            raise _several(dest)
         for item in selected:
             if "parents" in item:
                 self._copy_with_parents(source, item, target)
@@ -77,11 +75,13 @@ class Placer:
                 self._copy_entry(source, item, item["entries"][0], below)
         self.finish()
 
-    def write(self, name: str, data: bytes, dest: str) -> None:
-        """A file of a heredoc, or of the caller's own."""
+    def write(self, name: str, data: bytes, dest: str, *, several: bool = False) -> None:
+        """A file of a heredoc, or of the caller's own; `several` as for `copy`."""
         target = self.resolve(dest)
         if dest.endswith("/") or self._is_directory(target):
             target = _join(target, os.fsencode(name))
+        elif several:
+            raise _several(dest)
         self._open_made(target.rpartition(b"/")[0])
         parent, last = self._cleared(target)
         fd = os.open(last, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
@@ -97,14 +97,10 @@ class Placer:
     # -- places ------------------------------------------------------------------------------------------------
 
     def resolve(self, dest: str) -> bytes:
-        """The destination without links; what is missing stays as it is written."""
-        path = clamp_path(os.fsencode(dest))
-        parts = path.split(b"/") if path else []
-        for count in range(len(parts), 0, -1):
-            real = follow(self._root, b"/".join(parts[:count]))
-            if real is not None:
-                return _join(real, *parts[count:])
-        return path
+        """The destination without links, also where they lead to what is not there yet."""
+        real = follow(self._root, clamp_path(os.fsencode(dest)), missing=True)
+        assert real is not None
+        return real
 
     def _is_directory(self, path: bytes) -> bool:
         status = self._root.lstat(path)
@@ -157,14 +153,14 @@ class Placer:
         there = self._root.lstat(target)
         if there is not None and not stat.S_ISDIR(there.st_mode):
             raise LayerError(f"cannot copy to non-directory: /{os.fsdecode(target)}")
-        if target:
-            self._open_made(target.rpartition(b"/")[0])
         for entry in item["entries"]:
             path = _join(target, os.fsencode(entry[0])) if entry[0] else target
-            if entry[1] == "d":
-                self._copy_directory_entry(source, item, entry, path, keep=not entry[0])
-            else:
+            if entry[1] != "d":
                 self._copy_entry(source, item, entry, path)
+            elif entry[0] or "parents" in item:
+                self._copy_directory_entry(source, item, entry, path)
+            elif target:
+                self._open_made(target)  # only what is in a directory is copied, so nothing of its own attributes
 
     def _copy_with_parents(self, source: Root, item: dict[str, Any], target: bytes) -> None:
         """COPY --parents: the directories above, with the attributes they have in the source, then the source."""
@@ -172,21 +168,15 @@ class Placer:
             self._open_made(target)
         for name, mode, mtime_ns, real in item["parents"]:
             below = _join(target, os.fsencode(name))
-            self._copy_directory_entry(source, {"path": real}, ["", "d", mode, 0, mtime_ns, ""], below, keep=False)
+            self._copy_directory_entry(source, {"path": real}, ["", "d", mode, 0, mtime_ns, ""], below)
         below = _join(target, os.fsencode(item["name"]))
         if item["entries"][0][1] == "d":
             self._copy_directory(source, item, below)
         else:
             self._copy_entry(source, item, item["entries"][0], below)
 
-    def _copy_directory_entry(
-        self, source: Root, item: dict[str, Any], entry: Sequence[Any], path: bytes, *, keep: bool
-    ) -> None:
-        # An existing destination keeps its attributes; directories below it take those of the source.
-        if self._is_directory(path):
-            if keep:
-                return
-        else:
+    def _copy_directory_entry(self, source: Root, item: dict[str, Any], entry: Sequence[Any], path: bytes) -> None:
+        if not self._is_directory(path):
             real = follow(self._root, path)
             if real is not None and self._is_directory(real):
                 return  # a link to a directory: files go through it
@@ -285,6 +275,14 @@ class Placer:
         finally:
             os.close(fd)
         return True
+
+
+def _several(dest: str) -> LayerError:
+    return LayerError(
+        "with more than one source file, the destination must be a directory and end with a /",
+        details=f"{dest} is no directory yet",
+        resolution=f"write {dest}/",
+    )
 
 
 def find_owner(root: Root, text: str) -> tuple[int, int]:

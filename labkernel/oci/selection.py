@@ -220,8 +220,9 @@ def content_digest(dir_fd: int, name: bytes, path: bytes, status: os.stat_result
         os.close(fd)
 
 
-def follow(root: Root, path: bytes) -> bytes | None:
-    """The real path inside the root, the last component followed too; None when there is nothing.
+def follow(root: Root, path: bytes, *, missing: bool = False) -> bytes | None:
+    """The real path inside the root, the last component followed too; None when there is nothing, unless `missing`:
+    then what is not there yet stays as it is written, behind the links that lead to it.
 
     Raises LayerError for a loop of links.
     """
@@ -237,9 +238,9 @@ def follow(root: Root, path: bytes) -> bytes | None:
             continue
         here = b"/".join([*done, part])
         status = root.lstat(here)
-        if status is None:
+        if status is None and not missing:
             return None
-        if not stat.S_ISLNK(status.st_mode):
+        if status is None or not stat.S_ISLNK(status.st_mode):
             done.append(part)
             continue
         links += 1

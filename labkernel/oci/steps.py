@@ -50,9 +50,9 @@ def make_layer(
     Operations, each with "owner" (`user[:group]`, "" for
     0:0, None to keep) and optional "mtime_ns":
     {"do": "mkdir", "path"};
-    {"do": "write", "name", "data" (text, surrogates for bytes), "dest", "chmod"};
+    {"do": "write", "name", "data" (text, surrogates for bytes), "dest", "chmod", "several"};
     {"do": "copy", "from": index into `fds` or a list of lower directories, "selected": of `selection.select`, "dest",
-    "chmod", "unpack", "archive_owner"}.
+    "chmod", "unpack", "archive_owner", "several" (more sources than these)}.
 
     Raises LayerError, DriverError without overlay, OSError.
     """
@@ -153,7 +153,7 @@ def operate(
     userxattr: bool,  # noqa: FBT001
 ) -> list[str]:
     """Carry out one operation of a plan in the open root; returns warnings."""
-    mtime_ns = operation.get("mtime_ns")
+    mtime_ns, several = operation.get("mtime_ns"), bool(operation.get("several"))
     owner, archive_owner = _owner(root, operation.get("owner")), _owner(root, operation.get("archive_owner"))
     placer = Placer(
         root,
@@ -167,7 +167,7 @@ def operate(
         placer.make_directory(operation["path"])
     elif operation["do"] == "write":
         data = operation["data"].encode("utf-8", "surrogateescape")
-        placer.write(operation["name"], data, operation["dest"])
+        placer.write(operation["name"], data, operation["dest"], several=several)
     else:
         with ExitStack() as stack:
             origin = operation["from"]
@@ -175,7 +175,7 @@ def operate(
                 source = stack.enter_context(Root(os.dup(fds[origin])))
             else:
                 source = stack.enter_context(mounted(f"{base}/source", origin, userxattr=userxattr))
-            placer.copy(source, operation["selected"], operation["dest"])
+            placer.copy(source, operation["selected"], operation["dest"], several=several)
     return placer.warnings
 
 

@@ -30,7 +30,8 @@ def test_other_escape() -> None:
 
 
 def test_heredoc_bodies_keep_quotes() -> None:
-    assert expand_heredoc('it\'s "$N" \\n \\$N', ENV) == 'it\'s "1" \\n \\$N'
+    assert expand_heredoc('it\'s "$N" \\\\n \\$N', ENV) == 'it\'s "1" \\n $N'
+    assert expand_heredoc("a\\\nb\\c", ENV) == "a\nbc"
 
 
 def test_references() -> None:
