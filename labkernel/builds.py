@@ -29,7 +29,7 @@ from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.transport import export_directory
 from .building.unchanged import forget as forget_records
-from .dockerfile.graph import global_scope, stage_dependencies, verify
+from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, verify
 from .dockerfile.ignorefile import ignore_matcher
 from .dockerfile.instructions import (
     From,
@@ -198,6 +198,7 @@ class Builds:
         """The build checks alone (`build --check`). `ignore`: the text of the .dockerignore. Raises DockerfileError for
         what could not be built at all."""
         program = verify(dockerfile)
+        refuse_later(program, range(len(program.stages)))
         given = dict(build_args or {})
         wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
         scope = global_scope(program, given, _platform())
@@ -231,6 +232,7 @@ class _Build:
         self._target = _find_target(program, target)
         self._needs = stage_dependencies(program, self._scope)
         self._order = needed_stages(self._needs, self._target.index)
+        refuse_later(program, sorted(self._order))
         self._total = sum(1 + len(program.stages[index].commands) for index in self._order)
         self._number = 0
         self._states: dict[int, State] = {}
@@ -378,14 +380,14 @@ class _Build:
         if earlier is not None:
             state = self._states[earlier.index].copy()
         elif name == "scratch":
-            state = State(new_document())
+            state = State(new_document(WorkingDir="/"))
         elif not name:
             raise DockerfileError(f"base name ({stage.base}) should not be blank")
         else:
             known = self._builds.images._find(name) is not None and not self._options.pull
             state = State.of_image(self._image(name))
         if "PATH" not in state.environment:
-            state.config["Env"] = [f"PATH={DEFAULT_PATH}", *(state.config.get("Env") or [])]
+            state.config["Env"] = [*(state.config.get("Env") or []), f"PATH={DEFAULT_PATH}"]
         return state, known
 
     def _image(self, name: str) -> Image:

@@ -76,14 +76,13 @@ class FailedStep:
 
 def remember_failure(db: Database, state: State, step: BuildStep) -> None:
     """Record where a build failed; `state` is the stage's, as it was before the step."""
-    environment = {name: value for name, value in state.args.items() if name not in state.environment}
     record = {
         "text": step.text,
         "line": step.line,
         "stage": step.stage,
         "document": state.document,
         "layers": [list(layer) for layer in state.layers],
-        "environment": environment,
+        "environment": state.arguments,
     }
     db.remember(_SETTING, record)
 

@@ -89,18 +89,19 @@ class Running:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """What a RUN may do. `insecure` is all capabilities, no system call filter, no masked paths."""
+    """What a RUN may do, and its host's name. `insecure`: all capabilities, no system call filter, no masked paths."""
 
     network: str = "default"
     insecure: bool = False
     extra_hosts: tuple[str, ...] = ()
     memory_bytes: int = 0
+    hostname: str = "labkernel-build"
     host_masks: tuple[str, ...] = ()
     host_mounts: tuple[dict[str, Any], ...] = field(default=())
 
     def settings(self) -> dict[str, Any]:
         """As settings of a container."""
-        found: dict[str, Any] = {"network_mode": self.network, "hostname": "labkernel-build"}
+        found: dict[str, Any] = {"network_mode": self.network, "hostname": self.hostname}
         if self.insecure:
             found |= {"cap_add": ["ALL"], "security_opt": ["seccomp=unconfined", "systempaths=unconfined"]}
         if self.extra_hosts:
@@ -270,6 +271,9 @@ class LayerMaker:
             cgroup_parent=cgroup_parent(self._layout),
             hidden=sandbox.host_masks,
         )
+        if not any(word.startswith("HOSTNAME=") for word in (*(config.get("Env") or ()), *environment)):
+            # A build's environment is what the Dockerfile says; this one would be in whatever a RUN keeps of it.
+            spec["process"]["env"] = [word for word in spec["process"]["env"] if not word.startswith("HOSTNAME=")]
         if needs_no_mknod(self._driver, settings):
             without_mknod(spec)
         return spec

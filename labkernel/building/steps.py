@@ -39,11 +39,12 @@ DEFAULT_SHELL = ("/bin/sh", "-c")
 
 @dataclass
 class State:
-    """A stage so far: an image without a name. `args` are the ARG values in scope, not part of the image."""
+    """A stage so far: an image without a name. `args` are the ARGs in scope, not part of the image: the value of each,
+    as the last ARG or ENV of that name gave it, None where none did."""
 
     document: dict[str, Any]
     layers: list[LayerInfo] = field(default_factory=list)
-    args: dict[str, str] = field(default_factory=dict)
+    args: dict[str, str | None] = field(default_factory=dict)
     hidden: list[str] = field(default_factory=list)
     mounts: list[dict[str, Any]] = field(default_factory=list)
     command_set: bool = False
@@ -62,14 +63,23 @@ class State:
     def environment(self) -> dict[str, str]:
         return dict(word.partition("=")[::2] for word in self.config.get("Env") or ())
 
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The ARGs that have a value."""
+        return {name: value for name, value in self.args.items() if value is not None}
+
     def variables(self) -> dict[str, str]:
-        """What `$NAME` may mean: ENV wins over ARG."""
-        return {**self.args, **self.environment}
+        """What `$NAME` may mean: of an ARG and an ENV of one name the later one holds, as BuildKit has it."""
+        return {**self.environment, **self.arguments}
 
     def copy(self) -> State:
-        """For another stage FROM this one: ARG values do not follow."""
+        """For another stage FROM this one, which inherits its ARGs too."""
         return State(
-            copy.deepcopy(self.document), list(self.layers), hidden=list(self.hidden), mounts=list(self.mounts)
+            copy.deepcopy(self.document),
+            list(self.layers),
+            dict(self.args),
+            hidden=list(self.hidden),
+            mounts=list(self.mounts),
         )
 
     @classmethod
@@ -177,6 +187,8 @@ class StageBuilder:
             environment = self.state.environment
             for name, value in pairs:
                 environment[name] = value
+                if name in self.state.args:
+                    self.state.args[name] = value
             config["Env"] = [f"{name}={value}" for name, value in environment.items()]
             return "ENV " + " ".join(f"{name}={value}" for name, value in pairs)
         if isinstance(step, ins.Label):
@@ -211,7 +223,7 @@ class StageBuilder:
             return f"STOPSIGNAL {config['StopSignal']}"
         if isinstance(step, ins.Shell):
             config["Shell"] = list(step.shell)
-            return f"SHELL {_quoted(step.shell)}"
+            return f"SHELL [{' '.join(step.shell)}]"
         if isinstance(step, ins.Healthcheck):
             config["Healthcheck"] = _healthcheck(step)
             return f"HEALTHCHECK {json.dumps(config['Healthcheck'])}"
@@ -232,14 +244,15 @@ class StageBuilder:
                 value = self.expand(default)
             elif value is None:
                 value = self._globals.get(name, self._platform.get(name))
-            if value is not None:
+            if value is not None or name not in self.state.args:
                 self.state.args[name] = value
             words.append(name if value is None else f"{name}={value}")
         return "ARG " + " ".join(words)
 
     def _command(self, step: ins.Cmd | ins.Entrypoint) -> str:
         config = self.state.config
-        words = list(step.args) if step.json_form else [*self._shell(), *step.args] if step.args else []
+        # Without an argument too the shell form is a call of the shell; `[]` is what takes a command away.
+        words = list(step.args) if step.json_form else [*self._shell(), " ".join(step.args)]
         key = "Cmd" if isinstance(step, ins.Cmd) else "Entrypoint"
         config[key] = words or None
         if not words:
@@ -262,7 +275,8 @@ class StageBuilder:
         if found is None:
             place = digest_of("config", self.state.chain, step.line)
             self._cache.store(key, None, {"created": created, "text": message, "place": place})
-        self._add_history(message, created, empty=True)
+        if not isinstance(step, ins.Onbuild):  # as BuildKit has it: a trigger leaves its trace where it is carried out
+            self._add_history(message, created, empty=True)
         return Outcome(cached=found is not None)
 
     # -- instructions that make layers --------------------------------------------------------------------------
@@ -296,13 +310,14 @@ class StageBuilder:
             raise _unsupported(step, "RUN --device", "remove the flag")
         sandbox = self._sandbox(step)
         argv, files, shown = self._command_of(step)
-        arguments = self._run_arguments()
-        environment = [f"{name}={value}" for name, value in arguments.items()]
+        variables = {**self._proxies(), **self.state.arguments}
+        environment = [f"{name}={value}" for name, value in variables.items()]
         config = self.state.config
         plan = self._mounts(step)
-        visible = {name: value for name, value in arguments.items() if name not in PROXY_ARGS}
+        # Proxies that no ARG declares are no part of the history, nor of the cache.
+        visible = {name: value or "" for name, value in self.state.args.items()}
         prefix = f"|{len(visible)} {' '.join(f'{k}={v}' for k, v in visible.items())} " if visible else ""
-        inputs = {f"ARG {name}": value for name, value in visible.items()}
+        inputs = {f"ARG {name}": value for name, value in self.state.arguments.items()}
         inputs |= {f"ENV {name}": value for name, value in self.state.environment.items()}
         inputs |= {"USER": config.get("User") or "", "WORKDIR": config.get("WorkingDir") or ""}
         inputs |= {"network": sandbox.network, "argv": digest_of(argv, {k: v.decode() for k, v in files.items()})}
@@ -346,6 +361,7 @@ class StageBuilder:
             insecure=insecure,
             extra_hosts=tuple(self.settings.extra_hosts),
             memory_bytes=self.settings.memory_bytes,
+            hostname=self.settings.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") or Sandbox.hostname,
             host_masks=tuple(self.state.hidden),
             host_mounts=tuple(self.state.mounts),
         )
@@ -364,13 +380,17 @@ class StageBuilder:
             find_source=find_source,
             secrets=self.settings.secrets,
             ssh=self.settings.ssh,
+            namespace=self.settings.build_args.get("BUILDKIT_CACHE_MOUNT_NS", ""),
         )
 
-    def _run_arguments(self) -> dict[str, str]:
-        """ARG values a command sees: those in scope that no ENV hides, and the proxies."""
+    def _proxies(self) -> dict[str, str]:
+        """The proxies given to the build, under both of their names, where no ENV has one."""
+        given = {
+            name.lower(): self.settings.build_args[name] for name in PROXY_ARGS if name in self.settings.build_args
+        }
         environment = self.state.environment
-        proxies = {name: self.settings.build_args[name] for name in PROXY_ARGS if name in self.settings.build_args}
-        return {name: value for name, value in {**proxies, **self.state.args}.items() if name not in environment}
+        both = {name: value for low, value in given.items() for name in (low.upper(), low)}
+        return {name: value for name, value in both.items() if name not in environment}
 
     def _command_of(self, step: ins.Run) -> tuple[list[str], dict[str, bytes], str]:
         """(argv, files the command needs, how the history shows it)."""
@@ -414,7 +434,7 @@ class StageBuilder:
         A `linked` layer (COPY --link) is the same whatever is below it."""
         name = text.split(" ", 1)[0]
         parent = self.state.chain
-        key = digest_of("layer", 1, "" if linked else parent, text, sorted(inputs.items()), self.settings.epoch_s)
+        key = digest_of("layer", 2, "" if linked else parent, text, sorted(inputs.items()), self.settings.epoch_s)
         found = None if self.settings.no_cache else self._cache.find(key)
         if found is not None and found.layer is not None:
             self._append(found.layer, message, found.created)

@@ -38,7 +38,7 @@ def parse_command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the warnings of the build checks as JSON.")
 def check_command(*, as_json: bool) -> None:
     """Exit 0 when the Dockerfile on standard input is acceptable; warnings go to standard error."""
-    from ..dockerfile.graph import verify
+    from ..dockerfile.graph import refuse_later, verify
     from ..dockerfile.lint import lint, lint_error, options
     from ..dockerfile.parser import parse
 
@@ -46,6 +46,7 @@ def check_command(*, as_json: bool) -> None:
     try:
         parsed = parse(text)
         program = verify(parsed)
+        refuse_later(program, range(len(program.stages)))
         settings = options(parsed)
         warnings = lint(program, settings)
         if as_json:

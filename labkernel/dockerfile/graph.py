@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import DockerfileError
 from .instructions import (
@@ -129,6 +129,27 @@ def stage_references(command: Instruction) -> Iterator[str]:
                     yield value
 
 
+def refuse_later(checked: Program, order: Iterable[int]) -> None:
+    """Refuse that one of the stages `order` copies or mounts from a stage below it. Raises DockerfileError.
+
+    As BuildKit: the last stage of a name is meant, and only stages that are built count."""
+    named = {stage.name: stage for stage in checked.stages if stage.name}
+    for index in order:
+        stage = checked.stages[index]
+        for command in stage.commands:
+            verb = "copy" if isinstance(command, Copy) else "mount"
+            for ref in stage_references(command):
+                found = named.get(ref.lower()) or find_numbered_stage(checked.stages, ref)
+                if found is not None and found.index > index:
+                    raise DockerfileError(
+                        f'cannot {verb} from stage "{ref}", it needs to be defined before current stage '
+                        f'"{stage.name or f"stage-{index}"}"',
+                        line=command.line,
+                        end_line=command.end_line,
+                        resolution=f"move the stage that begins on line {found.line} up",
+                    )
+
+
 def find_cycle(needs: Mapping[int, set[int]]) -> int | None:
     """A stage that needs itself in the end, or None. Iterative: a file may hold thousands of stages."""
     state: dict[int, int] = {}
@@ -204,6 +225,8 @@ def _check_base(checked: Program, stage: Stage) -> None:
 
 def _check_values(command: Instruction) -> None:
     try:
+        if isinstance(command, Copy):
+            _check_copy(command)
         if isinstance(command, Copy | Add) and command.chmod and "$" not in command.chmod:
             _check_mode(command.chmod)
         if isinstance(command, Expose):
@@ -212,6 +235,19 @@ def _check_values(command: Instruction) -> None:
                     parse_port(port)
     except DockerfileError as err:
         raise located(err, command.line, command.end_line) from None
+
+
+def _check_copy(command: Copy) -> None:
+    if command.from_ and re.search(r"\$.", command.from_):
+        raise DockerfileError(
+            "variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope "
+            "as a workaround",
+            resolution="ARG NAME before the first FROM, then FROM $NAME AS source and COPY --from=source",
+        )
+    for source in command.sources if not command.from_ else ():
+        if source.startswith(("http://", "https://", "git://", "ssh://", "git@")):
+            what = "a URL" if source.startswith("http") and ".git" not in source else "a git ref"
+            raise DockerfileError(f"source can't be {what} for COPY", resolution="ADD takes it")
 
 
 def _check_mode(mode: str) -> None:

@@ -1,0 +1,140 @@
+"""What BuildKit does where the Dockerfile reference is silent; each rule was seen with `docker build` of the same text
+(BuildKit of Debian's docker.io, and its source where that one is older than the rule)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkernel.engine import Engine
+from labkernel.errors import BuildError, DockerfileError, LabkernelError
+
+BASE = "FROM lab/busybox\n"
+
+
+def output(engine: Engine, image: Any, command: str) -> str:
+    found: bytes = engine.containers.run(image.id, ["sh", "-c", command], remove=True)
+    return found.decode()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    path = tmp_path / "context"
+    (path / "d/sub").mkdir(parents=True)
+    for name in ("x", "y", "d/a", "d/sub/b"):
+        (path / name).write_text(name)
+    (path / "d").chmod(0o1700)
+    (path / "d/sub").chmod(0o2750)
+    return path
+
+
+def test_of_arg_and_env_the_later_one_holds(engine: Engine) -> None:
+    text = BASE + (
+        "ENV A=env\nARG A=arg\nENV SEEN=$A\nRUN echo $A > /a\nARG B=arg\nENV B=env\nRUN echo $B > /b\n"
+        "ARG C=one D=$C-two\nENV SEEN2=$D\n"
+    )
+    image = engine.builds.build(text, build_args={"A": "given"}).image
+    assert output(engine, image, "echo $A $SEEN $B $SEEN2; cat /a /b") == "env given env one-two\ngiven\nenv\n"
+    history = [step.get("created_by") for step in image.raw_config["history"]]
+    assert "RUN |2 A=given B=env /bin/sh -c echo $B > /b # labkernel" in history
+
+
+def test_a_run_sees_what_the_dockerfile_says(engine: Engine) -> None:
+    proxies = {"HTTP_PROXY": "http://proxy:1", "no_proxy": "local"}
+    text = BASE + f"ENV FRESH={os.urandom(8).hex()}\nRUN env > /seen\nARG no_proxy\nRUN true\n"
+    result = engine.builds.build(text, build_args=proxies)
+    names = dict(line.partition("=")[::2] for line in output(engine, result.image, "cat /seen").splitlines())
+    assert {name for name in names if "proxy" in name.lower()} == {"HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"}
+    assert names["http_proxy"] == "http://proxy:1"
+    assert "HOSTNAME" not in names
+    history = str(result.image.raw_config["history"])
+    assert "http://proxy:1" not in history
+    assert "RUN |1 no_proxy=local /bin/sh -c true" in history  # an ARG shows it
+    # another proxy is the same step
+    again = engine.builds.build(text, build_args={**proxies, "HTTP_PROXY": "http://other:2"})
+    assert all(step.cached for step in again.steps)
+
+
+def test_a_copied_directory_gives_its_content_only(engine: Engine, context: Path) -> None:
+    text = BASE + (
+        "COPY d /new\nCOPY --chown=5:6 --chmod=711 d /owned/deep\nCOPY --parents d/sub /with/\nCOPY d x /both/\n"
+        "RUN stat -c '%n %a %u:%g' /new /new/sub /owned /owned/deep /owned/deep/sub /with/d /both /both/sub > /seen\n"
+    )
+    seen = output(engine, engine.builds.build(text, context=context).image, "cat /seen").splitlines()
+    assert seen == [
+        *("/new 755 0:0", "/new/sub 2750 0:0", "/owned 755 5:6", "/owned/deep 755 5:6", "/owned/deep/sub 711 5:6"),
+        *("/with/d 1700 0:0", "/both 755 0:0", "/both/sub 2750 0:0"),
+    ]
+
+
+def test_links_at_the_destination_are_followed(engine: Engine, context: Path) -> None:
+    text = BASE + (
+        "RUN mkdir /real && echo o > /real/file\n"
+        "RUN ln -s real /dir && ln -s real/file /file && ln -s real/none /dangling\n"
+        "COPY x /file\nCOPY y /dangling\nCOPY x y /dir\n"
+    )
+    image = engine.builds.build(text, context=context).image
+    assert output(engine, image, "cd /real; cat file none x y; for l in file dangling dir; do readlink /$l; done") == (
+        "xyxyreal/file\nreal/none\nreal\n"
+    )
+    with pytest.raises(BuildError, match="more than one source file, the destination must be a directory"):
+        engine.builds.build(BASE + "COPY x y /nowhere\n", context=context)
+    with pytest.raises(BuildError, match="more than one source file"):
+        engine.builds.build(BASE + "COPY x <<E /nowhere\nE\n", context=context)
+
+
+def test_a_backslash_in_a_heredoc_goes_away(engine: Engine) -> None:
+    text = BASE + 'ENV A=1\nCOPY <<E <<"Q" /t/\n$A \\$A \\\\ "\\q" \\\nend\nE\n$A \\$A\nQ\n'
+    image = engine.builds.build(text).image
+    assert output(engine, image, "cat /t/E /t/Q") == '1 $A \\ "q" \nend\n$A \\$A\n'
+
+
+def test_the_command_that_is_left(engine: Engine) -> None:
+    for text, command, entrypoint in (
+        ("CMD\n", ["/bin/sh", "-c", ""], None),
+        ("CMD []\n", None, None),
+        (
+            'SHELL ["/bin/ash", "-ec"]\nENTRYPOINT run  it\nCMD a b\n',
+            ["/bin/ash", "-ec", "a b"],
+            ["/bin/ash", "-ec", "run  it"],
+        ),
+        ('CMD a\nENTRYPOINT ["b"]\n', ["/bin/sh", "-c", "a"], ["b"]),
+    ):
+        config = engine.builds.build(BASE + text).image.config
+        assert (config.get("Cmd") or None, config.get("Entrypoint") or None) == (command, entrypoint), text
+    assert engine.builds.build('FROM scratch\nCMD ["x"]\n').image.config["WorkingDir"] == "/"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "line"),
+    [
+        ("FROM scratch AS a\nCOPY --from=b /x /\nFROM a AS b\n", "circular dependency", 1),
+        (
+            "FROM scratch AS a\nCOPY --from=b /x /\nFROM scratch AS b\nFROM a\n",
+            'copy from stage "b", it needs to be',
+            2,
+        ),
+        ("FROM scratch AS a\nRUN --mount=from=1 x\nFROM scratch\nFROM a\n", 'mount from stage "1", it needs to be', 2),
+        ("FROM scratch\nARG X\nCOPY --from=$X /x /\n", "variable expansion is not supported for --from", 3),
+        ("FROM scratch\nCOPY http://host/x /\n", "source can't be a URL for COPY", 2),
+        ("FROM scratch\nCOPY git@host:x.git /\n", "source can't be a git ref for COPY", 2),
+    ],
+)
+def test_refused_before_anything_runs(engine: Engine, text: str, message: str, line: int) -> None:
+    with pytest.raises(LabkernelError, match=message) as caught:
+        engine.builds.build(text)
+    assert isinstance(caught.value, DockerfileError)
+    assert caught.value.line == line
+
+
+def test_only_stages_that_are_built_count(engine: Engine) -> None:
+    text = "FROM scratch AS a\nCOPY --from=b /x /\nFROM scratch AS b\nENV A=1\n"
+    assert engine.builds.build(text).image.config["Env"][-1] == "A=1"
+
+
+def test_the_epoch_of_an_arg(engine: Engine) -> None:
+    image = engine.builds.build("ARG SOURCE_DATE_EPOCH=86400\nFROM scratch\nENV A=1\nWORKDIR /w\n").image
+    assert image.raw_config["created"].startswith("1970-01-02T00:00:00")
