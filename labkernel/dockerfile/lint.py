@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -182,6 +182,21 @@ def options(dockerfile: Dockerfile, override: str | None = None) -> Options:
         raise
 
 
+_IN_COMMENT = re.compile(r"check\s*=\s*(\S.*)", re.IGNORECASE)
+
+
+def _own_options(dockerfile: Dockerfile) -> dict[int, Options]:
+    """By line, what a comment `# check=skip=RULE` right above an instruction asks for; one that is malformed asks for
+    nothing. Words behind the first space say why."""
+    found: dict[int, Options] = {}
+    for node in dockerfile.nodes:
+        given = next((match for text in node.comments if (match := _IN_COMMENT.match(text))), None)
+        if given is not None:
+            with suppress(DockerfileError):
+                found[node.line] = parse_options(given.group(1).split(" ")[0])
+    return found
+
+
 @dataclass
 class Surroundings:
     """What lint may know beyond the file: build arguments, the .dockerignore, environment and platform (the name asked
@@ -203,7 +218,8 @@ def lint(program: Program, settings: Options | None = None, surroundings: Surrou
     found: list[Finding] = []
     for check in (_file_rules, _stage_rules, _base_rules, _command_rules, _variable_rules):
         found.extend(check(program, around))
-    kept = (warning for warning in found if _wanted(warning, settings))
+    own = _own_options(program.dockerfile)
+    kept = (warning for warning in found if _wanted(warning, settings, own.get(warning.line, Options())))
     return sorted(kept, key=lambda warning: (warning.line, warning.rule))
 
 
@@ -222,11 +238,11 @@ def lint_error(warnings: Iterable[Finding], settings: Options) -> DockerfileErro
     )
 
 
-def _wanted(warning: Finding, settings: Options) -> bool:
-    if warning.rule in settings.skip:
+def _wanted(warning: Finding, settings: Options, own: Options) -> bool:
+    if (settings.skip | own.skip) & (ALL | {warning.rule}):
         return False
     if RULES[warning.rule].level == "experimental":
-        return bool(settings.experimental & (ALL | {warning.rule}))
+        return bool((settings.experimental | own.experimental) & (ALL | {warning.rule}))
     return True
 
 
@@ -367,7 +383,7 @@ def _platform_rules(stage: Stage, met: Expansion | None) -> Iterator[Finding]:
 
 
 _SECRET = re.compile(
-    r"(?:_|^)(?:apikey|auth|credential|credentials|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
+    r"(?:_|^)(?:apikey|auth|credential|credentials|key|password|psw|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
 )
 _NOT_SECRET = re.compile(r"(?:_|^)(?:public|file|version)(?:_|$)", re.IGNORECASE)
 
@@ -451,25 +467,26 @@ def _variable_rules(program: Program, around: Surroundings) -> Iterator[Finding]
     lexer = Lexer(program.dockerfile.escape)
     scope, _ = _scopes(program, around)
     environments: dict[int, dict[str, str]] = {}
+    names: dict[int, set[str]] = {}
     for stage, base in zip(program.stages, base_stages(program, scope), strict=True):
+        # A stage has what the one it is FROM has, its ARGs too; of an ARG and an ENV of one name the later one holds.
         env = {"PATH": DEFAULT_PATH, **(around.base_env(stage) or {})}
+        declared = set(PROXY_ARGS)
         if base is not None:
             env.update(environments[base.index])
-        args: dict[str, str] = {}
-        declared = set(PROXY_ARGS)
-        values: Mapping[str, str] = ChainMap(env, args)
+            declared |= names[base.index]
         for command in stage.commands:
-            yield from _undefined(command, lexer, values, declared)
+            yield from _undefined(command, lexer, env, declared)
             if isinstance(command, Arg):
                 for name, default in command.pairs:
                     declared.add(name)
                     given = around.build_args.get(name, scope.get(name, default))
                     if given is not None:
-                        args[name] = given
+                        env[name] = given
             elif isinstance(command, Env):
                 # Each value sees the environment before its instruction.
-                env.update([(name, _result(lexer, value, values)) for name, value in command.pairs])
-        environments[stage.index] = env
+                env.update([(name, _result(lexer, value, env)) for name, value in command.pairs])
+        environments[stage.index], names[stage.index] = env, declared
 
 
 def _result(lexer: Lexer, word: str, values: Mapping[str, str]) -> str:

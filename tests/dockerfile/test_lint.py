@@ -60,8 +60,8 @@ def test_ignored_sources() -> None:
 
 
 def test_undefined_variables_follow_scopes() -> None:
-    text = "ARG G=1\nFROM a AS one\nARG G\nENV A=$G B=$PATH\nFROM one\nCOPY $A $G /\n"
-    assert [item for item in found(text) if item[0] == "UndefinedVar"] == [("UndefinedVar", 6)]
+    text = "ARG G=1\nFROM a AS one\nARG G\nENV A=$G B=$PATH\nFROM one\nCOPY $A $G /\nFROM a\nCOPY $G /\n"
+    assert [item for item in found(text) if item[0] == "UndefinedVar"] == [("UndefinedVar", 8)]
 
 
 def test_suggestion() -> None:
@@ -88,3 +88,21 @@ def test_rules_are_documented() -> None:
     assert len(RULES) == 22
     assert RULES["JSONArgsRecommended"].url.endswith("/json-args-recommended/")
     assert RULES["SecretsUsedInArgOrEnv"].url.endswith("/secrets-used-in-arg-or-env/")
+
+
+def test_a_comment_above_an_instruction_takes_a_rule_back() -> None:
+    text = (
+        "FROM a\n# check=skip=JSONArgsRecommended because it is short\nCMD a\n"
+        "# check=skip=all\nMAINTAINER me\n\n# check=nonsense\nWORKDIR x\n"
+        "# check=skip=UndefinedVar\n\nCOPY $x /\n"
+    )
+    assert found(text) == [
+        ("WorkdirRelativePath", 8),
+        ("UndefinedVar", 11),
+    ]  # a blank line parts comment and instruction
+    described = "FROM a\n# not its name\n# check=experimental=InvalidDefinitionDescription\nARG X\n"
+    assert found(described) == [("InvalidDefinitionDescription", 4)]
+
+
+def test_a_stage_knows_the_args_of_its_base() -> None:
+    assert found("FROM a AS b\nARG X=1\nFROM b\nCOPY $X /\nFROM a\nCOPY $X /\n") == [("UndefinedVar", 6)]
