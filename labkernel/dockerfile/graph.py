@@ -28,6 +28,9 @@ from .instructions import (
 from .parser import Dockerfile, located
 from .variables import Lexer, check_word
 
+MOST_CHARACTERS = 16 << 20
+"""In the values of all variables of a file: one grows to a limit of its own (variables.py), but there may be many."""
+
 _OCTAL_MODE = re.compile(r"[0-7]{1,4}")
 _SYMBOLIC_MODE = re.compile(
     r"[ugoa]*[-+=]([rwxXst]*|[ugo])([-+=]([rwxXst]*|[ugo]))*(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*"
@@ -69,6 +72,7 @@ def global_scope(
     scope = dict(platform or {})
     given = build_args or {}
     lexer = Lexer(checked.dockerfile.escape)
+    size = 0
     for arg in checked.global_args:
         for name, default in arg.pairs:
             if name in given:
@@ -78,6 +82,13 @@ def global_scope(
                     scope[name] = lexer.process(default, scope).result
                 except DockerfileError as err:
                     raise located(err, arg.line, arg.end_line) from None
+                size += len(scope[name])
+        if size > MOST_CHARACTERS:
+            raise DockerfileError(
+                f"the values of ARG are longer than {MOST_CHARACTERS} characters together",
+                line=arg.line,
+                end_line=arg.end_line,
+            )
     return scope
 
 

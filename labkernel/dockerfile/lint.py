@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DockerfileError
 from .flags import nearest
-from .graph import base_stages, expandable_words, global_scope
+from .graph import MOST_CHARACTERS, base_stages, expandable_words, global_scope
 from .ignorefile import IgnoreMatcher
 from .instructions import (
     Add,
@@ -464,29 +465,76 @@ def _ignored_sources(command: Copy | Add, ignore: IgnoreMatcher | None) -> Itera
 
 
 def _variable_rules(program: Program, around: Surroundings) -> Iterator[Finding]:
-    lexer = Lexer(program.dockerfile.escape)
     scope, _ = _scopes(program, around)
-    environments: dict[int, dict[str, str]] = {}
-    names: dict[int, set[str]] = {}
+    children: dict[int | None, list[Stage]] = {}
     for stage, base in zip(program.stages, base_stages(program, scope), strict=True):
-        # A stage has what the one it is FROM has, its ARGs too; of an ARG and an ENV of one name the later one holds.
-        env = {"PATH": DEFAULT_PATH, **(around.base_env(stage) or {})}
-        declared = set(PROXY_ARGS)
-        if base is not None:
-            env.update(environments[base.index])
-            declared |= names[base.index]
+        children.setdefault(None if base is None else base.index, []).append(stage)
+    for root in children.get(None, ()):
+        yield from _variables_from(root, children, _Known(program, around, scope, root))
+
+
+def _variables_from(root: Stage, children: Mapping[int | None, Sequence[Stage]], known: _Known) -> Iterator[Finding]:
+    """What `root` and the stages that are FROM it, and so on, do with variables. Down and up the tree with one
+    environment, since a copy for each stage would be quadratic."""
+    waiting: list[tuple[Stage, int | None]] = [(root, None)]
+    while waiting:
+        stage, mark = waiting.pop()
+        if mark is not None:
+            known.go_back(mark)
+            continue
+        waiting.append((stage, known.mark()))
         for command in stage.commands:
-            yield from _undefined(command, lexer, env, declared)
-            if isinstance(command, Arg):
-                for name, default in command.pairs:
-                    declared.add(name)
-                    given = around.build_args.get(name, scope.get(name, default))
-                    if given is not None:
-                        env[name] = given
-            elif isinstance(command, Env):
-                # Each value sees the environment before its instruction.
-                env.update([(name, _result(lexer, value, env)) for name, value in command.pairs])
-        environments[stage.index], names[stage.index] = env, declared
+            yield from known.follow(command)
+        waiting += [(child, None) for child in children.get(stage.index, ())]
+
+
+class _Known:
+    """The variables at one place of a file, and a way back to an earlier place.
+
+    A stage has what the one it is FROM has, its ARGs too; of an ARG and an ENV of one name the later one holds."""
+
+    def __init__(self, program: Program, around: Surroundings, scope: Mapping[str, str], root: Stage) -> None:
+        self._lexer = Lexer(program.dockerfile.escape)
+        self._build_args = around.build_args
+        self._scope = scope
+        self._env = {"PATH": DEFAULT_PATH, **(around.base_env(root) or {})}
+        self._declared: Counter[str] = Counter(PROXY_ARGS)
+        self._done: list[tuple[str, str | None] | str] = []
+        self._size = 0
+
+    def mark(self) -> int:
+        return len(self._done)
+
+    def go_back(self, mark: int) -> None:
+        while len(self._done) > mark:
+            last = self._done.pop()
+            if isinstance(last, str):
+                self._declared[last] -= 1
+            elif last[1] is None:
+                del self._env[last[0]]
+            else:
+                self._env[last[0]] = last[1]
+
+    def _set(self, name: str, value: str) -> None:
+        self._size += len(value)
+        if self._size > MOST_CHARACTERS:
+            value = ""  # that it is defined is what the rules ask
+        self._done.append((name, self._env.get(name)))
+        self._env[name] = value
+
+    def follow(self, command: Instruction) -> Iterator[Finding]:
+        yield from _undefined(command, self._lexer, self._env, self._declared)
+        if isinstance(command, Arg):
+            for name, default in command.pairs:
+                self._declared[name] += 1
+                self._done.append(name)
+                given = self._build_args.get(name, self._scope.get(name, default))
+                if given is not None:
+                    self._set(name, given)
+        elif isinstance(command, Env):
+            # Each value sees the environment before its instruction.
+            for name, value in [(name, _result(self._lexer, value, self._env)) for name, value in command.pairs]:
+                self._set(name, value)
 
 
 def _result(lexer: Lexer, word: str, values: Mapping[str, str]) -> str:
@@ -494,7 +542,9 @@ def _result(lexer: Lexer, word: str, values: Mapping[str, str]) -> str:
     return met.result if met else word
 
 
-def _undefined(command: Instruction, lexer: Lexer, values: Mapping[str, str], declared: set[str]) -> Iterator[Finding]:
+def _undefined(
+    command: Instruction, lexer: Lexer, values: Mapping[str, str], declared: Mapping[str, int]
+) -> Iterator[Finding]:
     words = list(expandable_words(command))
     if isinstance(command, Run):
         words += list(command.mount_flags)
@@ -504,7 +554,7 @@ def _undefined(command: Instruction, lexer: Lexer, values: Mapping[str, str], de
     for word in words:
         met = _try(lexer, word, values)
         unmatched |= met.unmatched if met else set()
-    for name in sorted(unmatched - declared):
+    for name in sorted(name for name in unmatched if not declared.get(name)):
         message = f"Usage of undefined variable '${name}'{_suggest(name, values, '$')}"
         yield _at(command, "UndefinedVar", message)
 

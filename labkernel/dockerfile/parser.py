@@ -42,6 +42,8 @@ MAX_LINE_BYTES = 65_535
 _DEEPEST_ONBUILD = 20
 _HEREDOC_HOLDERS = ("ADD", "COPY", "RUN")
 
+# BuildKit looks at bytes where it looks for flags: of wider spaces the first byte is none.
+_FLAG_SPACES = "\t\n\v\f\r "
 _WHITE = re.compile(r"[\t\v\f\r ]+")
 _DIRECTIVE = re.compile(
     r"#[\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*"
@@ -386,7 +388,7 @@ def _split_flags(rest: str) -> tuple[tuple[str, ...], str]:
     flags: list[str] = []
     pos, size = 0, len(rest)
     while True:
-        while pos < size and rest[pos] in SPACES:
+        while pos < size and rest[pos] in _FLAG_SPACES:
             pos += 1
         if not rest.startswith("--", pos):
             return tuple(flags), rest[pos:]
@@ -402,7 +404,7 @@ def _flag_word(rest: str, pos: int) -> tuple[str, int, bool]:
     quote, quoted = "", False
     while pos < len(rest):
         ch = rest[pos]
-        if not quote and ch in SPACES:
+        if not quote and ch in _FLAG_SPACES:
             break
         if ch == quote:
             quote = ""

@@ -20,6 +20,7 @@ SPACES = (
     "\u2028\u2029\u202f\u205f\u3000"
 )
 _SPACE_SET = frozenset(SPACES)
+_SPACE_RUN = re.compile(f"[{SPACES}]+")
 
 # Usable without an ARG instruction, and kept out of the image's history. Source: Dockerfile reference, ARG.
 PROXY_ARGS: tuple[str, ...] = (
@@ -67,6 +68,9 @@ BUILDER_ARGS: tuple[str, ...] = (
 _SPECIAL_NAMES = frozenset("@*#?-$!0")
 _END = ""
 _DEEPEST = 100
+# By how many characters the values in one word may make it longer. No variable longer than this reaches a command
+# (MAX_ARG_STRLEN, man 2 execve), and without a limit a few lines of `ARG B=$A$A` fill the memory.
+MOST_GROWTH = 128 << 10
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,11 @@ class _Words:
             self._parts.append(text)
 
     def add_text(self, text: str) -> None:
-        for ch in text:
-            self.add_char(ch)
+        first, *others = _SPACE_RUN.split(text)
+        self.add_raw(first)
+        for piece in others:
+            self._flush()
+            self.add_raw(piece)
 
     def _flush(self) -> None:
         if self._parts:
@@ -174,6 +181,7 @@ class _Run:
         self.env = env
         self.pos = 0
         self.depth = 0
+        self.grown = 0
         self.raw_escapes = rules.raw_escapes
         self.matched: set[str] = set()
         self.unmatched: set[str] = set()
@@ -282,13 +290,19 @@ class _Run:
             value = self.lookup(name)
             if value is None:
                 return f"${name}" if self.rules.skip_unset else ""
-            return value
+            return self.counted(value)
         self.pos += 1
         if not self.peek():
             raise _Refused("syntax error: missing '}'")
         if self.peek() in "{}:":
             raise _Refused("syntax error: bad substitution")
-        return self.braced(self.name())
+        return self.counted(self.braced(self.name()))
+
+    def counted(self, value: str) -> str:
+        self.grown += len(value)
+        if self.grown > MOST_GROWTH:
+            raise _Refused(f"its variables make it longer than {MOST_GROWTH} characters")
+        return value
 
     def braced(self, name: str) -> str:
         """The rest of `${name…}`."""
@@ -431,7 +445,7 @@ class _Glob:
     def replace(self, value: str, replacement: str, *, every: bool) -> str:
         starts = self.starts(value)
         out: list[str] = []
-        pos, copied, last_end = 0, 0, -1
+        pos, copied, last_end, size = 0, 0, -1, 0
         while pos <= len(value):
             if not starts[pos]:
                 pos += 1
@@ -443,6 +457,9 @@ class _Glob:
                 continue
             out.append(value[copied:pos])
             out.append(_template(replacement, value[pos:end]) if every else replacement)
+            size += len(out[-1])
+            if size > MOST_GROWTH:
+                raise _Refused(f"its variables make it longer than {MOST_GROWTH} characters")
             copied = last_end = end
             pos = end if end > pos else pos + 1
             if not every:

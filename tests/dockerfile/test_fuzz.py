@@ -148,3 +148,25 @@ def test_deep_nesting_is_refused_not_fatal(text: str) -> None:
     refusal(lambda: expand(text, {}))
     refusal(lambda: lint(verify(f"FROM a\nENV x={text}\nCMD {text}\n")))
     refusal(lambda: lint(verify(f"FROM a\n{text}\n")))
+
+
+def test_values_that_double_are_refused() -> None:
+    doubling = "".join(f"A{number}=$A{number - 1}$A{number - 1}\n" for number in range(1, 64))
+    for keyword in ("ARG", "ENV"):
+        lines = "A0=xxxxxxxx\n" + doubling
+        text = lines.replace("A0=", f"{keyword} A0=", 1).replace("\nA", f"\n{keyword} A")
+        refusal(lambda text=text: lint(verify(f"FROM a\n{text}")))  # type: ignore[misc]
+    globals_ = "ARG A0=xxxxxxxx\n" + "".join(f"ARG {line}\n" for line in doubling.splitlines())
+    err = refusal(lambda: verify(f"{globals_}FROM a\n"))
+    assert err is not None
+    assert "longer than" in err.brief
+    assert err.line == 16
+    assert refusal(lambda: expand("${A//?/$A}", {"A": "x" * 1000})) is not None
+    assert expand("${A}" * 100, {"A": "x" * 1000}) == "x" * 100_000
+
+
+def test_stages_on_stages_take_linear_time() -> None:
+    # A copy of the variables for each stage took 10 GB here.
+    stages = "".join(f"FROM s{number - 1} AS s{number}\nENV V{number}=$V{number - 1}\n" for number in range(1, 10_000))
+    found = lint(verify(f"FROM a AS s0\nENV V0=1\n{stages}FROM s9999\nCOPY $V5000 $W5000 /\n"))
+    assert [item.rule for item in found] == ["UndefinedVar"]
