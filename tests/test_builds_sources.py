@@ -22,7 +22,7 @@ from registries import serving
 from labkernel.building.context import Context
 from labkernel.building.remotecache import CachePlace
 from labkernel.building.result import BuildResult, BuildStep
-from labkernel.building.sources import is_git, parse_git
+from labkernel.building.sources import GitSource, is_git, parse_git
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, StoreError, UsageError
 from labkernel.store.locks import is_locked
@@ -213,6 +213,13 @@ def test_add_of_a_repository(engine: Engine, repository: str) -> None:
         "first\nsecond\n/new/.git\nDockerfile\nsub\n"
     )
     where = repository.removeprefix("file://")
+    text = BASE + f"ADD {repository}?tag=v1&subdir=sub /old/\nADD {repository}?branch=main&keep-git-dir=1 /new/\n"
+    result = build(engine, text)
+    assert output(engine, result.image, "cat /old/file /new/sub/file; ls -d /new/.git") == "first\nsecond\n/new/.git\n"
+    with pytest.raises(BuildError, match="inconsistent keep-git-dir"):
+        build(engine, BASE + f"ADD --keep-git-dir=false {repository}?keep-git-dir=true /new/\n")
+    with pytest.raises(BuildError, match="checksum mismatch"):
+        build(engine, BASE + f"ADD --checksum={'a' * 40} {repository}?checksum={'b' * 40} /new/\n")
     commit = subprocess.run(["git", "-C", where, "rev-parse", "v1"], capture_output=True, check=True).stdout.decode()
     build(engine, BASE + f"ADD --checksum={commit[:12]} {repository}#v1 /x\n")
     with pytest.raises(BuildError, match="expected checksum to match"):
@@ -229,6 +236,24 @@ def test_git_words() -> None:
     assert parse_git("https://e.org/r.git#main:a/../../b").subdirectory == "b"
     with pytest.raises(UsageError):
         parse_git("https://e.org/r.git#--upload-pack=x")
+    assert is_git("https://e.org/r.git?branch=x")
+    assert not is_git("https://e.org/r?x=.git")
+    assert parse_git("https://e.org/r.git?tag=v1&subdir=a&keep-git-dir&submodules=false") == GitSource(
+        "https://e.org/r.git", "refs/tags/v1", "a", keep_git=True, submodules=False
+    )
+    assert parse_git("https://e.org/r.git?commit=abcdef0").ref == "abcdef0"
+    assert parse_git("https://e.org/r.git?ref=main#main:d") == GitSource("https://e.org/r.git", "main", "d")
+    for query, message in (
+        ("nonsense=1", 'unexpected query "nonsense"'),
+        ("ref=", 'query "ref" .* has no value'),
+        ("ref=a&ref=b", "multiple values"),
+        ("ref=a#b", "ref .* conflicts"),
+        ("branch=a&tag=a", "ref .* conflicts"),
+        ("subdir=a#:b", "subdir .* conflicts"),
+        ("submodules=maybe", "invalid submodules value"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            parse_git(f"https://e.org/r.git?{query}")
 
 
 # -- contexts and flags of the command line --------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -44,11 +44,15 @@ class Download(NamedTuple):
 
 @dataclass(frozen=True)
 class GitSource:
-    """A git URL in docker's form: `remote#ref:subdirectory`."""
+    """A git URL in docker's form: `remote#ref:subdirectory` or `remote?ref=…&subdir=…`. `checksum` is the commit it has
+    to be; `keep_git` None: not said."""
 
     remote: str
     ref: str = ""
     subdirectory: str = ""
+    checksum: str = ""
+    keep_git: bool | None = None
+    submodules: bool = True
 
 
 def is_remote(source: str) -> bool:
@@ -62,28 +66,78 @@ def is_url(source: str) -> bool:
 
 def is_git(source: str) -> bool:
     """Whether docker takes this for a git repository: git://, ssh://, user@host:path, or an URL of `….git`."""
-    address = source.partition("#")[0]
+    address = re.split(r"[?#]", source, maxsplit=1)[0]
     if address.startswith(("http://", "https://", "file://")):
         return address.endswith(".git")
     return address.startswith(("git://", "ssh://")) or bool(_SCP.fullmatch(address))
 
 
 def parse_git(source: str) -> GitSource:
-    """Split `remote#ref:subdirectory`. Raises UsageError for a ref that git would take for an option."""
-    remote, _, fragment = source.partition("#")
+    """Take a git URL apart. Raises UsageError for a query that docker does not know, for what contradicts itself, and
+    for a ref that git would take for an option."""
+    address, _, fragment = source.partition("#")
+    remote, _, query = address.partition("?")
     ref, _, subdirectory = fragment.partition(":")
-    if ref.startswith("-") or remote.startswith("-"):
-        raise UsageError(f"invalid git reference: {source}")
-    clean = posixpath.normpath("/" + subdirectory).strip("/")
-    return GitSource(remote, ref, clean)
+    found = GitSource(remote, ref, subdirectory)
+    if query:
+        found = _with_query(found, query)
+    for word in (found.remote, found.ref, found.checksum):
+        if word.startswith("-"):
+            raise UsageError(f"invalid git reference: {source}")
+    return replace(found, subdirectory=posixpath.normpath(f"/{found.subdirectory}").strip("/"))
+
+
+def _with_query(found: GitSource, query: str) -> GitSource:
+    from urllib.parse import parse_qsl
+
+    given: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in ("ref", "tag", "branch", "subdir", "checksum", "commit", "keep-git-dir", "submodules"):
+            raise UsageError(
+                f'unexpected query "{name}" in the git URL', resolution="ref, tag, branch, subdir, checksum"
+            )
+        if name in given:
+            raise UsageError(f'query "{name}" of the git URL has multiple values')
+        if not value and name not in ("keep-git-dir", "submodules"):
+            raise UsageError(f'query "{name}" of the git URL has no value')
+        given[name] = value
+    refs = [found.ref, given.get("ref", "")]
+    for name, prefix in (("tag", "refs/tags/"), ("branch", "refs/heads/")):
+        if name in given:
+            refs.append(prefix + given[name].removeprefix(prefix))
+    checksum = given.get("commit", given.get("checksum", ""))
+    return replace(
+        found,
+        ref=_one_of("ref", refs) or checksum,
+        subdirectory=_one_of("subdir", [found.subdirectory, given.get("subdir", "")]),
+        checksum=checksum,
+        keep_git=_switch(given, "keep-git-dir"),
+        submodules=_switch(given, "submodules") is not False,
+    )
+
+
+def _one_of(name: str, values: Sequence[str]) -> str:
+    """The value that is said, once or more often."""
+    said = list(dict.fromkeys(value for value in values if value))
+    if len(said) > 1:
+        raise UsageError(f'{name} of the git URL conflicts: "{said[0]}" vs "{said[1]}"')
+    return said[0] if said else ""
+
+
+def _switch(given: Mapping[str, str], name: str) -> bool | None:
+    if name not in given:
+        return None
+    if given[name].lower() not in ("", "1", "t", "true", "0", "f", "false"):
+        raise UsageError(f'invalid {name} value in the git URL: "{given[name]}"', resolution="true or false")
+    return given[name].lower() in ("", "1", "t", "true")
 
 
 # -- git -------------------------------------------------------------------------------------------------------------
 
 
-def clone(source: str, target: Path, *, keep_git: bool = False, commit: str | None = None) -> Path:
+def clone(source: str, target: Path, *, keep_git: bool | None = None, commit: str | None = None) -> Path:
     """Check `source` out below the empty directory `target`; returns the directory that is meant. With `commit` (7
-    digits or more) it has to be that one.
+    digits or more) it has to be that one. Both may stand in `source` too, and must not contradict it.
 
     Effects: runs git, which may use the network and the user's own credentials. Raises BuildError.
     """
@@ -93,6 +147,11 @@ def clone(source: str, target: Path, *, keep_git: bool = False, commit: str | No
             resolution="install git, or clone it elsewhere and use the directory",
         )
     wanted = parse_git(source)
+    if None not in (keep_git, wanted.keep_git) and keep_git != wanted.keep_git:
+        raise BuildError("inconsistent keep-git-dir configuration", resolution=f"{source} says another thing")
+    if commit and wanted.checksum and commit != wanted.checksum:
+        raise BuildError(f'checksum mismatch "{commit}" != "{wanted.checksum}"')
+    commit = commit or wanted.checksum or None
     work = target / "work"
     _git("init", "--quiet", str(work))
     ref = wanted.ref or "HEAD"
@@ -111,9 +170,9 @@ def clone(source: str, target: Path, *, keep_git: bool = False, commit: str | No
             f"expected checksum to match {commit}, got {found_commit}",
             resolution=f"what {source} gives is not what --checksum says",
         )
-    if (work / ".gitmodules").exists():
+    if wanted.submodules and (work / ".gitmodules").exists():
         _git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", cwd=work)
-    if not keep_git:
+    if not (keep_git or wanted.keep_git):
         shutil.rmtree(work / ".git", ignore_errors=True)
     found = Path(os.path.realpath(work / wanted.subdirectory))
     if not found.is_dir() or not found.is_relative_to(work.resolve()):
@@ -231,10 +290,10 @@ def _keep(url: str, place: Path, answer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def git_context(layout: Layout, source: str) -> Iterator[Path]:
+def git_context(layout: Layout, source: str, *, keep_git: bool | None = None) -> Iterator[Path]:
     """A checked out repository as a build context, while the block runs. Raises BuildError."""
     with temporary_directory(layout, "context") as base:
-        yield clone(source, base)
+        yield clone(source, base, keep_git=keep_git)
 
 
 @contextmanager

@@ -178,7 +178,7 @@ class _Transfer:
         checksum = stage.expand(step.checksum) if step.checksum else None
         if is_git(word):
             base = self._stack.enter_context(temporary_directory(layout, "git"))
-            directory = clone(word, base, keep_git=bool(step.keep_git_dir), commit=checksum)
+            directory = clone(word, base, keep_git=step.keep_git_dir, commit=checksum)
             root = self._stack.enter_context(Root.open(str(directory)))
             selected = select(root, ["/"], exclude=exclude)
         else:

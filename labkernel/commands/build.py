@@ -33,7 +33,8 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
             resolution="give the context as a directory, or the Dockerfile as a file in it",
             exit_code=1,
         )
-    with _context(host, path) as found:
+    keep_git = build_args(flags["build_arg"]).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
+    with _context(host, path, keep_git=keep_git) as found:
         if isinstance(found, bytes):
             text = found.decode("utf-8-sig", "replace")
             if file is not None:
@@ -46,7 +47,7 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
 
 
 @contextmanager
-def _context(host: Host, path: str) -> Iterator[Path | bytes]:
+def _context(host: Host, path: str, *, keep_git: bool) -> Iterator[Path | bytes]:
     """The directory that PATH, URL or `-` means, or the Dockerfile that came instead of a context."""
     from ..building.sources import download, git_context, is_git, is_url, stream_context
 
@@ -59,7 +60,7 @@ def _context(host: Host, path: str) -> Iterator[Path | bytes]:
         with stream_context(layout, sys.stdin.buffer) as found:
             yield found
     elif is_git(path):
-        with git_context(layout, path) as directory:
+        with git_context(layout, path, keep_git=keep_git or None) as directory:
             yield directory
     else:
         with download(path, layout, checksum=None).path.open("rb") as file, stream_context(layout, file) as found:
