@@ -53,6 +53,8 @@ def context() -> Iterator[Path]:
     (path / "tree/replaced").mkdir(parents=True)
     for name in ("file", "tree/gone", "tree/kept", "tree/replaced/old"):
         (path / name).write_text(name)
+    (path / "tree/pair").write_text("two names")
+    (path / "tree/twin").hardlink_to(path / "tree/pair")
     with tarfile.open(path / "archive.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, mode in (("plain", 0o640), ("capable", 0o755), ("moved", 0o604)):
             entry = tarfile.TarInfo(name)
@@ -163,7 +165,9 @@ def test_another_driver_builds_the_same(
     driver: str, plain_user: Any, context: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     """As a system user without root and without subordinate ids: a single id is mapped, or none at all."""
-    shutil.copytree(context, plain_user.home / "ctx")
+    tree = shutil.copytree(context, plain_user.home / "ctx") / "tree"
+    (tree / "twin").unlink()  # copytree makes two files of it
+    (tree / "twin").hardlink_to(tree / "pair")
     done = plain_user.python("-c", SCRIPT, driver)
     if "DriverError" in done.stderr or "not available" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])

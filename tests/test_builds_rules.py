@@ -86,6 +86,20 @@ def test_links_at_the_destination_are_followed(engine: Engine, context: Path) ->
         engine.builds.build(BASE + "COPY x <<E /nowhere\nE\n", context=context)
 
 
+def test_hard_links_stay_hard_links(engine: Engine, context: Path) -> None:
+    (context / "d/deep").mkdir()
+    os.link(context / "d/a", context / "d/deep/z")
+    os.link(context / "d/a", context / "outside")
+    text = (
+        "FROM lab/busybox AS one\nCOPY d /new\nRUN mkdir /there\nCOPY --chown=5 d /there\nCOPY d/a outside /apart/\n"
+        "FROM lab/busybox\nCOPY --from=one /new /new\nCOPY --from=one /there /there\nCOPY --from=one /apart /apart\n"
+    )
+    image = engine.builds.build(text, context=context).image
+    assert output(engine, image, "stat -c '%h %u %n' /*/a /*/deep/z; cat /new/deep/z /there/deep/z") == (
+        "1 0 /apart/a\n2 0 /new/a\n2 5 /there/a\n2 0 /new/deep/z\n2 5 /there/deep/z\nd/ad/a"
+    )
+
+
 def test_a_backslash_in_a_heredoc_goes_away(engine: Engine) -> None:
     text = BASE + 'ENV A=1\nCOPY <<E <<"Q" /t/\n$A \\$A \\\\ "\\q" \\\nend\nE\n$A \\$A\nQ\n'
     image = engine.builds.build(text).image
@@ -119,6 +133,8 @@ def test_the_command_that_is_left(engine: Engine) -> None:
         ),
         ("FROM scratch AS a\nRUN --mount=from=1 x\nFROM scratch\nFROM a\n", 'mount from stage "1", it needs to be', 2),
         ("FROM scratch\nARG X\nCOPY --from=$X /x /\n", "variable expansion is not supported for --from", 3),
+        ("FROM scratch\nARG --x A\n", "unknown flag: --x", 2),
+        ("FROM scratch\nSTOPSIGNAL SIGTREM\n", "invalid signal: SIGTREM .did you mean SIGTERM", 2),
         ("FROM scratch\nCOPY http://host/x /\n", "source can't be a URL for COPY", 2),
         ("FROM scratch\nCOPY git@host:x.git /\n", "source can't be a git ref for COPY", 2),
     ],

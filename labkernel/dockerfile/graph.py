@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import DockerfileError
+from .flags import did_you_mean
 from .instructions import (
     Add,
     Arg,
@@ -240,6 +242,8 @@ def _check_values(command: Instruction) -> None:
             _check_copy(command)
         if isinstance(command, Copy | Add) and command.chmod and "$" not in command.chmod:
             _check_mode(command.chmod)
+        if isinstance(command, Stopsignal):
+            _check_signal(command.signal)
         if isinstance(command, Expose):
             for port in command.ports:
                 if "$" not in port and not set("'\"\\`") & set(port):
@@ -259,6 +263,24 @@ def _check_copy(command: Copy) -> None:
         if source.startswith(("http://", "https://", "git://", "ssh://", "git@")):
             what = "a URL" if source.startswith("http") and ".git" not in source else "a git ref"
             raise DockerfileError(f"source can't be {what} for COPY", resolution="ADD takes it")
+
+
+# man 7 signal, as Docker names them; the real-time ones are counted from both ends.
+_SIGNALS = (
+    *(name.removeprefix("SIG") for name in signal.Signals.__members__ if name.startswith("SIG")),
+    *(f"RTMIN+{number}" for number in range(1, 16)),
+    *(f"RTMAX-{number}" for number in range(1, 15)),
+)
+
+
+def _check_signal(word: str) -> None:
+    name = word.upper().removeprefix("SIG")
+    if set("$'\"\\`") & set(word) or name in _SIGNALS or re.fullmatch(r"[1-9][0-9]{0,2}", word):
+        return
+    raise DockerfileError(
+        f"invalid signal: {word[:80]}{did_you_mean(name, _SIGNALS, 'SIG')}",
+        resolution="a name or number of man 7 signal, such as SIGTERM or 15",
+    )
 
 
 def _check_mode(mode: str) -> None:

@@ -475,6 +475,7 @@ def _label(node: Node) -> Label:
 def _arg(node: Node) -> Arg:
     if not node.args:
         raise DockerfileError("ARG requires at least one argument")
+    _no_flags(node)
     pairs: list[tuple[str, str | None]] = []
     for word in node.args:
         name, equals, value = word.partition("=")

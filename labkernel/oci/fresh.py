@@ -58,6 +58,7 @@ class Filler:
         self._owner = owner
         self._chmod: str | None = operation.get("chmod")
         self._mtime_ns: int | None = operation.get("mtime_ns")
+        self._links: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         # What is made belongs to us already, as long as no directory gives its group on.
         inherits = any(entry[2] & stat.S_ISGID for entry in self._entries[1:] if entry[1] == "d")
         self._own = owner == (os.geteuid(), os.getegid()) and not inherits and not self._chmod
@@ -79,7 +80,7 @@ class Filler:
                 level = levels[-1]
                 full = path + b"/" + below
                 if entry[1] == "f":
-                    self._file(packer, level, name, full, entry)
+                    self._file(packer, levels, name, full, below, entry)
                 elif entry[1] == "d":
                     os.mkdir(name, 0o700, dir_fd=level.fd)
                     source = os.open(name, _DIRECTORY, dir_fd=level.source)
@@ -110,13 +111,39 @@ class Filler:
         os.utime(level.fd, ns=(level.mtime_ns, level.mtime_ns))
         level.close()
 
-    def _file(self, packer: Packer, level: _Level, name: bytes, path: bytes, entry: Sequence[Any]) -> None:
+    def _linked(
+        self, packer: Packer, levels: Sequence[_Level], name: bytes, path: bytes, below: bytes, status: os.stat_result
+    ) -> bool:
+        """Whether the file is now another name of one that was copied before, here and in the tar."""
+        first, first_path = self._links.setdefault((status.st_dev, status.st_ino), (below, path))
+        if first is below:
+            return False
+        try:
+            os.link(first, name, src_dir_fd=levels[0].fd, dst_dir_fd=levels[-1].fd, follow_symlinks=False)
+        except PermissionError:
+            return False  # a directory that its owner may not enter, where that means us
+        mode = stat.S_IMODE(os.stat(name, dir_fd=levels[-1].fd, follow_symlinks=False).st_mode)
+        packer.write(path, b"1", mode=mode, owner=self._owner, mtime_ns=status.st_mtime_ns, linkname=first_path)
+        return True
+
+    def _file(
+        self,
+        packer: Packer,
+        levels: Sequence[_Level],
+        name: bytes,
+        path: bytes,
+        below: bytes,
+        entry: Sequence[Any],
+    ) -> None:
+        level = levels[-1]
         reading = os.open(name, _READ, dir_fd=level.source)
         try:
             status = os.fstat(reading)
             size = status.st_size
             if (size, status.st_mtime_ns) != (entry[3], entry[4]):
                 raise _changed(path)
+            if status.st_nlink > 1 and self._linked(packer, levels, name, path, below, status):
+                return
             if size - status.st_blocks * 512 >= _MIN_HOLE:
                 self._sparse(packer, level, name, path, status, entry)
                 return

@@ -181,11 +181,20 @@ class Packer:
         return mtime_ns if self._clamp_ns is None else min(mtime_ns, self._clamp_ns)
 
     def write(
-        self, path: bytes, kind: bytes, *, mode: int, owner: tuple[int, int], mtime_ns: int, size: int = 0
+        self,
+        path: bytes,
+        kind: bytes,
+        *,
+        mode: int,
+        owner: tuple[int, int],
+        mtime_ns: int,
+        size: int = 0,
+        linkname: bytes = b"",
     ) -> None:
         """A member that somebody else has the data of."""
         uid, gid = owner
-        self._tar.header(path, kind, mode=mode, uid=uid, gid=gid, size=size, mtime_ns=self.clamped(mtime_ns))
+        mtime_ns = self.clamped(mtime_ns)
+        self._tar.header(path, kind, mode=mode, uid=uid, gid=gid, size=size, mtime_ns=mtime_ns, linkname=linkname)
         self.members += 1
 
     def finish_file(self, size: int) -> None:

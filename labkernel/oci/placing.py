@@ -47,6 +47,7 @@ class Placer:
         self._mtime_ns = mtime_ns
         self._unpack = unpack
         self._directories: list[tuple[bytes, int]] = []
+        self._links: dict[tuple[int, int], bytes] = {}  # what the files of a source with several names were copied to
         self.warnings: list[str] = []
 
     def make_directory(self, path: str) -> None:
@@ -63,6 +64,7 @@ class Placer:
         if (several or len(selected) > 1) and files and not into:
             raise _several(dest)
         for item in selected:
+            self._links.clear()
             if "parents" in item:
                 self._copy_with_parents(source, item, target)
             elif item["entries"][0][1] == "d":
@@ -210,9 +212,29 @@ class Placer:
                 resolution="build again when nothing writes to it",
             )
         if entry[1] == "f":
-            self.copy_file(source_fd, source_name, status, parent, name, entry[2])
+            if not self._linked(status, path):
+                self.copy_file(source_fd, source_name, status, *self._root.parent(path), entry[2])
         else:
             self.copy_special(source_fd, source_name, status, parent, name, entry)
+
+    def _linked(self, status: os.stat_result, path: bytes) -> bool:
+        """Whether `path` is now another name of what the same file of this source was copied to before."""
+        if status.st_nlink < 2:
+            return False
+        first = self._links.setdefault((status.st_dev, status.st_ino), path)
+        if first is path:
+            return False
+        above, _, last = first.rpartition(b"/")
+        parent, name = self._root.parent(path)
+        try:
+            fd = self._root.open_directory(above)
+            try:
+                os.link(last, name, src_dir_fd=fd, dst_dir_fd=parent, follow_symlinks=False)
+            finally:
+                os.close(fd)
+        except PermissionError:
+            return False  # a directory that its owner may not enter, where that means us (driver proot)
+        return True
 
     def copy_special(
         self, source_fd: int, source_name: bytes, status: os.stat_result, parent: int, name: bytes, entry: Sequence[Any]
