@@ -293,7 +293,8 @@ class _Build:
         """The image of the last stage, and the caches that go with it."""
         images, keys = self._builds.images, self._cache.used
         caches = cache_places(self._options.cache_to)
-        if any(place.kind == "inline" for place in caches):
+        asked = self._build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "t", "true")
+        if asked or any(place.kind == "inline" for place in caches):
             state.document[INLINE] = {"rows": inline_rows(images, keys, state.layers)}
         image = images.commit_layers(state.document, state.layers, tags)
         export_caches(images, caches, keys, notify=self._warn)

@@ -154,3 +154,18 @@ def test_only_stages_that_are_built_count(engine: Engine) -> None:
 def test_the_epoch_of_an_arg(engine: Engine) -> None:
     image = engine.builds.build("ARG SOURCE_DATE_EPOCH=86400\nFROM scratch\nENV A=1\nWORKDIR /w\n").image
     assert image.raw_config["created"].startswith("1970-01-02T00:00:00")
+
+
+def test_build_arguments_that_steer_the_builder(engine: Engine) -> None:
+    text = BASE + "RUN --mount=type=cache,id=lk-rules,target=/c hostname > /name; ls /c > /seen; touch /c/mine\n"
+    arguments = {
+        "BUILDKIT_SANDBOX_HOSTNAME": "builder-7",
+        "BUILDKIT_CACHE_MOUNT_NS": "one",
+        "BUILDKIT_INLINE_CACHE": "1",
+    }
+    first = engine.builds.build(text, build_args=arguments, no_cache=True)
+    assert "labkernel.cache.v0" in first.image.raw_config
+    other = engine.builds.build(text, build_args={**arguments, "BUILDKIT_CACHE_MOUNT_NS": "two"}, no_cache=True)
+    again = engine.builds.build(text, build_args=arguments, no_cache=True)
+    for image, seen in ((first.image, ""), (other.image, ""), (again.image, "mine\n")):
+        assert output(engine, image, "cat /name /seen") == f"builder-7\n{seen}"
