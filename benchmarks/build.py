@@ -163,7 +163,15 @@ class OursCommand(Ours):
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         started = time.perf_counter()
         done = subprocess.run(
-            [str(Path(sys.executable).with_name("labkernel")), "build", "--progress=plain", "-t", "out", str(context)],
+            [
+                str(Path(sys.executable).with_name("labkernel")),
+                "build",
+                "--progress=plain",
+                "--network=none",
+                "-t",
+                "out",
+                str(context),
+            ],
             env=environment,
             capture_output=True,
             text=True,
