@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .building.agents import open_agents
 from .building.cache import BuildCache
-from .building.checks import surroundings
+from .building.checks import read_ignore, suggesting, surroundings
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
 from .building.finishing import Finisher
@@ -29,8 +29,8 @@ from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.transport import export_directory
 from .building.unchanged import forget as forget_records
+from .dockerfile.flags import did_you_mean
 from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, verify
-from .dockerfile.ignorefile import ignore_matcher
 from .dockerfile.instructions import (
     From,
     Instruction,
@@ -43,7 +43,7 @@ from .dockerfile.instructions import (
 from .dockerfile.lint import Finding, lint, lint_error
 from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
-from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, UsageError
+from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, NoSuchImage, UsageError
 from .oci.config import host_architecture, new_document
 
 if TYPE_CHECKING:
@@ -202,8 +202,7 @@ class Builds:
         given = dict(build_args or {})
         wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
         scope = global_scope(program, given, _platform())
-        matcher = ignore_matcher(ignore) if ignore and ignore.strip() else None
-        return lint(program, wanted, surroundings(self.images, program, given, scope, matcher))
+        return lint(program, wanted, surroundings(self.images, program, given, scope, read_ignore(ignore or "")))
 
 
 class _Build:
@@ -403,7 +402,10 @@ class _Build:
                 from .imaging.pulls import Pulls
 
                 return Pulls(images).pull(str(wanted), notify=self._warn).image
-        image = images.resolve(name, notify=self._warn)
+        try:
+            image = images.resolve(name, notify=self._warn)
+        except NoSuchImage as err:
+            raise suggesting(err, name, self._program.stages, images) from None
         trace, tag = self._context.trace, _canonical_tag(name)
         if tag is not None and images.catalog.find_by_tag(tag) == image.id:
             trace.names[tag] = image.id
@@ -571,7 +573,8 @@ def _find_target(program: Program, target: str | None) -> Stage:
     if found is None:
         names = [stage.name or str(stage.index) for stage in program.stages]
         raise BuildError(
-            f'target stage "{target}" could not be found', resolution=f"the stages are: {', '.join(names)}"
+            f'target stage "{target}" could not be found{did_you_mean(target, names)}',
+            resolution=f"the stages are: {', '.join(names)}",
         )
     return found
 

@@ -371,7 +371,7 @@ def test_a_failing_run_tells_status_lines_and_output(engine: Engine) -> None:
         (BASE + 'RUN ["/no/such"]\n', BuildError, "exit code: 127"),
         (BASE + "USER nobody-here\nRUN true\n", BuildError, "nobody-here"),
         (BASE + "EXPOSE 99999999\n", DockerfileError, "invalid containerPort"),
-        (BASE + "STOPSIGNAL NOPE\n", BuildError, "NOPE"),
+        (BASE + "STOPSIGNAL NOPE\n", DockerfileError, "NOPE"),
     ],
 )
 def test_bad_input_is_one_clear_error(engine: Engine, text: str, error: type[Exception], words: str) -> None:

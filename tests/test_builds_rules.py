@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from labkernel.engine import Engine
-from labkernel.errors import BuildError, DockerfileError, LabkernelError
+from labkernel.errors import BuildError, DockerfileError, LabkernelError, UsageError
 
 BASE = "FROM lab/busybox\n"
 
@@ -169,3 +169,29 @@ def test_build_arguments_that_steer_the_builder(engine: Engine) -> None:
     again = engine.builds.build(text, build_args=arguments, no_cache=True)
     for image, seen in ((first.image, ""), (other.image, ""), (again.image, "mine\n")):
         assert output(engine, image, "cat /name /seen") == f"builder-7\n{seen}"
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "message"),
+    [
+        ("FROM lab/busybocs\n", None, r"No such image: lab/busybocs:latest \(did you mean lab/busybox\?\)"),
+        ("FROM scratch AS tools\nFROM tolls\n", None, r"\(did you mean tools\?\)"),
+        ("FROM scratch\nCOPY --from=lab/busibox /x /\n", None, r"\(did you mean lab/busybox\?\)"),
+        ("FROM scratch AS tools\nFROM scratch\n", "tols", r'"tols" could not be found \(did you mean tools\?\)'),
+    ],
+)
+def test_names_that_are_nearly_right(engine: Engine, text: str, target: str | None, message: str) -> None:
+    with pytest.raises(LabkernelError, match=message):
+        engine.builds.build(text, target=target)
+
+
+def test_a_bad_line_of_the_ignore_file_is_shown_and_not_the_dockerfile(engine: Engine, context: Path) -> None:
+    (context / ".dockerignore").write_text("fine\nnot[fine\n")
+    with pytest.raises(
+        UsageError, match=r"error reading .dockerignore, line 2: syntax error in pattern: not\[fine"
+    ) as err:
+        engine.builds.build(BASE + "COPY x /\n", context=context)
+    assert ">>> not[fine" in (err.value.details or "")
+    assert "FROM" not in (err.value.details or "")
+    with pytest.raises(UsageError, match="line 1"):
+        engine.builds.check("FROM scratch\n", ignore="[")

@@ -1,15 +1,17 @@
-"""What the build checks may know of a build beyond its Dockerfile: ignore file and base images that are here."""
+"""What is known of a build beyond its Dockerfile: ignore file, base images that are here, and what they are called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..dockerfile.ignorefile import IgnoreMatcher
+from ..dockerfile.flags import did_you_mean
+from ..dockerfile.ignorefile import BadPattern, IgnoreMatcher, ignore_matcher
 from ..dockerfile.instructions import Program, Stage, find_named_stage
 from ..dockerfile.lint import Surroundings
+from ..dockerfile.parser import excerpt
 from ..dockerfile.variables import Lexer
-from ..errors import LabkernelError
+from ..errors import LabkernelError, NoSuchImage, UsageError
 from ..oci.config import host_architecture
 
 if TYPE_CHECKING:
@@ -51,3 +53,34 @@ def surroundings(
         return found[0], actual, f"linux/{host_architecture()}"
 
     return Surroundings(build_args=build_args, ignore=ignore, base_env=environment, base_platform=platform)
+
+
+def read_ignore(text: str) -> IgnoreMatcher | None:
+    """The matcher for the text of a .dockerignore; None where it leaves nothing out. Raises UsageError, with its lines:
+    those of the Dockerfile have nothing to do with it."""
+    if not text.strip():
+        return None
+    try:
+        return ignore_matcher(text)
+    except BadPattern as err:
+        raise UsageError(
+            f"error reading .dockerignore, line {err.line}: {err.brief}",
+            details=excerpt(text, err.line or 1),
+            resolution=err.resolution,
+            exit_code=1,
+        ) from None
+
+
+def suggesting(err: NoSuchImage, name: str, stages: Sequence[Stage], images: Images) -> NoSuchImage:
+    """The same error, with the stage or local image of a similar name."""
+    from ..imaging.bases import NAMES
+
+    tags = [row[0] for row in images.db.query("SELECT name FROM tags ORDER BY name")]
+    short = [tag.removeprefix("docker.io/").removeprefix("library/") for tag in tags]
+    known = [stage.name for stage in stages if stage.name]
+    known += ["scratch", *(f"lab/{base}" for base in NAMES), *(tag.removesuffix(":latest") for tag in short), *short]
+    hint = did_you_mean(name, dict.fromkeys(known))
+    if hint:
+        err.brief += hint
+        err.args = (err.brief,)
+    return err

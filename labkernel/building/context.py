@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..dockerfile.ignorefile import IgnoreMatcher, ignore_matcher
+from ..dockerfile.ignorefile import IgnoreMatcher
 from ..dockerfile.instructions import Add, Copy, Run
 from ..errors import BuildError, UsageError
 from ..oci.rootfd import Root, clamp_path
@@ -21,6 +21,7 @@ from ..store.blobs import storage_error, temporary_directory
 from ..store.database import Database
 from ..store.layout import Layout
 from .cache import ContextDigests
+from .checks import read_ignore
 from .result import Trace
 
 
@@ -88,7 +89,7 @@ class Context:
             except OSError:
                 text = ""
         self._ignore_text = text or ""
-        return ignore_matcher(self._ignore_text) if self._ignore_text.strip() else None
+        return read_ignore(self._ignore_text)
 
     def descriptors(self) -> list[int]:
         """The open directory and, where there are any, the files beside it, for a task that copies from them; empty

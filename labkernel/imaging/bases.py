@@ -33,7 +33,7 @@ Notify = Callable[[str], None]
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAR_LAYER = "application/vnd.oci.image.layer.v1.tar"
-_NAMES = ("busybox", "debian", "host")
+NAMES = ("busybox", "debian", "host")
 
 # Tags of Docker Hub's debian that any Debian release stands in for; others must name the machine's own release.
 _ANY_RELEASE = {"latest", "stable", "stable-slim"}
@@ -41,7 +41,7 @@ _ANY_RELEASE = {"latest", "stable", "stable-slim"}
 
 def is_builtin(wanted: Reference) -> bool:
     """Whether this is `lab/busybox`, `lab/debian` or `lab/host` (tag latest)."""
-    return wanted.name in {f"docker.io/lab/{name}" for name in _NAMES} and wanted.tag == "latest" and not wanted.digest
+    return wanted.name in {f"docker.io/lab/{name}" for name in NAMES} and wanted.tag == "latest" and not wanted.digest
 
 
 def find_stand_in(wanted: Reference) -> Reference | None:
