@@ -316,6 +316,10 @@ def _value(axes: Axes, x: float, y: float, text: str, colour: str, *, side: int)
 
 # -- the history of a live widget
 
+_EVENT_ROWS, _EVENT_POINTS = 4, 9.5
+_CPU_POINTS = 113.0  # the height of the CPU panel, about
+_LETTER_SHARE = 0.0085  # the width of a letter, as a part of the axes' width
+
 
 def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     """CPU, memory, throttling and processes over time, with limits as lines and start, stop and OOM marked."""
@@ -323,7 +327,9 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     panels = ["cpu", "memory", *(["throttled"] if throttled else []), "pids"]
     origin = min((s.samples[0].time_s for s in series if s.samples), default=0.0)
     heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
-    figure = new_figure(9.0, 0.9 + 1.05 * sum(heights))
+    columns = min(4, len(series))
+    legend_rows = 0 if len(series) < 2 else math.ceil(len(series) / columns) - 1  # one fits beside the headline
+    figure = new_figure(9.0, 0.9 + 1.05 * sum(heights) + 0.22 * legend_rows)
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, name in zip([row[0] for row in grid], panels, strict=True):
         _draw_history(axes, series, name, origin)
@@ -331,9 +337,18 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     headline(figure, title or ", ".join(s.name for s in series))
     if len(series) > 1:
         handles, labels = grid[0][0].get_legend_handles_labels()
-        place: Any = {"loc": "outside upper right", "ncols": min(4, len(series)), "frameon": False, "labelcolor": INK}
+        place: Any = {"loc": "outside upper right", "ncols": columns, "frameon": False, "labelcolor": INK}
         figure.legend(handles, labels, **place)
+    if not any(s.samples for s in series):
+        grid[0][0].set_xlim(0, 1)
+        words = "nothing was measured: it did not run"
+        grid[0][0].annotate(words, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", color=MUTED)
     return figure
+
+
+def _dashes(index: int) -> str:
+    """No two of the first 32 curves have both the same colour and the same dashes, as in monitor.js."""
+    return ("-", "--", ":", "-.")[(index + index // len(PALETTE)) % 4]
 
 
 def _any_throttled(series: Series) -> bool:
@@ -350,15 +365,15 @@ _PANELS = {
 
 def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float) -> None:
     label, least = _PANELS[name]
-    styles = ("-", "--", "-.", ":")
     top = least
     for index, one in enumerate(series):
         colour = PALETTE[index % len(PALETTE)]
         times, values = _history_points(one, name, origin)
         top = max([top, *(v for v in values if v == v)])
-        axes.plot(times, values, color=colour, linestyle=styles[index % 4], linewidth=1.6, label=plain(one.name))
+        axes.plot(times, values, color=colour, linestyle=_dashes(index), linewidth=1.6, label=plain(one.name))
         for event in one.events if name == "cpu" or len(series) == 1 else ():
-            _draw_event(axes, event.time_s - origin, event.kind, event.text, colour, named=name == "cpu")
+            line = LIMIT if event.kind == "oom" else colour
+            axes.axvline(event.time_s - origin, color=line, linewidth=0.9, linestyle=":", alpha=0.8)
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
         words = f"limit {limit:g}{' MiB' if name == 'memory' else ' %'}"
         if limit and limit < 8 * top:
@@ -367,7 +382,9 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         elif limit:
             place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": LIMIT}
             axes.annotate(f"{words}, far above", (0.995, 0.98), **place)
-    axes.set_ylim(0, top * 1.15)
+    # The words of what happened have a band of their own above everything, also above a limit and its words.
+    band = _name_events(axes, series, origin) * _EVENT_POINTS / _CPU_POINTS if name == "cpu" else 0.0
+    axes.set_ylim(0, top * 1.15 / (1 - band))
     axes.locator_params(axis="y", nbins=3 if name in ("throttled", "pids") else 5, integer=True)
     dress(axes, y_label=label)
 
@@ -388,22 +405,38 @@ def _history_points(series: Series, name: str, origin: float) -> tuple[list[floa
     return times, values
 
 
-def _draw_event(axes: Axes, x: float, kind: str, text: str, colour: str, *, named: bool) -> None:
-    axes.axvline(x, color=LIMIT if kind == "oom" else colour, linewidth=0.9, linestyle=":", alpha=0.8)
-    if named:
-        words = {
-            "oom": "OOM",
-            "stop": f"stop ({text})" if text else "stop",
-            "exec": f"exec {shortened(text, 24)}",
-        }.get(kind, kind)
+def _name_events(axes: Axes, series: Sequence[Series], origin: float) -> int:
+    """Write what happened, and to whom by colour, along the upper edge: no two words over each other. Gives the number
+    of lines that it takes; what finds no room keeps its vertical line only."""
+    events = sorted((event, index) for index, one in enumerate(series) for event in one.events)
+    ends = [event.time_s for event, _ in events] + [one.samples[-1].time_s for one in series if one.samples]
+    span = max(max(ends, default=origin) - origin, 0.1)
+    taken: list[list[tuple[float, float]]] = []
+    for event, index in events:
+        words, x = _event_words(event.kind, event.text), (event.time_s - origin) / span
+        width = (len(words) + 2) * _LETTER_SHARE
+        ahead = x + width < 1
+        start, end = (x, x + width) if ahead else (x - width, x)
+        row = next((i for i, row in enumerate(taken) if all(end <= a or b <= start for a, b in row)), len(taken))
+        if row == _EVENT_ROWS:
+            continue
+        if row == len(taken):
+            taken.append([])
+        taken[row].append((start, end))
         axes.annotate(
             words,
-            (x, 0.97),
+            (event.time_s - origin, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(2 if kind == "start" else -2, 0),
+            xytext=(3 if ahead else -3, -1 - _EVENT_POINTS * row),
             textcoords="offset points",
-            ha="left" if kind == "start" else "right",
+            ha="left" if ahead else "right",
             va="top",
             fontsize=7.5,
-            color=LIMIT if kind == "oom" else MUTED,
+            color=LIMIT if event.kind == "oom" else PALETTE[index % len(PALETTE)],
         )
+    return len(taken)
+
+
+def _event_words(kind: str, text: str) -> str:
+    named = {"oom": "OOM kill", "stop": f"stop ({text})" if text else "stop", "exec": f"exec {shortened(text, 24)}"}
+    return plain(named.get(kind, kind))

@@ -137,7 +137,7 @@ class Client:
 
     def _exec(self, process: dict[str, Any], fds: list[int]) -> None:
         monitor = self.monitor
-        free = next((n for n in range(1, 32) if n not in monitor.processes), None)
+        free = monitor.free_number()
         if not monitor.ready or free is None or len(fds) != _MAX_FDS:
             brief = "too many commands run in this VM" if monitor.ready else "the machine is not up yet"
             self.answer({"error": brief, "exit_code": 126})

@@ -36,6 +36,7 @@ from .streams import GuestProcess, Link
 DEVICE = "/dev/vda"
 _POWEROFF_S = 10.0
 _FLUSH_S = 10.0
+MAX_PROCESSES = 32  # guest/guest.h has as many places
 _KILLED = 128 + signal.SIGKILL
 
 
@@ -59,6 +60,7 @@ class Monitor:
         self.qmp: Any = None
         self.ready = False
         self.frozen: Callable[[], None] | None = None
+        self.leaving: set[int] = set()  # numbers of commands that a restore ends: not free until the guest says so
         self._attempts = list(self.plan["attempts"])
         self._attempt: dict[str, Any] = {}
         self._poll = select.poll()
@@ -66,7 +68,7 @@ class Monitor:
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
         self.link: Link | None = None
         self.share_link: Link | None = None
-        self._unfrozen = 0
+        self._moving: dict[Link, int] = {}
         self._code: int | None = None
         self._serial = 0
 
@@ -93,13 +95,23 @@ class Monitor:
         while True:
             soonest = min((when for when, _ in self._timers.values()), default=None)
             wait_ms = None if soonest is None else max(0, int((soonest - time.monotonic()) * 1000) + 1)
-            for fd, events in self._poll.poll(wait_ms):
+            for fd, events in self._events(wait_ms):
                 entry = self._handlers.get(fd)
                 if entry is not None:
                     entry[1](events)
             for name, (when, call) in list(self._timers.items()):
                 if when <= time.monotonic() and self._timers.pop(name, None) is not None:
                     call()
+
+    def _events(self, wait_ms: int | None) -> list[tuple[int, int]]:
+        if self.frozen is None:
+            return self._poll.poll(wait_ms)
+        # Whatever else came now would be half in the snapshot: a command that the guest never heard of, lost input.
+        still = select.poll()
+        for fd in self._of_qemu():
+            if fd in self._handlers:
+                still.register(fd, self._handlers[fd][0])
+        return still.poll(wait_ms)
 
     def watch(self, fd: int, events: int, call: Callable[[int], None] | None) -> None:
         """Call `call` when `fd` is ready; without one, or without events, it is not looked at any more."""
@@ -239,8 +251,10 @@ class Monitor:
         )
         main.unconsumed = int(state["unconsumed"])
         self.processes[0] = main
-        for number in state["processes"]:
+        self.leaving = set(state["processes"])
+        for number in self.leaving:
             self.send(encode(Kind.SIGNAL, b"9", process=number))
+        self.send(encode(Kind.HOLD, b"0"))  # its output may have been held back for a reader of its former life
         self.ready = True
         self.facts["ready_at"] = time.monotonic()
         self._main_started(main)
@@ -277,11 +291,19 @@ class Monitor:
                 pass
         self._launch()
 
-    def _unwatch(self) -> None:
+    def _of_qemu(self) -> tuple[int, ...]:
         assert self.qemu is not None
         qemu = self.qemu
-        for fd in (qemu.channel.fileno(), qemu.share.fileno(), qemu.console.fileno(), qemu.stderr, qemu.pidfd):
+        return qemu.channel.fileno(), qemu.share.fileno(), qemu.console.fileno(), qemu.stderr, qemu.pidfd
+
+    def _unwatch(self) -> None:
+        for fd in self._of_qemu():
             self.watch(fd, 0, None)
+
+    def free_number(self) -> int | None:
+        """A number for one more command in the guest; None when there is none."""
+        taken = self.processes.keys() | self.leaving
+        return next((number for number in range(1, MAX_PROCESSES) if number not in taken), None)
 
     # -- what the guest says
 
@@ -298,15 +320,31 @@ class Monitor:
             if answer is not None:
                 self.share_link.send(encode(Kind.SHARED, answer, process=frame.process))
         elif frame.kind == Kind.FROZEN:
-            self._one_frozen()
+            self._still(self.share_link)
 
     def freeze(self, then: Callable[[], None]) -> None:
-        """Call `then` when the guest has nothing more to say until `thaw`: no frame is on its way."""
+        """Call `then` when neither side has anything more to say until `thaw`: no frame is on its way."""
         self.frozen = then
         links = [link for link in (self.link, self.share_link if self.shares else None) if link is not None]
-        self._unfrozen = len(links)
+        self._moving = dict.fromkeys(links, 0)
         for link in links:
-            link.send(encode(Kind.FREEZE))
+            self._freeze(link)
+
+    def _freeze(self, link: Link) -> None:
+        link.send(encode(Kind.FREEZE))
+        self._moving[link] = link.sent
+
+    def _still(self, link: Link | None) -> None:
+        if self.frozen is None or link not in self._moving or link is None:
+            return
+        if link.sent != self._moving[link]:
+            # What was sent after FREEZE (the answer to a request that came before FROZEN) may not be there yet. The
+            # guest answers in the order of what it reads, so once it answers a second FREEZE it has read that, too.
+            self._freeze(link)
+            return
+        del self._moving[link]
+        if not self._moving:
+            self.frozen()
 
     def thaw(self) -> None:
         """The clock as it is now, new entropy, and it goes on."""
@@ -314,11 +352,6 @@ class Monitor:
         self.send(frame)
         if self.shares and self.share_link is not None:
             self.share_link.send(frame)
-
-    def _one_frozen(self) -> None:
-        self._unfrozen -= 1
-        if self._unfrozen == 0 and self.frozen is not None:
-            self.frozen()
 
     def _file(self, frame: Frame) -> None:
         process = self.processes.get(frame.process)
@@ -331,7 +364,7 @@ class Monitor:
             self.facts["ready_at"] = time.monotonic()
             self._start_main()
         elif frame.kind == Kind.FROZEN:
-            self._one_frozen()
+            self._still(self.link)
         elif frame.kind == Kind.FIGURES:
             waiting, self.figures = self.figures, []
             for client in waiting:
@@ -342,6 +375,8 @@ class Monitor:
             self.fail(f"the guest could not set itself up: {text}", hint)
         elif process is not None:
             self._about(process, frame)
+        elif frame.kind in (Kind.EXITED, Kind.FAILED):
+            self.leaving.discard(frame.process)
 
     def _about(self, process: GuestProcess, frame: Frame) -> None:
         if frame.kind in (Kind.STDOUT, Kind.STDERR):

@@ -25,15 +25,17 @@ Send = Callable[[bytes], None]
 
 
 class Link:
-    """Frames to and from one of the guest's ports. What the guest does not take yet waits."""
+    """Frames to and from one of the guest's ports. What the guest does not take yet waits. `sent` counts bytes."""
 
     def __init__(self, sock: socket.socket, watch: Watch, file: Callable[[Frame], None]) -> None:
         self._sock, self._watch, self._file = sock, watch, file
         self._decoder, self._out = Decoder(), bytearray()
+        self.sent = 0
         watch(sock.fileno(), select.POLLIN, self._ready)
 
     def send(self, data: bytes) -> None:
         self._out += data
+        self.sent += len(data)
         self._flush()
 
     def _flush(self) -> None:
