@@ -345,7 +345,9 @@ def _start_ticks(pid: int) -> int | None:
 def _wait(pid: int, pidfd: int) -> None:
     import select
 
-    select.select([pidfd], [], [], 10.0)
+    watch = select.poll()  # not select(): its descriptors end at 1024
+    watch.register(pidfd, select.POLLIN)
+    watch.poll(10_000)
     try:
         os.waitpid(pid, os.WNOHANG)  # our own child, when this process started it
     except ChildProcessError:

@@ -91,6 +91,28 @@ def test_controllers_in_separate_hierarchies_are_found_by_file_name(tmp_path: Pa
     assert sample.throttled_usec is None
 
 
+@pytest.mark.parametrize(("version", "files"), [(1, V1), (2, V2)])
+def test_of_hundreds_only_what_moves_is_read_each_time(tmp_path: Path, version: int, files: dict[str, str]) -> None:
+    reader = CgroupReader(version, {"any": str(folder(tmp_path, files))})
+    reader.detail_s = 3600.0
+    assert reader.read() is not None
+    held = {name: text.replace("throttled_time 7000000", "throttled_time 9000000") for name, text in files.items()}
+    held = {name: text.replace("throttled_usec 7000", "throttled_usec 9000") for name, text in held.items()}
+    folder(tmp_path, {**held, "pids.current": "50\n", "memory.events": "oom_kill 9\n"})
+    for name in ("memory.usage_in_bytes", "memory.current"):
+        if name in files:
+            (tmp_path / name).write_text("5000\n")
+    sample = reader.read()
+    assert sample is not None
+    assert (sample.memory_bytes, sample.throttled_usec) == (4000, 9000), "fresh: there is a CPU limit"
+    assert (sample.pids, sample.oom_kills) == (3, 2), "read again after detail_s"
+    reader.detail_s = 0.0
+    sample = reader.read()
+    assert sample is not None
+    assert sample.pids == 50
+    reader.close()
+
+
 def test_parsers() -> None:
     assert field(b"a 1\nab 2\nb 3", b"a") == 1
     assert field(b"a 1\nab 2\nb 3", b"b") == 3

@@ -553,7 +553,9 @@ def _wait_until_gone(pid: int) -> None:
     except OSError:
         return
     try:
-        select.select([pidfd], [], [], 10.0)
+        watch = select.poll()  # not select(): who follows many containers has more than 1024 descriptors
+        watch.register(pidfd, select.POLLIN)
+        watch.poll(10_000)
     finally:
         os.close(pidfd)
 

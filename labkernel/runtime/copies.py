@@ -15,9 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ..linux import syscalls
-
-from ..linux import trees
+from ..linux import syscalls, trees
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 

@@ -191,7 +191,37 @@ def test_the_figure_draws_gaps_limits_and_events() -> None:
     figure = made.figure()
     assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["CPU", "memory", "throttled", "processes"]
     words = {text.get_text() for axes in figure.axes for text in axes.texts}
-    assert {"start", "OOM", "stop (137)", "limit 50 %", "limit 64 MiB"} <= words
+    assert {"start", "OOM kill", "stop (137)", "limit 50 %", "limit 64 MiB"} <= words
+
+
+def test_words_in_the_figure_do_not_lie_over_each_other() -> None:
+    made, _ = a_monitor({"status": "created"})
+    series = made.series[0]
+    series.limits = series.limits._replace(cpus=0.1)
+    series.points.extend(Sample(i / 5, i * 15_000, 10 << 20) for i in range(50))
+    happened = [(0.0, "start", ""), (0.0, "throttled", ""), (4.0, "exec", "sh -c 'echo one'"), (4.1, "exec", "true")]
+    for time_s, kind, text in [*happened, (9.6, "oom", ""), (9.8, "stop", "137")]:
+        series.mark(Event(time_s, kind, text))
+    figure = made.figure()
+    figure.canvas.draw()
+    cpu = figure.axes[0]
+    boxes = [text.get_window_extent() for text in cpu.texts]
+    assert len(boxes) == 7, "six events and the limit"
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    whole = cpu.get_window_extent()
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "and none leaves the plot"
+
+
+def test_more_curves_than_colours_are_told_apart() -> None:
+    from labkernel.measuring.figures import history_figure
+
+    many = []
+    for number in range(20):
+        many.append(Series(f"c{number}", 10))
+        many[-1].points.extend(Sample(float(i), i, i << 20) for i in range(5))
+    looks = {(line.get_color(), line.get_linestyle()) for line in history_figure(many).axes[0].lines}
+    assert len(looks) == 20
+    assert "nothing was measured" in history_figure([Series("c", 10)]).axes[0].texts[0].get_text()
 
 
 def test_a_button_acts_in_a_thread_and_tells_what_went_wrong(work: Work) -> None:
