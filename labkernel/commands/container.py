@@ -82,11 +82,16 @@ def ps(ctx: click.Context, /, **flags: Any) -> Listing:
     return tabulate(
         found,
         lambda container: container_view(container, no_trunc=flags["no_trunc"], sizes=sizes),
-        CONTAINER_TITLES,
+        {**CONTAINER_TITLES, **_id_title(ctx)},
         columns=columns,
         form=flags["form"],
         quiet="ID" if flags["quiet"] else None,
     )
+
+
+def _id_title(ctx: click.Context) -> dict[str, str]:
+    """What the first column is called: machines are listed by the same commands (`vmverbs`)."""
+    return {"ID": getattr(host_of(ctx).engine, "id_title", CONTAINER_TITLES["ID"])}
 
 
 @command("stop", NAMES)
@@ -315,6 +320,7 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
         else:
             views = [reading(container) for container in containers]
     titles = {**dict(zip(_STATS_FIELDS, STATS_HEADER, strict=True)), "Container": "CONTAINER"}
+    titles["ID"] = getattr(host.engine, "id_title", titles["ID"])
     return tabulate(views, lambda view: view, titles, columns=_STATS_FIELDS, form=flags["form"])
 
 

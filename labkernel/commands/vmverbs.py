@@ -44,6 +44,8 @@ VM = VMName()
 class _Engine:
     """An engine whose containers are its virtual machines."""
 
+    id_title = "VM ID"
+
     def __init__(self, engine: Any) -> None:
         self._engine = engine
 

@@ -118,7 +118,7 @@ def finalize_config(
     hostname = settings.get("hostname") or vm.id[:12]
     directory = str(vm.directory)
     size = settings.get("console_size")
-    limited = {"mem_limit": settings["mem_limit"] + OVERHEAD_BYTES, "pids_limit": _PIDS}
+    limited = {"mem_limit": most_memory(settings), "pids_limit": _PIDS}
     if settings["nano_cpus"] % 1_000_000_000:
         limited["nano_cpus"] = settings["nano_cpus"]
     return {
@@ -149,6 +149,11 @@ def finalize_config(
             "restart": {"name": "no", "max_retries": 0},
         },
     }
+
+
+def most_memory(settings: Mapping[str, Any]) -> int:
+    """Bytes that QEMU's process may use: the guest's memory, and what QEMU needs beside it."""
+    return int(settings["mem_limit"]) + OVERHEAD_BYTES
 
 
 def processors(wanted: float) -> int:

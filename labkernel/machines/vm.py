@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConflictError, NoSuchContainer, NoSuchVM, StartError, UsageError, VMError
-from ..measuring.samples import Sample, reader_for
+from ..measuring.samples import Limits, Sample, reader_for
 from ..qemu import control
 from ..running.container import Container, ContainerList
+from . import plans
 from . import snapshots as vmsnapshots
 from .results import VMResult, timings_of, usage_of
 
@@ -74,6 +75,13 @@ class VM(Container):
     @property
     def memory_bytes(self) -> int:
         return int(self.settings["mem_limit"])
+
+    @property
+    def limits(self) -> Limits:
+        """What QEMU's process may use here."""
+        cgroups, cpus = self._containers.driver.cgroups, self.settings["nano_cpus"] / 1e9
+        memory = plans.most_memory(self.settings) if cgroups.get("memory") == "kernel" else None
+        return Limits(memory, cpus if cpus % 1 and cgroups.get("cpu") == "kernel" else None)
 
     @property
     def accelerator(self) -> str:

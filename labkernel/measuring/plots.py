@@ -57,6 +57,9 @@ def measurements_figure(found: Measurements) -> Figure:
     return figure
 
 
+_FEW_DECADES = 1.2  # with fewer powers of ten than this on an axis, 2 and 5 are named, too
+
+
 def _panel(axes: Axes, found: Measurements, experiment: Experiment, *, named: bool) -> None:
     medians = [row.median(experiment.name) for row in found.rows]
     known = [value for row in found.rows for value in row.values.get(experiment.name, ()) if value > 0]
@@ -86,6 +89,8 @@ def _panel(axes: Axes, found: Measurements, experiment: Experiment, *, named: bo
         axes.set_xticks([16.0**power for power in powers])
         axes.set_xticks([], minor=True)
         axes.set_xlim(low / 10 ** (span * 0.08), high * 10 ** (span * 0.5))
+    elif wide and span < _FEW_DECADES:
+        axes.xaxis.set_major_locator(_one_two_five())
     axes.xaxis.set_major_formatter(lambda value, _position: _tick(experiment.say(value)) if value > 0 else "0")
     axes.xaxis.set_minor_formatter(lambda _value, _position: "")
     if not wide and experiment.say is memory_text:
@@ -94,6 +99,12 @@ def _panel(axes: Axes, found: Measurements, experiment: Experiment, *, named: bo
     elif not wide:
         axes.locator_params(axis="x", nbins=4)
     axes.tick_params(axis="x", labelsize=7.5)
+
+
+def _one_two_five() -> Any:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(subs=(1.0, 2.0, 5.0), numticks=20)
 
 
 def _tick(text: str) -> str:

@@ -36,9 +36,10 @@ def measure(
 ) -> Measurements:
     """Measure `experiments` (or, with a `command`, what that costs) in each row that can run here.
 
-    The first run of each row is not counted: it unpacks, makes disks and templates. Then `runs` rounds; each starts
-    one row further, so that what else the machine does hits all alike. Raises what the row of the engine's own driver
-    raises; any other row that fails is left out, with its reason.
+    The first run of each row is not counted: it unpacks, makes disks and templates (a cold boot has nothing left to
+    prepare where a template was made). Then `runs` rounds; each starts one row further, so that what else the machine
+    does hits all alike. Raises what the row of the engine's own driver raises; any other row that fails, at whatever
+    time, is left out, with its reason.
     """
     with contextlib.ExitStack() as undo:
         if command:
@@ -48,7 +49,7 @@ def measure(
             made, name = undo.enter_context(lab.instrumented(image))
         procedure = _Procedure(lab, experiments, list(command), settings or {})
         left_out = procedure.prepare(undo, rows, made, name, context)
-        procedure.rounds(runs)
+        procedure.rounds(runs, left_out)
         names = list(OF_A_COMMAND) if command else [experiment.name for experiment in experiments]
         return Measurements(
             image=image,
@@ -87,26 +88,37 @@ class _Procedure:
             try:
                 subject = make_subject(self._lab, row, image, name, context=context)
                 undo.callback(subject.close)
-                self._run(subject)
+                if row != "vm-cold" or "vm" not in self._rows:
+                    self._run(subject)
             except UsageError:
                 raise
             except LabkernelError as err:
                 if row == own:
                     raise
-                left_out[row] = err.brief if not err.details else f"{err.brief} ({err.details.splitlines()[0]})"
+                left_out[row] = _reason(err)
                 continue
             self._subjects.append(subject)
             self._rows[row] = Row(row, subject.label, subject.family)
         return left_out
 
-    def rounds(self, runs: int) -> None:
+    def rounds(self, runs: int, left_out: dict[str, str]) -> None:
         for number in range(runs):
             turn = number % max(1, len(self._subjects))
             for subject in (*self._subjects[turn:], *self._subjects[:turn]):
                 self._lab.say(f"run {number + 1} of {runs}: {subject.label}")
-                self._note(subject, self._run(subject))
-                if "idle" in self._wanted and number < _IDLE_RUNS:
-                    self._value(subject, "idle", subject.idle([INSIDE, "idle", str(IDLE_MS)]))
+                try:
+                    self._note(subject, self._run(subject))
+                    if "idle" in self._wanted and number < _IDLE_RUNS:
+                        self._value(subject, "idle", subject.idle([INSIDE, "idle", str(IDLE_MS)]))
+                except UsageError:
+                    raise
+                except LabkernelError as err:
+                    if subject.name == self._lab.containers.driver_name:
+                        raise
+                    left_out[subject.name] = f"run {number + 1}: {_reason(err)}"
+                    self._subjects.remove(subject)
+                    del self._rows[subject.name]
+                    self._codes.pop(subject.name, None)
 
     def _run(self, subject: Subject) -> Measured:
         if self._command:
@@ -142,3 +154,7 @@ class _Procedure:
         if any("TCG" in subject.label for subject in self._subjects):
             found.append("TCG emulates the machine's processor in software; under KVM its figures are other ones")
         return found
+
+
+def _reason(err: LabkernelError) -> str:
+    return err.brief if not err.details else f"{err.brief} ({err.details.splitlines()[0]})"

@@ -393,8 +393,8 @@ class ProcessReader:
 
     source = "process"
 
-    def __init__(self, pid: int) -> None:
-        self._files = _Files()
+    def __init__(self, pid: int, limits: Limits = Limits()) -> None:  # noqa: B008
+        self._files, self._limits = _Files(), limits
         for name in ("stat", "statm", "io", "status"):
             self._files.open(name, f"/proc/{pid}/{name}")
 
@@ -429,7 +429,7 @@ class ProcessReader:
         )
 
     def limits(self) -> Limits:
-        return Limits()
+        return self._limits
 
     def close(self) -> None:
         self._files.close()
@@ -571,7 +571,9 @@ def reader_for(thing: Any, *, net: bool = False) -> Reader | None:
         return made
     if kind_of(thing) == "vm" and not isinstance(thing, int):
         pid = getattr(thing, "pid", None)  # of QEMU: a machine's own state tells of the command inside
-        return reader_for(pid) if pid else None
+        if not pid or not os.path.exists(f"/proc/{pid}/stat"):
+            return None
+        return ProcessReader(pid, getattr(thing, "limits", None) or Limits())
     if isinstance(thing, int):
         return ProcessReader(thing) if os.path.exists(f"/proc/{thing}/stat") else None
     state = state_of(thing) or {}
