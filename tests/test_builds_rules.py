@@ -100,6 +100,16 @@ def test_hard_links_stay_hard_links(engine: Engine, context: Path) -> None:
     )
 
 
+def test_wildcards_may_match_nothing_where_there_is_a_directory(engine: Engine, context: Path) -> None:
+    assert engine.builds.build(BASE + "COPY d/nothing* nope* x /t/\n", context=context).warnings == []
+    for words in ("none/* x", "d/none/*"):
+        with pytest.raises(BuildError, match="file not found in build context") as caught:
+            engine.builds.build(BASE + f"COPY {words} /t/\n", context=context)
+        assert "none" in caught.value.brief
+    with pytest.raises(BuildError, match="does not exist in s"):
+        engine.builds.build(BASE.replace("\n", " AS s\n") + "FROM scratch\nCOPY --from=s /none/* /t/\n")
+
+
 def test_a_backslash_in_a_heredoc_goes_away(engine: Engine) -> None:
     text = BASE + 'ENV A=1\nCOPY <<E <<"Q" /t/\n$A \\$A \\\\ "\\q" \\\nend\nE\n$A \\$A\nQ\n'
     image = engine.builds.build(text).image

@@ -60,8 +60,8 @@ def select(
     Each found source is {"pattern", "path" (real, inside the root), "name" (last name as asked), "entries"}; entries
     are [name below the source ("" for itself), type letter `d f l p c b`, mode, size, mtime_ns, digest], byte order.
     `leave_out` sees paths from the root, `exclude` paths below the source (a file that is a source: its name). With
-    `owners` they enter the digests. A pattern with wildcards may match nothing. Raises FileNotFoundError for another
-    one that is not there.
+    `owners` they enter the digests. A pattern with wildcards may match nothing in a directory that is there. Raises
+    FileNotFoundError for what is not.
 
     With `parents` (COPY --parents) `name` is the whole path, less what stands before a `/./` in the pattern, `**` in a
     pattern stands for any directories, and "parents" lists the directories above: [name, mode, mtime_ns, real path].
@@ -72,6 +72,8 @@ def select(
         wild = has_wildcards(pattern)
         clean = clamp_path(os.fsencode(pattern))
         matched = sorted(_glob(root, clean, deep=parents)) if wild else [clean]
+        if wild and not matched and not parents:
+            _need_directory(root, pattern)
         for path in _without_nested(root, matched) if parents else matched:
             source = scan.source(path)
             if source is not None and scan.leaves_out_file(source):
@@ -82,6 +84,18 @@ def select(
             elif not wild:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), pattern)
     return found
+
+
+def _need_directory(root: Root, pattern: str) -> None:
+    """Of a pattern that matches nothing, as much as has no wildcards has to be there. Raises FileNotFoundError."""
+    fixed = []
+    for part in pattern.split("/"):
+        if has_wildcards(part):
+            break
+        fixed.append(part)
+    folder = "/".join(fixed)
+    if follow(root, clamp_path(os.fsencode(folder))) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
 
 
 def selection_digest(sources: Iterable[dict[str, Any]]) -> str:
