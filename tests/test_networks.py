@@ -528,6 +528,18 @@ def test_leaks_are_found_and_removed(fresh_engine: Engine, host_mode: None) -> N
     assert engine.check() == []
 
 
+def test_a_bridge_that_somebody_removed_is_made_anew(
+    engine: Engine, net: Callable[..., Network], host_mode: None
+) -> None:
+    network = net("vanished")
+    start(engine, SLEEP, network="vanished").remove(force=True)
+    with netlink.Socket() as sock:
+        sock.send(netlink.delete_link(network.bridge))
+    web = start(engine, HTTPD, network="vanished", name="web")
+    client = start(engine, SLEEP, network="vanished")
+    until(lambda: tell(client, "wget -q -O - http://web/hostname") == web.short_id, "an answer over the new bridge")
+
+
 def test_networks_outlive_the_runtime_directory(fresh_engine: Engine) -> None:
     engine = fresh_engine
     network = engine.networks.create("lab")

@@ -385,12 +385,17 @@ class Switch:
     def _plug(self, member: Member, endpoint: dict[str, Any], pid: int, number: int) -> dict[str, Any]:
         """A pair of interfaces for one endpoint; returns what `netlink.configure` does with the other end."""
         assert self.route is not None
-        index = self._ensure_bridge(endpoint)
         mac = bytes.fromhex(endpoint["mac"].replace(":", ""))
         name, peer = self._veth(), f"eth{number}"
-        self.route.send(
-            netlink.add_veth(name, peer, pid, mtu=self._mtu(endpoint), master=index, peer_mac=mac),
-        )
+        settings: dict[str, Any] = {"mtu": self._mtu(endpoint), "peer_mac": mac}
+        try:
+            self.route.send(netlink.add_veth(name, peer, pid, master=self._ensure_bridge(endpoint), **settings))
+        except OSError as err:
+            # What a bridge gives that is not there any more: somebody has removed it, with `ip link` or a tool's own.
+            if err.errno != errno.EINVAL:
+                raise
+            self.bridges.pop(endpoint["bridge"], None)
+            self.route.send(netlink.add_veth(name, peer, pid, master=self._ensure_bridge(endpoint), **settings))
         if not endpoint.get("icc", True):
             self.route.send(netlink.set_isolated(self.route.index(name)))
         member.endpoints.append({**endpoint, "veth": name, "interface": peer})
