@@ -196,8 +196,8 @@ class _Target:
             if isinstance(self.reader, CgroupReader):
                 self.reader.detail_s = self.detail_s
             limits = self.reader.limits()
-            if self.series.kind == "vm":  # what the machine was given, not what QEMU may use beside it
-                limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", limits.memory_bytes))
+            if limits.memory_bytes is None and self.series.kind == "vm":
+                limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
             self.series.limits = limits
             self.ooms, self.before = 0, None
             self.series.mark(Event(now, "start"))

@@ -214,6 +214,8 @@ def test_a_snapshot_is_gone_back_to(box: VM, shared: Path) -> None:
     assert abs(int(output(box, "date", "+%s")) - time.time()) < 60
     now = int(output(box, "cat", "/ticks") or 0)
     wait_for(lambda: int(output(box, "cat", "/ticks") or 0) > now, "it goes on where it was")
+    with pytest.raises(UsageError, match="snapshot name"):
+        box.snapshot("../two")
     with pytest.raises(VMError, match="has no snapshot two"):
         box.restore("two")
     box.remove_snapshot("one")

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConflictError, VMError
+from ..errors import ConflictError, UsageError, VMError
 from ..qemu.snapshot import copy_sparse
-from ..runtime.settings import check_name
 
 if TYPE_CHECKING:
     from .vm import VM
+
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+
+
+def check_name(name: str) -> str:
+    """Raises UsageError for a name that is no name of a snapshot."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"Invalid snapshot name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-]* are allowed")
+    return name
 
 
 def names(vm: VM) -> list[str]:

@@ -43,10 +43,16 @@ def dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") 
 
 
 def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in our look. As the value of a cell it shows itself: a Figure of matplotlib's does so only where
+    `%matplotlib inline` is active, which nothing here needs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
+    class Picture(Figure):
+        def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            return mimebundle(self, repr(self))
+
+    figure = Picture(figsize=(width, height), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
@@ -374,19 +380,36 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         for event in one.events if name == "cpu" or len(series) == 1 else ():
             line = LIMIT if event.kind == "oom" else colour
             axes.axvline(event.time_s - origin, color=line, linewidth=0.9, linestyle=":", alpha=0.8)
-        limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
-        words = f"limit {limit:g}{' MiB' if name == 'memory' else ' %'}"
-        if limit and limit < 8 * top:
-            _limit(axes, limit, words)
-            top = max(top, limit)
-        elif limit:
-            place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": LIMIT}
-            axes.annotate(f"{words}, far above", (0.995, 0.98), **place)
+    top = _draw_limits(axes, series, name, top)
     # The words of what happened have a band of their own above everything, also above a limit and its words.
     band = _name_events(axes, series, origin) * _EVENT_POINTS / _CPU_POINTS if name == "cpu" else 0.0
     axes.set_ylim(0, top * 1.15 / (1 - band))
     axes.locator_params(axis="y", nbins=3 if name in ("throttled", "pids") else 5, integer=True)
     dress(axes, y_label=label)
+
+
+def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) -> float:
+    """A line for each limit, with whose it is where not all have it; one far above the curves is only named. Gives what
+    the axis has to reach."""
+    holders: dict[float, list[str]] = {}
+    for one in series:
+        limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
+        if limit:
+            holders.setdefault(limit, []).append(one.name)
+    above = []
+    for limit, names in sorted(holders.items()):
+        more = f" +{len(names) - 2}" if len(names) > 2 else ""
+        whose = "" if len(names) == len(series) else f"{', '.join(shortened(name, 24) for name in names[:2])}{more}: "
+        words = plain(f"{whose}limit {limit:g}{' MiB' if name == 'memory' else ' %'}")
+        if limit < 8 * top:
+            _limit(axes, limit, words)
+            top = max(top, limit)
+        else:
+            above.append(f"{words}, far above")
+    place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": LIMIT}
+    if above:
+        axes.annotate("\n".join(above), (0.995, 0.98), **place)
+    return top
 
 
 def _history_points(series: Series, name: str, origin: float) -> tuple[list[float], list[float]]:

@@ -95,6 +95,7 @@ function theme(element) {
     muted: css("--jp-ui-font-color2", dark ? "#a8a8a8" : "#57606a"),
     grid: css("--jp-border-color2", dark ? "#3d3d3d" : "#d8dee4"),
     font: css("--jp-ui-font-family", "system-ui, sans-serif"),
+    paper: css("--jp-layout-color1", dark ? "#212121" : "#ffffff"),
     alarm: dark ? "#ff8a9a" : "#a40e36",
     palette: dark ? DARK : LIGHT,
     dark,
@@ -189,6 +190,10 @@ function panel(c, store, look, colours, place) {
     c.fillText(step >= 1 ? value.toFixed(0) : value.toFixed(1), left - 5, y);
   }
   axis(c, look, px, bottom, colours, place.axis);
+  if (key === "thr" && store.data.length && store.data.every((data) => !data.thr.some(Number.isFinite))) {
+    c.textAlign = "center";
+    c.fillText(store.targets.some((one) => one.cpu) ? "nothing measured yet" : "no CPU limit that is told here", (left + right) / 2, (top + bottom) / 2);
+  }
 
   c.save();
   c.beginPath();
@@ -283,9 +288,9 @@ function axis(c, look, px, bottom, colours, labels) {
  */
 function marks(c, store, px, top, bottom, colours, named) {
   c.font = `600 10px ${colours.font}`;
-  let row = 0;
-  let lastX = -1e9;
-  for (const mark of store.marks) {
+  /** @type {{ from: number, to: number }[][]} */
+  const rows = [];
+  for (const mark of [...store.marks].sort((a, b) => a.t - b.t)) {
     const x = Math.round(px(mark.t)) + 0.5;
     const colour = mark.kind === "oom" ? colours.alarm : colours.palette[mark.s % colours.palette.length];
     c.strokeStyle = colour;
@@ -296,18 +301,44 @@ function marks(c, store, px, top, bottom, colours, named) {
     c.lineTo(x, bottom);
     c.stroke();
     c.setLineDash([]);
-    if (!named) continue;
-    row = x - lastX < 60 ? row + 1 : 0;
-    lastX = x;
-    const words = mark.text.length > 22 ? `${mark.text.slice(0, 21)}…` : mark.text;
-    /** @type {Record<string, string>} */
-    const named_ = { oom: "OOM kill", stop: words ? `stop (${words})` : "stop", exec: `exec ${words}` };
-    const ahead = mark.kind !== "stop" && mark.kind !== "oom";
-    c.fillStyle = colour;
-    c.textAlign = ahead ? "left" : "right";
-    c.fillText(named_[mark.kind] ?? mark.kind, x + (ahead ? 4 : -4), top + 5 + row * 12);
+    if (named) name(c, mark, x, top, rows, colour, colours);
   }
   c.font = `11px ${colours.font}`;
+}
+
+/**
+ * The words of a mark in the first row where there is room; beyond four rows the line has to do.
+ * @param {CanvasRenderingContext2D} c @param {Mark} mark @param {number} x @param {number} top
+ * @param {{ from: number, to: number }[][]} rows @param {string} colour @param {ReturnType<typeof theme>} colours
+ */
+function name(c, mark, x, top, rows, colour, colours) {
+  const words = mark.text.length > 22 ? `${mark.text.slice(0, 21)}…` : mark.text;
+  /** @type {Record<string, string>} */
+  const named = { oom: "OOM kill", stop: words ? `stop (${words})` : "stop", exec: `exec ${words}` };
+  const text = named[mark.kind] ?? mark.kind;
+  const width = c.measureText(text).width + 8;
+  const ahead = mark.kind !== "stop" && mark.kind !== "oom";
+  const place = ahead ? { from: x, to: x + width } : { from: x - width, to: x };
+  const free = rows.findIndex((row) => row.every((one) => one.to <= place.from || place.to <= one.from));
+  const row = free < 0 ? rows.length : free;
+  if (row >= 4) return;
+  (rows[row] ??= []).push(place);
+  c.textAlign = ahead ? "left" : "right";
+  halo(c, text, x + (ahead ? 4 : -4), top + 5 + row * 12, colour, colours);
+}
+
+/**
+ * Words that a line behind them does not strike through.
+ * @param {CanvasRenderingContext2D} c @param {string} text @param {number} x @param {number} y @param {string} colour
+ * @param {ReturnType<typeof theme>} colours
+ */
+function halo(c, text, x, y, colour, colours) {
+  c.lineJoin = "round";
+  c.lineWidth = 3;
+  c.strokeStyle = colours.paper;
+  c.strokeText(text, x, y);
+  c.fillStyle = colour;
+  c.fillText(text, x, y);
 }
 
 /**
@@ -316,15 +347,15 @@ function marks(c, store, px, top, bottom, colours, named) {
  * @param {ReturnType<typeof theme>} colours @param {string} unit
  */
 function limitLines(c, limits, store, box, colours, unit) {
-  const drawn = new Set();
-  limits.forEach((limit) => {
-    if (!Number.isFinite(limit) || drawn.has(limit)) return;
-    drawn.add(limit);
+  const different = [...new Set(limits.filter(Number.isFinite))].sort((a, b) => b - a);
+  let above = 0;
+  let last = { y: -1e9, width: 0 };
+  for (const limit of different) {
+    const words = `${whose(limit, limits, store)}limit ${say(limit, unit)}`;
+    c.textAlign = "right";
     if (limit > box.high) {
-      c.fillStyle = colours.alarm;
-      c.textAlign = "right";
-      c.fillText(`limit ${say(limit, unit)}, far above`, box.right - 3, box.top + 8);
-      return;
+      halo(c, `${words}, far above`, box.right - 3, box.top + 8 + 12 * above++, colours.alarm, colours);
+      continue;
     }
     const y = Math.round(box.py(limit)) + 0.5;
     c.strokeStyle = colours.alarm;
@@ -335,11 +366,18 @@ function limitLines(c, limits, store, box, colours, unit) {
     c.lineTo(box.right, y);
     c.stroke();
     c.setLineDash([]);
-    c.fillStyle = colours.alarm;
-    c.textAlign = "right";
-    c.font = `10.5px ${colours.font}`;
-    c.fillText(`limit ${say(limit, unit)}`, box.right - 3, y - box.top > 14 ? y - 7 : y + 8);
-  });
+    // Beside the words of a limit that is nearly the same, not over them.
+    const shift = y - last.y < 12 ? last.width + 12 : 0;
+    halo(c, words, box.right - 3 - shift, y - box.top > 14 ? y - 7 : y + 8, colours.alarm, colours);
+    last = { y, width: shift + c.measureText(words).width };
+  }
+}
+
+/** Who has this limit, where not all have it. @param {number} limit @param {number[]} limits @param {Store} store */
+function whose(limit, limits, store) {
+  const names = store.targets.filter((_, index) => limits[index] === limit).map((target) => target.name);
+  if (names.length === store.targets.length) return "";
+  return `${names.slice(0, 2).join(", ")}${names.length > 2 ? ` +${names.length - 2}` : ""}: `;
 }
 
 /**

@@ -61,7 +61,8 @@ class ProcessTree:
     def _repr_html_(self) -> str:
         body = "".join(_branch(root) for root in self.roots) or "<p>nothing runs</p>"
         count = sum(root.count for root in self.roots)
-        head = f"<div><b>{html.escape(self.title)}</b> <span style='{_MUTED}'>{count} processes</span></div>"
+        many = "1 process" if count == 1 else f"{count} processes"
+        head = f"<div><b>{html.escape(self.title)}</b> <span style='{_MUTED}'>{many}</span></div>"
         return f"<div class='labkernel-processes'>{head}{body}</div>"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from labkernel.errors import UsageError
-from labkernel.metrics import Event, Sample, Sampler, Series
+from labkernel.metrics import Event, Limits, Sample, Sampler, Series
 from labkernel.widgets.monitor import Monitor, _Feed, monitor
 
 
@@ -222,6 +222,26 @@ def test_more_curves_than_colours_are_told_apart() -> None:
     looks = {(line.get_color(), line.get_linestyle()) for line in history_figure(many).axes[0].lines}
     assert len(looks) == 20
     assert "nothing was measured" in history_figure([Series("c", 10)]).axes[0].texts[0].get_text()
+
+
+def test_a_figure_shows_itself_without_inline_plots() -> None:
+    from IPython.core.formatters import DisplayFormatter
+
+    from labkernel.measuring.figures import history_figure
+
+    data, metadata = DisplayFormatter().format(history_figure([Series("c", 10)]))
+    assert set(data) == {"image/png", "text/plain"}
+    assert metadata["image/png"]["width"] > 100
+
+
+def test_limits_say_whose_they_are() -> None:
+    from labkernel.measuring.figures import history_figure
+
+    many = [Series(name, 10, Limits(memory_bytes=size << 20)) for name, size in (("a", 8), ("b", 8), ("c", 500))]
+    for series in many:
+        series.points.extend(Sample(float(i), i, 6 << 20) for i in range(3))
+    words = [text.get_text() for text in history_figure(many).axes[1].texts]
+    assert words == ["a, b: limit 8 MiB", "c: limit 500 MiB, far above"]
 
 
 def test_a_button_acts_in_a_thread_and_tells_what_went_wrong(work: Work) -> None:
