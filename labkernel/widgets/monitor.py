@@ -26,6 +26,7 @@ _FULL_AT_FIRST_S = 5.0
 _AFTER_END_S = 1.0
 _EVENTS_EVERY_S, _EVENTS_BACK_S = 1.0, 5.0
 _FIRST_SAMPLES_S = 2.0
+MOST_CURVES = 20
 # A Jupyter server names its session, VS Code itself: there a browser shows what is live, even if it is late to say so.
 _SHOWN_BY = ("JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_CWD")
 _NAN = float("nan")
@@ -40,7 +41,7 @@ def monitor(
     title: str = "",
     history: Any = None,
 ) -> Monitor:
-    """A live plot of containers and VMs (also lists of them). Shows itself as the value of a cell.
+    """A live plot of up to 20 containers and VMs (also lists of them). Shows itself as the value of a cell.
 
     `hz` samples a second, 1 to 10; `window_s` is what the plot shows at first (15, 60, 300; 0: all). It ends by itself
     when all its targets have ended. With `duration_s` it ends after so many seconds at the latest, and the cell that
@@ -56,6 +57,11 @@ def monitor(
     for thing in flat:
         if state_of(thing) is None and not isinstance(getattr(thing, "pid", thing), int | None):
             raise UsageError(f"cannot be monitored: {thing!r}", resolution="give it a container, a VM or a pid")
+    if len(flat) > MOST_CURVES:
+        raise UsageError(
+            f"{len(flat)} curves in one plot cannot be told apart; at most {MOST_CURVES} are drawn",
+            resolution="name some of them; lab.dashboard() lists all, lab.metrics(*things) follows hundreds",
+        )
     if not 1 <= hz <= 10:
         raise UsageError(f"hz={hz:g} is not between 1 and 10", resolution="use a Sampler for more samples a second")
     made = Monitor(flat, hz=hz, window_s=window_s, duration_s=duration_s, title=title)

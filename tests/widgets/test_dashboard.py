@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,24 @@ def test_it_shows_and_does_what_docker_would(engine: Engine) -> None:
         board.act("images", "busybox", "kill")
     with pytest.raises(LabkernelError):
         board.act("containers", "nobody", "stop")
+
+
+def test_files_of_what_runs_are_opened_once_and_closed(engine: Engine) -> None:
+    container = engine.containers.run("busybox", ["sleep", "600"], detach=True, name="kept")
+    board = Dashboard(engine)
+    board._view = View()
+    before = len(os.listdir("/proc/self/fd"))
+    board.look()
+    held = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        board.look()
+    assert row_of(board, "containers", "kept")["cells"][3].endswith("%")
+    assert len(os.listdir("/proc/self/fd")) == held > before
+    container.kill()
+    container.wait()
+    board.look()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert board._readers == {}
 
 
 def test_only_what_changed_is_sent_and_errors_are_told(engine: Engine) -> None:

@@ -179,6 +179,23 @@ def test_bad_calls_are_refused(work: Work) -> None:
         monitor(work, hz=100)
     with pytest.raises(UsageError, match="cannot be monitored"):
         monitor("web")
+    with pytest.raises(UsageError, match="21 curves in one plot"):
+        monitor([work] * 21)
+
+
+def test_a_clock_that_jumps_bends_no_curve(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = monitor(work)
+    made.history = SimpleNamespace(list=lambda **_options: [])
+    real = time.time
+    for ahead in (0.0, 86400.0, -86400.0, 0.0):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: real() + ahead)
+        made._asked_events_at = 0.0
+        made.tick()
+    times = [sample.time_s for sample in made.series[0].samples]
+    assert times == sorted(times)
+    assert times[-1] - times[0] < 3600
+    assert all(percent < 1e6 for _, percent in made.series[0].cpu_percent())
+    made._sampler.stop()
 
 
 def test_the_figure_draws_gaps_limits_and_events() -> None:
