@@ -186,8 +186,8 @@ class Comparison:
         try:
             bundle, metadata = mimebundle(self.figure(), f"figure: {self.caption()}")
             display(bundle, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
-        except ImportError as err:
-            self.warnings.append(f"no figure: {err}")
+        except UsageError as err:
+            self.warnings.append(f"no figure: {err.brief}")
         display({"text/plain": self.text(), "text/html": self._repr_html_()}, raw=True)  # type: ignore[no-untyped-call]
 
     # -- as data

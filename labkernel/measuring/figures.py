@@ -11,6 +11,8 @@ import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,9 +46,15 @@ def dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in our look. As the value of a cell it shows itself: a Figure of matplotlib's does so only where
-    `%matplotlib inline` is active, which nothing here needs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    `%matplotlib inline` is active, which nothing here needs. Raises UsageError where matplotlib cannot be used."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except (ImportError, ValueError) as err:  # ValueError: MPLBACKEND names none that it knows
+        hint = "`pip install matplotlib`; the figures are there without it (to_dataframe, to_csv, rows)"
+        raise UsageError(
+            "a picture needs matplotlib, which cannot be loaded here", details=str(err), resolution=hint
+        ) from err
 
     class Picture(Figure):
         def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:

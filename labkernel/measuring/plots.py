@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from . import figures as look
 from .measurements import outliers
 from .words import about, memory_text
@@ -31,8 +32,8 @@ def show(thing: Any, figure: Callable[[], Figure]) -> None:
         bundle, metadata = look.mimebundle(figure(), f"figure: {thing.caption()}")
         display(bundle, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
         note = ""
-    except ImportError as err:
-        note = f"\nno figure: {err}"
+    except UsageError as err:
+        note = f"\nno figure: {err.brief}"
     display({"text/plain": thing.text() + note, "text/html": thing._repr_html_()}, raw=True)  # type: ignore[no-untyped-call]
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError
+from labkernel.measuring import subjects
 from labkernel.measuring.density import Curve, Density
 from labkernel.measuring.experiments import experiments_of, nanoseconds_text
 from labkernel.measuring.isolation import Isolation
@@ -45,6 +49,51 @@ def test_the_table_names_medians_spread_and_what_is_not_told() -> None:
     assert found.ratio("syscall", "vm", "root") == "5.1×"  # noqa: RUF001
     with pytest.raises(UsageError, match="no such row"):
         found.row("moon")
+
+
+BROKEN = """
+from labkernel.measuring.measurements import Measurements, Row
+from IPython.core.interactiveshell import InteractiveShell
+InteractiveShell.instance()
+rows = [Row("bare", "bare process", "bare", {"syscall": [300.0, 310.0]})]
+found = Measurements("hello", [], ["syscall"], rows, 2, machine="here", measured_at="now", left_out={}, warnings=[])
+found._ipython_display_()
+try:
+    found.figure()
+except Exception as err:
+    print(type(err).__name__, err)
+"""
+
+
+def test_without_a_usable_matplotlib_the_table_stays() -> None:
+    env = {**os.environ, "MPLBACKEND": "nonsense"}
+    done = subprocess.run([sys.executable, "-c", BROKEN], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "one system call" in done.stdout
+    assert "no figure: a picture needs matplotlib" in done.stdout
+    assert "UsageError a picture needs matplotlib" in done.stdout
+
+
+def measured(engine: Engine, monkeypatch: pytest.MonkeyPatch, fails_at: int, rows: list[str]) -> Measurements:
+    """Measured with a bare process that cannot be run any more at one of its runs."""
+    runs: list[int] = []
+    real = subjects.Bare.run
+
+    def run(self: subjects.Bare, *given: object) -> object:
+        runs.append(1)
+        if len(runs) == fails_at:
+            raise LabkernelError("the process was lost")
+        return real(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(subjects.Bare, "run", run)
+    return engine.comparisons.measure("busybox", "start,syscall", runs=2, rows=rows)
+
+
+def test_a_row_that_fails_on_the_way_costs_only_itself(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measured(engine, monkeypatch, 3, ["bare", "container"])
+    assert found.left_out == {"bare": "run 2: the process was lost"}
+    assert [len(row.values["start"]) for row in found.rows] == [2]
+    assert "left out: run 2" in found.text()
 
 
 def test_saved_figures_come_back_and_stand_beside_others() -> None:
