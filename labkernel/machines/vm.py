@@ -45,6 +45,10 @@ class VM(Container):
     def directory(self) -> Path:
         return self._containers.layout.vm_dir(self.id)
 
+    @property
+    def _folder(self) -> str:
+        return str(self.directory)
+
     def runtime_state(self) -> dict[str, Any]:
         """The state the supervisor keeps; the last known one of a machine that is gone. Raises NoSuchVM."""
         try:

@@ -460,13 +460,15 @@ class Container:
 
         return commit(self, repository, tag, message=message, author=author, pause=pause, changes=changes, conf=conf)
 
+    @property
+    def _folder(self) -> str:
+        # `directory` by name, not by Path: each exec reads in it
+        return f"{self._containers.layout.root}/containers/{self.id}"
+
     def config(self) -> dict[str, Any]:
         """Its runtime-spec configuration. Raises NoSuchContainer."""
         try:
-            # by name, not by Path: each exec reads it
-            found: dict[str, Any] = json.loads(
-                read_file(f"{self._containers.layout.root}/containers/{self.id}/config.json")
-            )
+            found: dict[str, Any] = json.loads(read_file(f"{self._folder}/config.json"))
         except FileNotFoundError:
             raise NoSuchContainer(self.name) from None
         return found
