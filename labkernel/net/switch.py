@@ -154,9 +154,9 @@ class Switch:
             try:
                 with open(f"/sys/class/net/{name}/ifalias", encoding="utf-8", errors="replace") as file:
                     word, _, root = file.read().strip().partition(" ")
+                busy = os.listdir(f"/sys/class/net/{name}/brif")
             except OSError:
-                continue
-            busy = os.listdir(f"/sys/class/net/{name}/brif")
+                continue  # no bridge, or its engine has just removed it
             if word == "labkernel" and root.startswith("/") and not busy and not os.path.exists(root):
                 usermode.inside(-1, lambda name=name: self._delete_links([name]))
                 try:
