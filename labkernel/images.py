@@ -352,9 +352,24 @@ class Images:
                     # A damaged disk and a damaged image call for different remedies.
                     self.blobs.verify(layer.digest)
                     raise
-                self.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
-                os.rename(directory, target)
+                self.place_layer(layer, directory, done)
         return target
+
+    def place_layer(self, layer: LayerInfo, directory: Path, done: Mapping[str, Any]) -> None:
+        """Move an unpacked layer to its place; `done` is what its task returned. The caller holds the layer's lock."""
+        self.catalog.record_unpacked(layer.diff_id, int(done["size_bytes"]), done.get("warnings") or [])
+        try:
+            self.move_layer(directory, self.layer_path(layer))
+        except BaseException:
+            self.catalog.forget_layers([layer.diff_id])
+            raise
+
+    def move_layer(self, source: Path, target: Path) -> None:
+        """Rename an unpacked layer's directory, also where the image gives it an owner or a mode that forbids us to."""
+        try:
+            os.rename(source, target)
+        except PermissionError:
+            self.runtime.task("labkernel.oci.layer:move", source=str(source), target=str(target))
 
     @property
     def layer_options(self) -> dict[str, Any]:

@@ -411,10 +411,7 @@ class _Job:
         directory, done = layer.unpacked
         target = self._images.layer_path(layer.info)
         if not target.is_dir():
-            self._images.catalog.record_unpacked(
-                layer.info.diff_id, int(done["size_bytes"]), done.get("warnings") or []
-            )
-            os.rename(directory, target)
+            self._images.place_layer(layer.info, directory, done)
             self._new_layers.append(layer.info.diff_id)
         layer.unpacked = None
         layer.work.close()

@@ -141,7 +141,7 @@ def _remove_layers(images: Images, paths: Iterable[Path]) -> int:
     for path in present:
         # Renamed first: a layer directory is either complete or not there.
         grave = images.layout.tmp / f"removed-{os.getpid()}-{secrets.token_hex(6)}"
-        os.rename(path, grave)
+        images.move_layer(path, grave)
         _remove_tree(images, grave)
     return sum(sizes.get(diff_id, 0) for diff_id in diff_ids)
 
