@@ -12,10 +12,22 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from registries import OCI_INDEX, OCI_MANIFEST, MadeImage, Reply, ask, digest_of, give, give_image, serving
+from registries import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    MadeImage,
+    Reply,
+    ask,
+    digest_of,
+    docker_registry,
+    give,
+    give_image,
+    serving,
+)
 
 EMPTY = b"{}"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
@@ -299,3 +311,213 @@ def test_end_9_and_10_deletes(domain: str, name: str, image: MadeImage) -> None:
     assert ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}").status == 202
     assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
     assert_error(ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
+
+
+# -- grammar, limits and what is not there ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v2/", "GET, HEAD"),
+        ("/v2/_catalog", "GET"),
+        ("/v2/a/tags/list", "GET"),
+        (f"/v2/a/referrers/{NOWHERE}", "GET"),
+        ("/v2/a/manifests/x", "GET, HEAD, PUT, DELETE"),
+        (f"/v2/a/blobs/{NOWHERE}", "GET, HEAD, DELETE"),
+        ("/v2/a/blobs/uploads/", "POST"),
+        (f"/v2/a/blobs/uploads/{'0' * 32}", "GET, PATCH, PUT, DELETE"),
+    ],
+)
+def test_other_methods_are_refused_with_those_there_are(domain: str, path: str, allowed: str) -> None:
+    for method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} - set(allowed.split(", ")):
+        reply = ask(domain, method, path, b"" if method in ("POST", "PUT", "PATCH") else None)
+        assert (reply.status, reply.headers["Allow"]) == (405, allowed), method
+        if method != "HEAD":
+            assert_error(reply, 405, "UNSUPPORTED")
+
+
+@pytest.mark.parametrize("name", ["A", "a//b", "a..b", "-a", "a-", "a/_b", "a___b", "a b", "%2e%2e/a", "a" * 256])
+def test_names_that_are_none(domain: str, name: str) -> None:
+    place = name.replace(" ", "%20")
+    assert_error(ask(domain, "GET", f"/v2/{place}/tags/list"), 400, "NAME_INVALID")
+    assert_error(ask(domain, "POST", f"/v2/{place}/blobs/uploads/", b""), 400, "NAME_INVALID")
+    assert_error(ask(domain, "GET", f"/v2/{place}/manifests/latest"), 400, "NAME_INVALID")
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a.b", "a_b", "a__b", "a---b", "0/1/2/3", "a" * 255, "tags/list", "blobs/uploads"]
+)
+def test_names_that_are_some(domain: str, name: str, image: MadeImage) -> None:
+    assert give_image(domain, name, "v1", image).status == 201
+    assert ask(domain, "GET", f"/v2/{name}/manifests/v1").body == image.manifest
+    assert ask(domain, "GET", f"/v2/{name}/tags/list").json == {"name": name, "tags": ["v1"]}
+
+
+def test_tags_that_are_some_and_that_are_none(domain: str, name: str, image: MadeImage) -> None:
+    for tag in ("a", "_", "A.b-c_d", "t" * 128):
+        assert give_image(domain, name, tag, image).status == 201
+        assert ask(domain, "HEAD", f"/v2/{name}/manifests/{tag}").status == 200
+    for tag in (".a", "-a", "t" * 129, "a%20b", "a%3Ab", "sha256%3Aabc"):
+        assert_error(
+            ask(domain, "PUT", f"/v2/{name}/manifests/{tag}", image.manifest, Content_Type=OCI_MANIFEST),
+            400,
+            "MANIFEST_INVALID",
+        )
+        assert_error(ask(domain, "GET", f"/v2/{name}/manifests/{tag}"), 404, "MANIFEST_UNKNOWN")
+
+
+def test_manifests_of_four_mebibytes_and_of_more(domain: str, name: str) -> None:
+    """distribution-spec, "Pushing Manifests": at least 4 MiB are taken; 413 for what is too much."""
+    give(domain, name, EMPTY)
+    plain = {**artifact(EMPTY, "application/x", ""), "layers": []}
+    del plain["subject"]
+    plain["annotations"]["note"] = "n" * ((4 << 20) - len(json.dumps(plain)))
+    assert put(domain, name, "most", plain).status == 201
+    assert len(ask(domain, "GET", f"/v2/{name}/manifests/most").body) == 4 << 20
+    plain["annotations"]["note"] += "n"
+    assert_error(put(domain, name, "more", plain), 413, "MANIFEST_INVALID")
+
+
+def test_media_types_of_manifests(domain: str, name: str, image: MadeImage) -> None:
+    give_image(domain, name, "v1", image)
+    for kind in ("", "text/html", "application/json", OCI_INDEX):
+        reply = ask(domain, "PUT", f"/v2/{name}/manifests/v2", image.manifest, Content_Type=kind)
+        assert_error(reply, 400, "MANIFEST_INVALID")
+    kind = f"{OCI_MANIFEST}; charset=utf-8"
+    assert ask(domain, "PUT", f"/v2/{name}/manifests/v2", image.manifest, Content_Type=kind).status == 201
+    reply = ask(domain, "GET", f"/v2/{name}/manifests/v2", Accept="text/html")
+    assert (reply.status, reply.headers["Content-Type"]) == (200, OCI_MANIFEST)
+
+
+def test_sha512(domain: str, name: str, image: MadeImage) -> None:
+    blob, empty = os.urandom(100), hashlib.sha512(b"").hexdigest()
+    digest = f"sha512:{hashlib.sha512(blob).hexdigest()}"
+    reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={digest}", blob)
+    assert (reply.status, reply.headers["Docker-Content-Digest"]) == (201, digest)
+    assert ask(domain, "GET", f"/v2/{name}/blobs/{digest}", Range="bytes=10-19").body == blob[10:20]
+    reply = ask(domain, "POST", f"/v2/{name}/other/blobs/uploads/?mount={digest}&from={name}", b"")
+    assert reply.status == 201
+    assert ask(domain, "DELETE", f"/v2/{name}/blobs/{digest}").status == 202
+    assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{digest}"), 404, "BLOB_UNKNOWN")
+    wrong = with_digest(begin(domain, name), f"sha512:{empty}")
+    assert_error(ask(domain, "PUT", wrong, blob), 400, "DIGEST_INVALID")
+    give_image(domain, name, "v1", image)
+    by = f"sha512:{hashlib.sha512(image.manifest).hexdigest()}"
+    reply = ask(domain, "PUT", f"/v2/{name}/manifests/{by}", image.manifest, Content_Type=OCI_MANIFEST)
+    assert (reply.status, reply.headers["Docker-Content-Digest"]) == (201, by)
+    assert ask(domain, "GET", f"/v2/{name}/manifests/{by}").body == image.manifest
+    for digest in ("md5:" + "0" * 32, "sha256:" + "0" * 63, "sha256:" + "A" * 64, "sha256", "sha256:"):
+        assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{digest}"), 400, "DIGEST_INVALID")
+
+
+def test_an_empty_blob(domain: str, name: str) -> None:
+    digest = digest_of(b"")
+    assert ask(domain, "PUT", with_digest(begin(domain, name), digest), b"").status == 201
+    reply = ask(domain, "GET", f"/v2/{name}/blobs/{digest}")
+    assert (reply.status, reply.body, reply.headers["Content-Length"]) == (200, b"", "0")
+    assert ask(domain, "GET", f"/v2/{name}/blobs/{digest}", Range="bytes=0-0").status == 416
+
+
+def test_every_page_once(domain: str, name: str, image: MadeImage) -> None:
+    tags = sorted(f"{letter}{number}" for letter in "aZ_" for number in range(4))
+    for tag in tags:
+        give_image(domain, name, tag, image)
+    for count in (1, 5, 12, 100):
+        found: list[str] = []
+        place = f"/v2/{name}/tags/list?n={count}"
+        while place:
+            reply = ask(domain, "GET", place)
+            assert len(reply.json["tags"]) <= count
+            found += reply.json["tags"]
+            link = reply.headers.get("Link", "")
+            assert not link or link.endswith('>; rel="next"')
+            place = link.partition(">")[0].lstrip("<")
+        assert found == tags
+    for count in ("-1", "x", "1.5"):
+        assert_error(ask(domain, "GET", f"/v2/{name}/tags/list?n={count}"), 400, "PAGINATION_NUMBER_INVALID")
+
+
+# -- beside Debian's docker-registry ---------------------------------------------------------------------------------
+
+Step = tuple[str, str, bytes | None, dict[str, str]]
+
+
+def conversation(image: MadeImage) -> Iterator[Step]:
+    """Requests in order; UPLOAD is where the last answer said to go on. Without what Debian's 2.8 has not: pages of
+    tags, referrers, deleted tags."""
+    blob, other = b"some bytes", b"0123456789"
+    octets = {"Content-Type": "application/octet-stream"}
+    kind = {"Content-Type": OCI_MANIFEST}
+    uploads = "/v2/or/acle/blobs/uploads/"
+    yield "GET", "/v2/", None, {}
+    yield "GET", "/v2/or/acle/tags/list", None, {}
+    yield "GET", "/v2/or/acle/manifests/v1", None, {}
+    yield "HEAD", "/v2/or/acle/manifests/v1", None, {}
+    yield "GET", f"/v2/or/acle/blobs/{NOWHERE}", None, {}
+    yield "DELETE", f"/v2/or/acle/blobs/{NOWHERE}", None, {}
+    yield "POST", uploads, b"", {}
+    yield "GET", "UPLOAD", None, {}
+    yield "PATCH", "UPLOAD", other[:4], {**octets, "Content-Range": "0-3"}
+    yield "GET", "UPLOAD", None, {}
+    yield "PATCH", "UPLOAD", other[4:], {**octets, "Content-Range": "4-9"}
+    yield "PUT", f"UPLOAD?digest={digest_of(other)}", b"", {}
+    yield "GET", f"/v2/or/acle/blobs/{digest_of(other)}", None, {}
+    yield "HEAD", f"/v2/or/acle/blobs/{digest_of(other)}", None, {}
+    yield "GET", f"/v2/or/acle/blobs/{digest_of(other)}", None, {"Range": "bytes=2-4"}
+    yield "GET", f"/v2/or/acle/blobs/{digest_of(other)}", None, {"Range": "bytes=-3"}
+    yield "GET", f"/v2/or/acle/blobs/{digest_of(other)}", None, {"Range": "bytes=7-"}
+    yield "POST", uploads, b"", {}
+    yield "PUT", f"UPLOAD?digest={NOWHERE}", blob, octets
+    yield "POST", uploads, b"", {}
+    yield "DELETE", "UPLOAD", None, {}
+    yield "GET", "UPLOAD", None, {}
+    yield "POST", f"/v2/or/two/blobs/uploads/?mount={digest_of(other)}&from=or/acle", b"", {}
+    yield "HEAD", f"/v2/or/two/blobs/{digest_of(other)}", None, {}
+    yield "POST", f"/v2/or/two/blobs/uploads/?mount={NOWHERE}&from=or/acle", b"", {}
+    yield "PUT", "/v2/or/acle/manifests/v1", image.manifest, kind
+    yield "PUT", "/v2/or/acle/manifests/v1", b"nonsense", kind
+    for digest, each in image.blobs.items():
+        yield "POST", uploads, b"", {}
+        yield "PUT", f"UPLOAD?digest={digest}", each, octets
+    for tag in ("v1", "v2", "v3"):
+        yield "PUT", f"/v2/or/acle/manifests/{tag}", image.manifest, kind
+    yield "PUT", f"/v2/or/acle/manifests/{NOWHERE}", image.manifest, kind
+    yield "GET", "/v2/or/acle/manifests/v1", None, {"Accept": OCI_MANIFEST}
+    yield "HEAD", f"/v2/or/acle/manifests/{image.digest}", None, {"Accept": OCI_MANIFEST}
+    yield "GET", "/v2/or/acle/tags/list", None, {}
+    yield "DELETE", f"/v2/or/acle/manifests/{image.digest}", None, {}
+    yield "GET", f"/v2/or/acle/manifests/{image.digest}", None, {"Accept": OCI_MANIFEST}
+    yield "GET", "/v2/or/acle/manifests/v2", None, {"Accept": OCI_MANIFEST}
+    yield "DELETE", f"/v2/or/acle/blobs/{digest_of(other)}", None, {}
+    yield "GET", f"/v2/or/acle/blobs/{digest_of(other)}", None, {}
+
+
+def hold(domain: str, image: MadeImage) -> list[tuple[str, Any]]:
+    """What a registry says, as far as two of them must agree."""
+    said: list[tuple[str, Any]] = []
+    location = ""
+    for method, place, body, headers in conversation(image):
+        path = place
+        if place.startswith("UPLOAD"):
+            path = with_digest(location, place.partition("=")[2]) if "=" in place else location
+        reply = ask(domain, method, path, body, **headers)
+        if reply.status in (202, 204) and reply.headers.get("Location"):
+            location = "/v2/" + reply.headers["Location"].partition("/v2/")[2]
+        code = reply.code if reply.status >= 400 and reply.body.startswith(b"{") else ""
+        names = ("Docker-Content-Digest", "Content-Range", "Range") if reply.status < 400 else ()
+        facts = {name: reply.headers[name] for name in names if name in reply.headers}
+        content = reply.body if reply.status in (200, 206) and "/tags/" not in place else b""
+        if "/tags/" in place and reply.status == 200:
+            facts["tags"] = reply.json["tags"]
+        said.append((f"{method} {place} {headers.get('Range', '')}", (reply.status, code, facts, content)))
+    return said
+
+
+def test_debians_docker_registry_says_the_same(domain: str, tmp_path: Path, image: MadeImage) -> None:
+    with docker_registry(tmp_path) as oracle:
+        theirs = hold(oracle, image)
+    ours = hold(domain, image)
+    assert len(ours) > 40
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == other

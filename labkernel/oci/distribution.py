@@ -33,6 +33,8 @@ from .depot import Depot, Problem, Stored, Upload, page
 
 CHUNK = 1 << 20
 MAX_BLOB_BYTES = 1 << 40
+MAX_SENT_BYTES = 64 << 20
+"""How much of a manifest that is too large is read, and forgotten, so that its sender can be told."""
 FIRST_BYTE_TIMEOUT_S = 60.0
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d+)-(\d+)(?:/(?:\d+|\*))?")
@@ -123,7 +125,7 @@ class _Handler(tornado.web.RequestHandler):
             challenge = {"WWW-Authenticate": 'Basic realm="labkernel registry", charset="UTF-8"'}
             raise Problem(401, "UNAUTHORIZED", "authentication required", challenge)
         if self.service.read_only and self.request.method in _CHANGES:
-            raise Problem(405, "UNSUPPORTED", "this registry is read-only")
+            raise Problem(405, "UNSUPPORTED", "this registry is read-only", {"Allow": "GET, HEAD"})
         return None
 
     def answer(self, status: int, **headers: Any) -> None:
@@ -150,10 +152,17 @@ class _Handler(tornado.web.RequestHandler):
             self.set_status(getattr(err, "status", None) or 502)
         elif status_code == 405:
             code, message = "UNSUPPORTED", "the operation is unsupported"
+            self.set_header("Allow", ", ".join(self.allowed()))
         elif status_code == 404:
             code, message = "NAME_UNKNOWN", "no such place in the API"
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"errors": [{"code": code, "message": message, "detail": None}]}))
+
+    def allowed(self) -> list[str]:
+        """The methods there are here."""
+        base = tornado.web.RequestHandler
+        names = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+        return [name for name in names if getattr(type(self), name.lower()) is not getattr(base, name.lower())]
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if not isinstance(value, (Problem, RegistryError)):
@@ -207,7 +216,21 @@ class _Referrers(_Handler):
         self.send_json({"schemaVersion": 2, "mediaType": oci.OCI_INDEX, "manifests": found}, oci.OCI_INDEX)
 
 
+@tornado.web.stream_request_body
 class _Manifests(_Handler):
+    def prepare(self) -> Awaitable[None] | None:
+        super().prepare()
+        self.sent = bytearray()
+        self.sent_bytes = 0
+        connection: Any = self.request.connection
+        connection.set_max_body_size(MAX_SENT_BYTES)
+        return None
+
+    def data_received(self, chunk: bytes) -> None:
+        self.sent_bytes += len(chunk)
+        if self.sent_bytes <= oci.MANIFEST_MAX:
+            self.sent += chunk
+
     async def get(self, name: str, reference: str) -> None:
         stored = await self._find(name, reference)
         self.answer(200, Docker_Content_Digest=stored.digest, Content_Length=len(stored.raw))
@@ -229,8 +252,8 @@ class _Manifests(_Handler):
         return self.depot.find_manifest(name, reference)
 
     async def put(self, name: str, reference: str) -> None:
-        raw = self.request.body
-        if len(raw) > oci.MANIFEST_MAX:
+        raw = bytes(self.sent)
+        if self.sent_bytes > oci.MANIFEST_MAX:
             raise Problem(413, "MANIFEST_INVALID", f"manifests have at most {oci.MANIFEST_MAX} bytes")
         media_type = self.request.headers.get("Content-Type", "").partition(";")[0].strip()
         if media_type not in oci.MANIFESTS | oci.INDEXES:
@@ -303,6 +326,8 @@ class _Uploads(_Handler):
         connection: Any = self.request.connection
         connection.set_max_body_size(MAX_BLOB_BYTES)
         name, id = self.path_args[0], self.path_args[1] if len(self.path_args) > 1 else ""
+        if (self.request.method == "POST") == bool(id):
+            raise Problem(405, "UNSUPPORTED", "the operation is unsupported", {"Allow": ", ".join(self.allowed())})
         if self.request.method == "POST":
             if self.get_query_argument("digest", None) is not None and self._has_body():
                 self.upload = self.depot.start_upload(name)
@@ -353,6 +378,9 @@ class _Uploads(_Handler):
     def on_finish(self) -> None:
         if self.upload is not None:
             self.upload.busy = False
+
+    def allowed(self) -> list[str]:
+        return ["GET", "PATCH", "PUT", "DELETE"] if len(self.path_args) > 1 else ["POST"]
 
     async def post(self, name: str) -> None:
         self._check_body()

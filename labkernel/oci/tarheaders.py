@@ -74,13 +74,15 @@ class Member:
         # The sum of all bytes, with eight blanks in its own place.
         if checksum != sum(block) - sum(fields[6]) + 8 * 32 and checksum != _signed_sum(block):
             raise LayerError("layer tar is broken: a header's checksum is wrong", resolution="fetch the image again")
-        name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix = fields
-        self.type: bytes = kind
+        self.type: bytes = fields[7]
+        self.size = self.stored = _number(fields[4], "size")
+        if self.type in _EXTENDED:
+            return  # of those, which are every second header, nothing else is asked for
+        name, mode, uid, gid, _, mtime, _, _, link, magic, _, _, major, minor, prefix = fields
         self.name = _text(name)
         self.mode = _number(mode, "mode")
         self.uid = _number(uid, "owner")
         self.gid = _number(gid, "group")
-        self.size = self.stored = _number(size, "size")
         self.mtime = _number(mtime, "time")
         self.linkname = _text(link)
         self.devmajor = self.devminor = 0
