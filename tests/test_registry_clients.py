@@ -9,13 +9,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from dockerd import own_docker
-from registries import ask, serving
+from registries import ask, make_bcrypt, serving
 
 from labkernel.engine import Engine
+from labkernel.imaging.pulls import Pulls
+from labkernel.oci.credentials import Credentials, Login
+from labkernel.oci.endpoints import Settings
 
 LIMIT_S = 120
 
@@ -142,3 +145,116 @@ def test_oras(shared_engine: Engine, domain: str, tmp_path: Path, monkeypatch: p
     digest = shared_engine.artifacts.attach(f"{domain}/lab/busybox", ["note.txt"], artifact_type="text/plain")
     client.pull(target=f"{domain}/lab/busybox@{digest}", outdir="attached")
     assert Path("attached/note.txt").read_text() == "from oras"
+
+
+# -- users and TLS -----------------------------------------------------------------------------------------------------
+
+
+class Guarded(NamedTuple):
+    """A registry of our own with TLS and one user: its domain, its certificate, and a directory that trusts it."""
+
+    domain: str
+    certificate: Path
+    trusted: Path
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    base = tmp_path_factory.mktemp("guarded")
+    key, certificate, users, trusted = base / "key.pem", base / "cert.pem", base / "users", base / "trusted"
+    make = [tool("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key)]
+    subject = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    call(*make, "-out", str(certificate), *subject)
+    users.write_text(f"ada:{make_bcrypt('secret')}\n")
+    trusted.mkdir()
+    shutil.copy(certificate, trusted / "ca.crt")
+    with serving(base, "--tls-cert", str(certificate), "--tls-key", str(key), "--htpasswd", str(users)) as domain:
+        yield Guarded(domain, certificate, trusted)
+
+
+def ours(engine: Engine, guarded: Guarded, base: Path, *names: str) -> None:
+    """Our own client, which trusts the certificate and has the log-in, pulls what others pushed."""
+    settings = Settings(ca={guarded.domain: str(guarded.certificate)})
+    credentials = Credentials({"XDG_CONFIG_HOME": str(base / "config"), "DOCKER_CONFIG": str(base / "docker")})
+    credentials.store(guarded.domain, Login("ada", "secret"))
+    pulls = Pulls(engine.images, settings=settings, credentials=credentials)
+    for name in names:
+        assert pulls.pull(f"{guarded.domain}/{name}").image.layers
+        engine.images.remove(f"{guarded.domain}/{name}", force=True)
+
+
+def test_skopeo_with_a_log_in_over_tls(
+    fresh_engine: Engine, shared_engine: Engine, guarded: Guarded, tmp_path: Path
+) -> None:
+    skopeo = tool("skopeo")
+    with (tmp_path / "box.tar").open("wb") as out:
+        shared_engine.images.resolve("lab/busybox")
+        shared_engine.images.save(["lab/busybox"], out)
+    source, name = f"docker-archive:{tmp_path}/box.tar", f"docker://{guarded.domain}/skopeo/web:v1"
+    sent = ["copy", "-q", "--dest-cert-dir", str(guarded.trusted)]
+    done = subprocess.run([skopeo, *sent, source, name], capture_output=True, text=True, timeout=LIMIT_S)
+    assert (done.returncode != 0, "authentication required" in done.stderr) == (True, True)
+    call(skopeo, *sent, "--dest-creds=ada:secret", source, name)
+    login = ["--authfile", str(tmp_path / "auth.json"), "--cert-dir", str(guarded.trusted)]
+    call(skopeo, "login", *login, "-u", "ada", "-p", "secret", guarded.domain)
+    found = json.loads(call(skopeo, "inspect", *login, name))
+    assert found["Name"] == f"{guarded.domain}/skopeo/web"
+    ours(fresh_engine, guarded, tmp_path, "skopeo/web:v1")
+
+
+def test_podman_and_buildah_with_a_log_in_over_tls(
+    fresh_engine: Engine, shared_engine: Engine, guarded: Guarded, storage: list[str], tmp_path: Path
+) -> None:
+    podman = [tool("podman"), *storage, "--cgroup-manager=cgroupfs", "--events-backend=file"]
+    buildah = [tool("buildah"), *storage]
+    with (tmp_path / "box.tar").open("wb") as out:
+        shared_engine.images.resolve("lab/busybox")
+        shared_engine.images.save(["lab/busybox"], out)
+    call(*podman, "load", "-q", "-i", str(tmp_path / "box.tar"))
+    login = ["--authfile", str(tmp_path / "auth.json"), "--cert-dir", str(guarded.trusted)]
+    call(*podman, "login", *login, "-u", "ada", "-p", "secret", guarded.domain)
+    call(*podman, "tag", "lab/busybox", f"{guarded.domain}/podman/web:v1")
+    call(*podman, "push", "-q", *login, f"{guarded.domain}/podman/web:v1")
+    call(*buildah, "push", "-q", *login, "lab/busybox", f"docker://{guarded.domain}/buildah/web:v1")
+    call(*podman, "rmi", "-af")
+    call(*podman, "pull", "-q", *login, f"{guarded.domain}/podman/web:v1")
+    call(*buildah, "pull", "-q", *login, f"{guarded.domain}/buildah/web:v1")
+    ours(fresh_engine, guarded, tmp_path, "podman/web:v1", "buildah/web:v1")
+
+
+@pytest.mark.slow
+def test_docker_with_a_log_in_over_tls(
+    fresh_engine: Engine, shared_engine: Engine, guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker's daemon takes any certificate of a registry on this machine."""
+    tool("docker")
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-login"))
+    with (tmp_path / "box.tar").open("wb") as out:
+        shared_engine.images.resolve("lab/busybox")
+        shared_engine.images.save(["lab/busybox"], out)
+    with own_docker() as docker:
+        name = f"{guarded.domain}/docker/web:v1"
+        docker.call("load", "-q", "-i", str(tmp_path / "box.tar"))
+        docker.call("tag", "lab/busybox", name)
+        with pytest.raises(AssertionError, match=r"no basic auth credentials|unauthorized|authentication required"):
+            docker.call("push", name)
+        docker.call("login", "-u", "ada", "-p", "secret", guarded.domain)
+        docker.call("push", name)
+        docker.call("rmi", "-f", *docker.call("images", "-q").splitlines())
+        docker.call("pull", "-q", name)
+    ours(fresh_engine, guarded, tmp_path, "docker/web:v1")
+
+
+def test_oras_with_a_log_in_over_tls(
+    shared_engine: Engine, guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oras = pytest.importorskip("oras.client", reason="oras is not installed (pip install oras)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(guarded.certificate))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Path("note.txt").write_text("from oras")
+    client: Any = oras.OrasClient(hostname=guarded.domain, auth_backend="basic")
+    client.auth.set_basic_auth("ada", "secret")
+    assert client.push(target=f"{guarded.domain}/oras/notes:v1", files=["note.txt"]).status_code == 201
+    client.pull(target=f"{guarded.domain}/oras/notes:v1", outdir="out")
+    assert Path("out/note.txt").read_text() == "from oras"
