@@ -452,8 +452,8 @@ class Images:
     def load(
         self, source: str | os.PathLike[str] | bytes | Readable, *, notify: Notify = lambda line: None
     ) -> ImageList:
-        """Load the images of a `docker save` archive or an OCI image layout tar (plain, gzip or zstd; path, bytes or
-        stream)."""
+        """Load the images of a `docker save` archive or an OCI image layout (a tar, plain, gzip or zstd, as path, bytes
+        or stream; or the layout's directory)."""
         from .imaging.removal import drop_unneeded
         from .oci.archive import Bounds, load_archive
 

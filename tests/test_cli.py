@@ -243,6 +243,19 @@ def test_images_as_files(cli: Cli, env: dict[str, str], tmp_path: Path) -> None:
     cli("rmi", "course/made", "course/box:1")
 
 
+def test_of_an_images_names_those_that_are_asked_for(cli: Cli) -> None:
+    for name in ("named/one:1", "named/two:2"):
+        assert cli("tag", "lab/busybox", name).returncode == 0
+    try:
+        form = "{{.Repository}}:{{.Tag}}"
+        for words in (["--filter", "reference=named/*:1"], ["named/one"]):
+            assert cli("images", *words, "--format", form).stdout.split() == ["named/one:1"]
+        found = cli("images", "--filter", "reference=named/*", "--format", form).stdout.split()
+        assert found == ["named/one:1", "named/two:2"]
+    finally:
+        cli("rmi", "named/one:1", "named/two:2")
+
+
 def test_archives_are_not_written_halfway(cli: Cli, tmp_path: Path) -> None:
     done = cli("save", "-o", str(tmp_path / "x.tar"), "nobody/nothing")
     assert done.returncode == 1

@@ -47,8 +47,8 @@ def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listi
     if flags["tree"]:
         return _tree(engine, found, no_trunc=flags["no_trunc"])
     rows = [row for image in found for row in image_rows(image)]
-    if repository:
-        rows = [row for row in rows if _matches(row, repository)] or rows
+    if patterns := filters.get("reference"):  # of an image's names only those that are asked for
+        rows = [row for row in rows if any(_matches(row, pattern) for pattern in patterns)] or rows
     columns = list(IMAGE_COLUMNS)
     if flags["digests"]:
         columns.insert(2, "Digest")
@@ -235,10 +235,14 @@ def history(ctx: click.Context, /, image: str, **flags: Any) -> Listing:
 @flag("-q", "--quiet", help="Suppress the load output")
 @click.pass_context
 def load(ctx: click.Context, input: str | None, *, quiet: bool) -> Any:
-    """Load an image from a tar archive or STDIN."""
+    """Load an image from a tar archive, an OCI image layout or STDIN."""
     host = host_of(ctx)
     with ExitStack() as stack:
-        loaded = host.engine.images.load(_archive(stack, host, input, "-i FILE.tar"))
+        layout = host.working_dir() / input / "oci-layout" if input else None
+        if layout is not None and layout.is_file():
+            loaded = host.engine.images.load(layout.parent)
+        else:
+            loaded = host.engine.images.load(_archive(stack, host, input, "-i FILE.tar"))
     found = list(loaded)
     for image in found if not quiet else ():
         for name in image.tags or [""]:

@@ -137,11 +137,11 @@ def image_view(row: tuple[Any, str, str], *, no_trunc: bool = False) -> dict[str
     """The fields of `docker images --format`."""
     image, name, tag = row
     created = epoch(image.created)
-    digests = image.repo_digests
+    digests = [each.partition("@")[2] for each in image.repo_digests if each.partition("@")[0] == name]
     return {
         "Repository": name,
         "Tag": tag,
-        "Digest": digests[0].partition("@")[2] if digests else "<none>",
+        "Digest": digests[0] if digests else "<none>",
         "ID": image.id if no_trunc else image.id.removeprefix("sha256:")[:12],
         "CreatedSince": age(created),
         "CreatedAt": created_at(created),

@@ -14,9 +14,10 @@ import io
 import json
 import os
 import posixpath
+import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, BinaryIO, NamedTuple, Protocol
 
@@ -33,7 +34,6 @@ from labkernel.errors import (
 from . import imageconfig, reference
 from . import manifest as oci
 from .config import host_architecture
-from .tarheaders import Member
 from .tarstream import LIMIT_HINT, BlobStream, members
 
 _CHUNK = 1 << 20
@@ -153,15 +153,19 @@ def load_archive(
     bounds: Bounds | None = None,
     stored: list[str] | None = None,
 ) -> list[LoadedImage]:
-    """Store the images of an archive (plain, gzip or zstd; a path or a stream) and say what they are.
+    """Store the images of an archive (plain, gzip or zstd; a path or a stream), or of a directory that is an OCI image
+    layout, and say what they are.
 
     `stored` gets the digests of blobs that were not there before, also of a load that fails: then they are unnamed
     content. Hold `images.adding()` until the result is registered.
     Raises ImageError, LayerError, ManifestError, CorruptBlob, DiskFull.
     """
-    with _descriptor(source) as fd:
-        reading = _Reading(blobs, bounds or Bounds(), [] if stored is None else stored)
-        contents = reading.archive(fd)
+    reading = _Reading(blobs, bounds or Bounds(), [] if stored is None else stored)
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        contents = reading.directory(os.fspath(source))
+    else:
+        with _descriptor(source) as fd:
+            contents = reading.archive(fd)
     if "manifest.json" in contents.documents:
         found = list(_docker_images(reading, contents))
     elif "index.json" in contents.documents:
@@ -226,9 +230,11 @@ class _Reading:
                 elif member.islnk():
                     links[name] = posixpath.normpath(member.linkname)
                 elif member.isreg() and name in _DOCUMENTS:
-                    contents.documents[name] = _read_document(stream, name, member.size)
+                    contents.documents[name] = _read_document(stream.read, name, member.size)
                 elif member.isreg():
-                    contents.files[name] = self._store(stream, name, member)
+                    if member.sparse is not None:
+                        raise ImageError(f"the archive's {name} is a sparse file: refused", resolution=_ARCHIVE_HINT)
+                    contents.files[name] = self._store(name, member.size, stream.chunks(member.size))
         except LayerError as err:
             raise ImageError(f"the archive is damaged: {err}", resolution=_ARCHIVE_HINT) from err
         for name, target in links.items():
@@ -236,10 +242,32 @@ class _Reading:
                 contents.files.setdefault(name, contents.files[target])
         return contents
 
-    def _store(self, stream: BlobStream, name: str, member: Member) -> str:
-        if member.sparse is not None:
-            raise ImageError(f"the archive's {name} is a sparse file: refused", resolution=_ARCHIVE_HINT)
-        size = member.size
+    def directory(self, path: str) -> _Contents:
+        """As `archive`, of an image layout on the disk. Links are not followed. Raises ImageError."""
+        contents = _Contents({}, {})
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        names = [name for name in ("oci-layout", "index.json") if os.path.lexists(os.path.join(path, name))]
+        for algorithm in ("sha256", "sha512"):
+            place = os.path.join(path, "blobs", algorithm)
+            found = sorted(os.listdir(place)) if os.path.isdir(place) else []
+            names += [f"blobs/{algorithm}/{each}" for each in found if oci.is_digest(f"{algorithm}:{each}")]
+        if len(names) > _MAX_MEMBERS:
+            raise ImageError(f"{path} holds more than {_MAX_MEMBERS} files")
+        for name in names:
+            try:
+                with open(os.open(os.path.join(path, name), flags), "rb") as file:
+                    status = os.fstat(file.fileno())
+                    if not stat.S_ISREG(status.st_mode):
+                        raise ImageError(f"{name} in {path} is no file")
+                    if name in _DOCUMENTS:
+                        contents.documents[name] = _read_document(file.read, name, status.st_size)
+                    else:
+                        contents.files[name] = self._store(name, status.st_size, iter(lambda: file.read(_CHUNK), b""))
+            except OSError as err:
+                raise ImageError(f"cannot read {name} in {path}: {err.strerror}") from err
+        return contents
+
+    def _store(self, name: str, size: int, chunks: Iterable[bytes | memoryview]) -> str:
         self._bytes += size
         if size > self.bounds.layer_bytes or self._bytes > self.bounds.image_bytes:
             raise ImageError(
@@ -255,7 +283,7 @@ class _Reading:
             claimed = None
         known = claimed is not None and self.blobs.has(claimed)
         with self.blobs.writer(claimed, size_bytes=size) as out:
-            for piece in stream.chunks(size):
+            for piece in chunks:
                 out.write(piece)
             known = known or self.blobs.has(out.digest)
         digest: str = out.blob.digest
@@ -315,10 +343,10 @@ class _Reading:
                     yield descriptor, manifest
 
 
-def _read_document(stream: BlobStream, name: str, size: int) -> bytes:
+def _read_document(read: Callable[[int], bytes], name: str, size: int) -> bytes:
     if size > _DOCUMENT_MAX:
         raise ImageError(f"the archive's {name} has {size} bytes: more than {_DOCUMENT_MAX} are refused")
-    return stream.read(size)
+    return read(size)
 
 
 def _docker_images(reading: _Reading, contents: _Contents) -> Iterator[LoadedImage]:

@@ -224,6 +224,21 @@ def test_a_manifest_json_of_nonsense(others: Blobs, document: bytes, words: str)
         load_archive(others, io.BytesIO(tar_of({"manifest.json": document})))
 
 
+def test_a_layout_on_the_disk(blobs: Blobs, others: Blobs, tmp_path: Path) -> None:
+    path = tmp_path / "saved.tar"
+    save(blobs, path, "docker.io/library/web:1")
+    layout = tmp_path / "layout"
+    subprocess.run(["tar", "-xf", str(path), "--one-top-level=layout"], cwd=tmp_path, check=True, timeout=60)
+    (found,) = load_archive(others, layout)
+    assert (found.tags, found.layers[0].diff_id) == (["docker.io/library/web:1"], DIFF_ID)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret")
+    (layout / "blobs/sha256" / digest_of(b"secret")[7:]).symlink_to(secret)
+    with pytest.raises(ImageError, match="cannot read blobs/sha256"):
+        load_archive(others, layout)
+    assert not others.has(digest_of(b"secret"))
+
+
 def test_what_a_failed_load_stored_is_told(others: Blobs) -> None:
     there = others.put(b"there before").digest
     stored: list[str] = []
