@@ -25,7 +25,6 @@ CLONE_VM = 0x00000100
 CLONE_PIDFD = 0x00001000
 CLONE_VFORK = 0x00004000
 CLONE_PARENT = 0x00008000
-CLONE_PARENT_SETTID = 0x00100000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -126,33 +125,32 @@ def lowest_stack_address() -> int:
     raise OSError(errno.ENOENT, "no stack is listed", "/proc/self/maps")
 
 
-def vfork_and_leave(flags: int, body: Callable[[int], None], stack: int) -> NoReturn:
-    """Run `body` in a child that borrows this process's memory until its exec or end; then end this process, too.
+def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, tell: int) -> NoReturn:
+    """Run `body` in a child that borrows this process's memory until its exec or end; then write {"pid": its number as
+    this process sees it} to the descriptor `tell` and end this process, too.
 
     As man 2 vfork: nothing is copied, which is most of what a fork of this interpreter costs. The child changes the
-    memory of a process that sleeps meanwhile, so that one may do nothing more with it than end; if the child is killed
-    in the middle of a change, it does not even matter. `body` gets the child's process id as its parent numbers it, and
-    has to end in an exec or `os._exit`. `stack` (`lowest_stack_address`) is where the child's stack begins: in the same
-    area as this thread's, because newer Pythons watch the bounds of that. Raises OSError when there is no child.
+    memory of a process that sleeps meanwhile, so that one may do hardly more with it than end; if the child is killed
+    in the middle of a change, it does not matter. `body` has to end in an exec or `os._exit`. `stack` is where the
+    child's stack begins (`lowest_stack_address`): in the same area as this thread's, because newer Pythons watch the
+    bounds of that. Raises OSError when there is no child.
     """
-    pid = ctypes.c_int(0)
 
     def run(_: object) -> int:
         try:
-            body(pid.value)
+            body()
         finally:
             os._exit(1)
 
     entry = _Entry(run)
-    word = flags | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | 17
-    try:
-        done = _held.clone(entry, ctypes.c_void_p(stack), ctypes.c_int(word), None, ctypes.byref(pid), None, None)
-    except BaseException:
-        done = 0  # what the child left behind in the interpreter is of no concern any more
-    if done < 0:
+    pid = int(_held.clone(entry, ctypes.c_void_p(stack), ctypes.c_int(flags | CLONE_VM | CLONE_VFORK | 17), None))
+    if pid < 0:
         raise _fail()
-    os.closerange(0, 64)  # who waits for the ends of pipes need not wait for the end of the memory, too
-    os._exit(0)
+    try:
+        os.write(tell, b'{"pid":%d}' % pid)
+    finally:
+        os.closerange(0, 64)  # who waits for the ends of pipes need not wait for the end of the memory, too
+        os._exit(0)
 
 
 def unshare(flags: int) -> None:

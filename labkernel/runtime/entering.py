@@ -147,7 +147,7 @@ def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -
         program = _enter(request, fds)
         sock = init.isolate_descriptors(sock)
         found, way = request, sock
-        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, lambda pid: _become(way, pid, found, program), stack)
+        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, lambda: _become(way, found, program), stack, way.fileno())
     except BaseException as err:
         _report(sock, err)
     finally:
@@ -166,10 +166,9 @@ def _enter(request: dict[str, Any], fds: list[int]) -> bytes | None:
     return program
 
 
-def _become(sock: socket.socket, pid: int, request: dict[str, Any], program: bytes | None) -> None:
+def _become(sock: socket.socket, request: dict[str, Any], program: bytes | None) -> None:
     """Inside, in the process that is to be the command. Does not return."""
     try:
-        sock.send(b'{"pid":%d}' % pid)
         os.setsid()
         os.chdir("/")
         process = request["process"]

@@ -17,6 +17,8 @@ from .instances import Instance
 from .loop import HIGH_BYTES, Connection
 from .streams import PIPE_BYTES, InputPipe, widen
 
+_PATIENCE_S = 0.001
+
 
 class Session:
     """One exec. Its output goes to its client only; a slow client holds back only this process (no log is kept)."""
@@ -38,6 +40,9 @@ class Session:
         self.id = str(message.get("exec_id") or os.urandom(32).hex())
         self.sock: socket.socket | None = None
         self.code: int | None = None
+        # The answer that it has started: not yet sent, sent with what comes next, or after `_PATIENCE_S`.
+        self.answer = b""
+        self.is_held = False
         # For who is no client: output, and (exit code, error) at the end.
         self.on_output: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int, str], None] | None = None
@@ -133,22 +138,40 @@ class Session:
         self.pidfd = os.pidfd_open(self.pid)
         self.sup.sessions[self.pid] = self
         conn = self.conn
+        self.answer = protocol.encode_message({"ok": True, "pid": self.pid, "exec_at": moment})
         if conn is not None and conn.open:
-            answer = protocol.encode_message({"ok": True, "pid": self.pid, "exec_at": moment})
-            if self.detached:
-                conn.finish(answer)
-                self.conn = None
-            else:
-                conn.send(answer)
-                conn.closed = self._client_left
-                conn.frame = self._frame
-                conn.drained = self._resume
-        self._hold()
+            conn.closed = self._client_left
+            conn.frame = self._frame
+            conn.drained = self._resume
         self.listen(conn)
+        if self.detached or conn is None:
+            self._announce()
+        else:
+            # One that ends in this time needs no duplicates, and wakes its client once.
+            self.sup.loop.later(_PATIENCE_S, self._announce)
         self.sup.loop.later(self.sup.refill_after_s, self.sup.refill_soon)
+
+    def _announce(self) -> None:
+        """Tell that it has started, unless it has been told; from then on it outlives this supervisor."""
+        if not self.answer or self.code is not None:
+            return
+        self._hold()
+        if self.detached and self.conn is not None:
+            self.conn.finish(self._with_answer())
+            self.conn = None
+        elif self.conn is not None:
+            self.conn.send(self._with_answer())
+        self.answer = b""
+
+    def _with_answer(self, data: bytes = b"") -> bytes:
+        """`data`, and before it the answer, if that has not been sent."""
+        answer, self.answer = self.answer, b""
+        return answer + data
 
     def _hold(self) -> None:
         """The keeper's duplicates keep the process from SIGPIPE and SIGHUP when this supervisor dies."""
+        if self.is_held:
+            return
         entry = self.held()
         fds = entry["fds"]
         message = {"hold": self.key, "state": entry["state"], "names": list(fds)}
@@ -158,6 +181,7 @@ class Session:
         """What the keeper holds of this session."""
         fds = {str(number): fd for number, fd in enumerate(self.outputs)}
         own = self.on_end is not None
+        self.is_held = True
         return {"state": {"id": self.inst.id, "pid": self.pid, "terminal": self.terminal, "own": own}, "fds": fds}
 
     @property
@@ -208,7 +232,9 @@ class Session:
         if self.on_output is not None:
             self.on_output(data)
         if self.conn is not None:
-            self.conn.send(protocol.encode_frame(self.outputs[fd], data))
+            if self.code is None:
+                self._hold()  # as with every answer
+            self.conn.send(self._with_answer(protocol.encode_frame(self.outputs[fd], data)))
             if self.conn is not None and self.conn.pending > HIGH_BYTES and self.code is None:
                 self.sup.loop.unwatch(fd)
         return True
@@ -246,7 +272,7 @@ class Session:
                 pass
         if self.conn is not None:
             end = {"exit_code": code, "oom_killed": False, "error": ""}
-            self.conn.finish(protocol.encode_control({"exited": end}))
+            self.conn.finish(self._with_answer(protocol.encode_control({"exited": end})))
         self._close()
         self.sup.refill_soon()
         if self.on_end is not None:
@@ -260,7 +286,8 @@ class Session:
         if self.input is not None:
             self.input.close()
         if self.pidfd >= 0:
-            self.sup.tell_keeper({"drop": self.key})
+            if self.is_held:
+                self.sup.tell_keeper({"drop": self.key})
             self.sup.context.held.pop(self.key, None)
             self.sup.loop.unwatch(self.pidfd)
             os.close(self.pidfd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -97,24 +98,25 @@ def test_capget_agrees_with_proc() -> None:
 
 @pytest.mark.parametrize("ending", ["exec", "exit", "kill"])
 def test_vfork_and_leave(ending: str) -> None:
-    """The helper ends well however its child ends, and the child was told its own number."""
+    """The helper ends well however its child ends, and tells the child's number."""
     answer = os.pipe()
     helper = os.fork()
     if helper == 0:
 
-        def body(pid: int) -> None:
-            os.write(answer[1], f"{pid} {os.getpid()}".encode())
+        def body() -> None:
+            os.write(answer[1], b"%d " % os.getpid())
             if ending == "exec":
                 os.execv("/bin/sh", ["sh", "-c", "exit 7"])
             elif ending == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        syscalls.vfork_and_leave(0, body, syscalls.lowest_stack_address())
+        syscalls.vfork_and_leave(0, body, syscalls.lowest_stack_address(), answer[1])
     assert os.waitpid(helper, 0)[1] == 0
-    told, own = os.read(answer[0], 100).split()
-    assert told == own != str(helper).encode()
-    for fd in answer:
-        os.close(fd)
+    os.close(answer[1])
+    with os.fdopen(answer[0]) as pipe:
+        own, told = pipe.read().split()
+    assert json.loads(told) == {"pid": int(own)}
+    assert int(own) != helper
 
 
 def test_vfork_that_the_kernel_refuses() -> None:
@@ -122,7 +124,7 @@ def test_vfork_that_the_kernel_refuses() -> None:
     if helper == 0:
         try:
             # a thread without its group's memory is no thread (man 2 clone, EINVAL)
-            syscalls.vfork_and_leave(0x00010000, lambda _: None, syscalls.lowest_stack_address())
+            syscalls.vfork_and_leave(0x00010000, lambda: None, syscalls.lowest_stack_address(), 1)
         except OSError as err:
             os._exit(err.errno or 1)
         os._exit(0)
