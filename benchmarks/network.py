@@ -86,6 +86,13 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def from_the_pool(engine: Engine) -> None:
+    """Wait until the pool is full: three starts in a row would measure how fast it is filled again."""
+    deadline = time.monotonic() + 10
+    while engine.runtime.ensure().warm < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def bench_network(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
     ports = {"80/tcp": PORT}
     everyone: dict[str, Callable[[], float]] = {
@@ -107,6 +114,7 @@ def bench_network(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
     try:
         for turn in range(runs + 1):
             for name, run in everyone.items():
+                from_the_pool(engine)
                 took = run()
                 if turn:
                     times[name].append(took)

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from network import bench_network
+from network import bench_network, from_the_pool
 from peers import Docker, LowLevel, unpacked_busybox
 
 from labkernel.engine import Engine
@@ -67,6 +67,7 @@ def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
     try:
         for turn in range(runs + 1):
             for name, once in everyone.items():
+                from_the_pool(engine)
                 took = once()
                 if turn:  # the first turn warms caches
                     times[name].append(took)
