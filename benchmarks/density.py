@@ -149,6 +149,8 @@ def podmans(rootfs: Path, work: Path, count: int, runs: int) -> None:
         )
     finally:
         subprocess.run([*base, "rm", "-f", "-t", "0", "-a"], capture_output=True, check=False)
+        # podman leaves its storage mounted over itself, and then it cannot be deleted
+        subprocess.run(["umount", f"{work}/podman/overlay"], capture_output=True, check=False)
 
 
 @contextlib.contextmanager
