@@ -75,14 +75,16 @@ class Volumes:
         conditions = dict(filters or {})
         names = _words(conditions.pop("name", None))
         labels = _words(conditions.pop("label", None))
+        unwanted = _words(conditions.pop("label!", None))
         dangling = _words(conditions.pop("dangling", None))
         if conditions:
             raise InvalidFilter(f"invalid filter '{next(iter(conditions))}'")
         if names:
             volumes = [volume for volume in volumes if any(name in volume.name for name in names)]
-        for label in labels:
-            key, separator, value = label.partition("=")
-            volumes = [v for v in volumes if key in v.labels and (not separator or v.labels[key] == value)]
+        for word in [*labels, *unwanted]:
+            key, separator, value = word.partition("=")
+            fitting = [v for v in volumes if key in v.labels and (not separator or v.labels[key] == value)]
+            volumes = fitting if word in labels else [v for v in volumes if v not in fitting]
         if dangling:
             used = self._used()
             if dangling[0].lower() not in ("0", "1", "false", "true"):

@@ -245,7 +245,7 @@ def test_flags(
     (tmp_path / "data").mkdir()
     words = [
         *("create", "--name", "flagged", "--env-file", "env", "--label-file", "labels", "--cidfile", "cid"),
-        *("--mount", "type=bind,src=data,dst=/d,readonly,bind-propagation=rslave"),
+        *("--mount", "type=bind,src=data,dst=/d,readonly,bind-propagation=rprivate"),
         *("--mount", "type=tmpfs,dst=/t,tmpfs-size=1m", "--ulimit", "nofile=64:128", "--shm-size", "1m"),
         *("--stop-signal", "INT", "--stop-timeout", "3", "--oom-score-adj", "100", "--add-host", "far:1.2.3.4"),
         *("--uts", "host", "--ipc", "host", "--pid", "host", "--cgroupns", "host", "--device", "/dev/zero:/dev/z"),

@@ -224,6 +224,17 @@ def test_filters_of_ports(cli: Cli) -> None:
     assert len(quiet.stdout.split()[0]) == 12
 
 
+def test_prune_by_what_is_not_labelled(cli: Cli, engine: Engine) -> None:
+    cli("create", "--name", "web", "-l", "keep=1", "lab/busybox")
+    cli("create", "--name", "other", "-l", "keep=2", "lab/busybox")
+    cli("container", "prune", "-f", "--filter", "label!=keep=1")
+    assert [container.name for container in engine.containers.list(all=True)] == ["web"]
+    cli("volume", "create", "--label", "keep=1", "kept")
+    cli("volume", "create", "gone")
+    cli("volume", "prune", "-af", "--filter", "label!=keep")
+    assert [volume.name for volume in engine.volumes.list(filters={"name": ["kept", "gone"]})] == ["kept"]
+
+
 def test_stats_of_one_that_does_not_run(cli: Cli) -> None:
     cli("create", "--name", "web", "lab/busybox")
     form = "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.PIDs}}"

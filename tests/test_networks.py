@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,6 +220,48 @@ def test_networks_are_apart_until_a_container_connects_both(engine: Engine, net:
     two.disconnect(far)
     far.restart(timeout=0)
     assert tell(far, "ls /sys/class/net") == "lo"
+
+
+@pytest.mark.parametrize("auto_remove", [False, True])
+def test_files_of_a_running_container_follow_its_networks(
+    engine: Engine, net: Callable[..., Network], *, auto_remove: bool
+) -> None:
+    one, _two = net("one"), net("two")
+    start(engine, HTTPD, name="web", network="one")
+    cli = start(engine, SLEEP, name="cli", hostname="cli.lab", auto_remove=auto_remove)
+    before = tell(cli, "cat /etc/hosts /etc/resolv.conf")
+    assert "127.0.0.11" not in before
+    assert tell(cli, "echo 10.1.2.3 mine >> /etc/hosts") == ""
+    one.connect(cli)
+    cli.reload()
+    ip = cli.attrs["NetworkSettings"]["Networks"]["one"]["IPAddress"]
+    assert f"{ip}\tcli.lab cli\n" in tell(cli, "cat /etc/hosts") + "\n"
+    assert tell(cli, "wget -qO- http://web/hostname") == engine.containers.get("web").short_id
+    one.disconnect(cli)
+    hosts = tell(cli, "cat /etc/hosts")
+    assert ip not in hosts
+    assert "10.1.2.3 mine" in hosts
+    # What the container has written into resolv.conf itself is left to it.
+    assert tell(cli, "echo nameserver 10.9.9.9 > /etc/resolv.conf") == ""
+    one.connect(cli)
+    assert tell(cli, "cat /etc/resolv.conf") == "nameserver 10.9.9.9"
+
+
+def test_no_link_of_a_container_is_followed_to_another_file(tmp_path: Path) -> None:
+    from labkernel.runtime import hostfiles
+
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "etc" / "hosts").symlink_to("/secret")
+    os.mkfifo(tmp_path / "etc" / "resolv.conf")
+    root = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with pytest.raises(OSError, match="symbolic links"):
+            hostfiles._edit(root, "/etc/hosts", lambda _text: "changed")
+        hostfiles._edit(root, "/etc/resolv.conf", lambda _text: "changed")  # must not wait for a reader
+    finally:
+        os.close(root)
+    assert (tmp_path / "secret").read_text() == "secret"
 
 
 def test_containers_that_may_not_talk_to_each_other(engine: Engine, net: Callable[..., Network]) -> None:

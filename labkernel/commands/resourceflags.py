@@ -42,7 +42,7 @@ FLAGS: list[Callable[[Any], Any]] = [
     many("--annotation", help="Add an annotation to the container (passed through to the OCI runtime)"),
     option("--volume-driver", metavar="string", help="Volume driver for the container (local)"),
     option("--runtime", metavar="string", help="Runtime to use for this container (labkernel)"),
-    flag("--quiet", help="Suppress the pull output"),
+    flag("-q", "--quiet", help="Suppress the pull output"),
     flag("--count-denials", help="Count the system calls its filter denies (inspect shows them)"),
     flag("--rootfs", help="The first argument is not an image but a root file system (DIR, or DIR:O to write over it)"),
     flag("--disable-content-trust", help="Skip image verification", default=True),

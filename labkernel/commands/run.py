@@ -122,6 +122,7 @@ def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: 
             "conflicting options: cannot specify both --restart and --rm",
             resolution="leave one out: a container that removes itself has nothing to start again",
         )
+    _check_attach(flags)
     if flags["detach"]:
         settings["auto_remove"] = flags["rm"]
         container = _create(host, image, arguments, settings, flags)
@@ -132,6 +133,17 @@ def run(ctx: click.Context, /, image: str, arguments: tuple[str, ...], **flags: 
         host.line(container.id) if not host.notebook else None
         return container
     return _run_foreground(host, image, arguments, settings, flags)
+
+
+def _check_attach(flags: dict[str, Any]) -> None:
+    for word in flags["attach"]:
+        if word.lower() not in ("stdin", "stdout", "stderr"):
+            raise UsageError(
+                f'invalid argument "{word}" for "-a, --attach" flag: valid streams are stdin, stdout and stderr',
+                resolution="for example -a stdout",
+            )
+    if flags["attach"] and flags["detach"]:
+        raise UsageError("conflicting options: cannot specify both --attach and --detach", resolution="leave one out")
 
 
 def _run_foreground(
@@ -376,6 +388,12 @@ def _attached(host: Host, found: Any, flags: dict[str, Any]) -> Any:
     stdin = bool(config.get("OpenStdin")) and not flags.get("no_stdin") and host.stdin_fd() is not None
     before = time.monotonic()
     attachment = found.open_attachment(stdin=stdin)
+    size = host.terminal_size() if config.get("Tty") else None
+    if size:
+        # As docker: a size that differs for a moment makes the program draw its prompt or screen once more.
+        with contextlib.suppress(LabkernelError):
+            found.resize(size[0] + 1, size[1])
+            found.resize(*size)
     exit_code = foreground.stream(
         host,
         attachment,

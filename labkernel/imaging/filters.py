@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Test = Callable[["Image", Sequence[Reference]], bool]
 
-_NAMES = ("before", "dangling", "label", "reference", "since", "until")
+_NAMES = ("before", "dangling", "label", "label!", "reference", "since", "until")
 
 
 def make_test(images: Images, filters: Mapping[str, Any] | None, *, patterns: Sequence[str] = ()) -> Test:
@@ -31,6 +31,7 @@ def make_test(images: Images, filters: Mapping[str, Any] | None, *, patterns: Se
     wanted = [*given.get("reference", ()), *patterns]
     dangling = is_true("dangling", given["dangling"]) if given.get("dangling") else None
     labels = [word.partition("=") for word in given.get("label", ())]
+    unwanted = [word.partition("=") for word in given.get("label!", ())]
     earlier = [images.get(word).created for word in given.get("before", ())] + _moments(given.get("until", ()))
     later = [images.get(word).created for word in given.get("since", ())]
 
@@ -41,8 +42,9 @@ def make_test(images: Images, filters: Mapping[str, Any] | None, *, patterns: Se
             return False
         if any(image.created >= moment for moment in earlier) or any(image.created <= moment for moment in later):
             return False
-        has = image.labels if labels else {}
-        return all(key in has and (not equals or has[key] == value) for key, equals, value in labels)
+        has = image.labels if labels or unwanted else {}
+        fits = all(key in has and (not equals or has[key] == value) for key, equals, value in labels)
+        return fits and not any(key in has and (not equals or has[key] == value) for key, equals, value in unwanted)
 
     return test
 

@@ -258,6 +258,11 @@ class Switch:
         inst.try_save()
         return []
 
+    def files(self, inst: Any) -> dict[str, Any] | None:
+        """What the files of a running container have to say; None while it has no network."""
+        member = self.members.get(inst.id)
+        return self._files(inst, member, []) if member is not None and member.endpoints else None
+
     def remove_bridge(self, name: str) -> None:
         """A network is gone."""
         endpoint = self.bridges.pop(name, None)

@@ -44,11 +44,12 @@ def select_containers(
 
 
 def select_stopped(containers: Iterable[Container], filters: dict[str, Any]) -> list[Container]:
-    """What `prune` removes: not running, and fitting its filters `until` and `label`."""
+    """What `prune` removes: not running, and fitting its filters `until`, `label` and `label!`."""
     from ..runtime.logreader import parse_moment
 
     until = filter_words(filters.pop("until", None))
     labels = filter_words(filters.pop("label", None))
+    unwanted = filter_words(filters.pop("label!", None))
     if filters:
         raise InvalidFilter(f"invalid filter '{next(iter(filters))}'")
     latest = parse_moment(until[0]) if until else None
@@ -58,6 +59,7 @@ def select_stopped(containers: Iterable[Container], filters: dict[str, Any]) -> 
         if container.status in ("created", "exited", "dead")
         and (latest is None or container.created_at < latest)
         and all(has_label(container.labels, label) for label in labels)
+        and not any(has_label(container.labels, label) for label in unwanted)
     ]
 
 

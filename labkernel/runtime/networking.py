@@ -10,6 +10,7 @@ import importlib
 import os
 from typing import Any
 
+from . import hostfiles
 from .instances import Instance
 from .loop import Connection
 
@@ -86,5 +87,10 @@ def request(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]
     else:
         inst = sup.instances.get(message["id"])
         if inst is not None and inst.running and inst.setup is None:
-            warnings = _switch(sup).reload(inst)
+            switch = _switch(sup)
+            before = switch.files(inst)
+            warnings = switch.reload(inst)
+            after = switch.files(inst)
+            if before and after and before != after:
+                warnings += hostfiles.update(inst, before, after)
     conn.finish(protocol.encode_message({"ok": True, "warnings": warnings}))

@@ -332,10 +332,8 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
         name, _, address = str(word).partition(":")
         hosts += f"{network.get('host_gateway', '127.0.0.1') if address == 'host-gateway' else address}\t{name}\n"
     if network:
-        full = f"{hostname}.{config['domainname']}" if config.get("domainname") else hostname
-        full += f" {full.partition('.')[0]}" if "." in full else ""
-        hosts += "".join(f"{address}\t{full}\n" for address in network["addresses"])
-        return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", _resolver_lines(network))]
+        hosts += "".join(f"{address}\t{host_names(config)}\n" for address in network["addresses"])
+        return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolver_lines(network))]
     if hostname and "network" in types:
         hosts += f"127.0.1.1\t{hostname}\n"
     servers = own.get("dns") or ()
@@ -353,7 +351,15 @@ def network_files(config: dict[str, Any], own: dict[str, Any]) -> list[tuple[str
     return [("hostname", f"{hostname}\n"), ("hosts", hosts), ("resolv.conf", resolv)]
 
 
-def _resolver_lines(network: dict[str, Any]) -> str:
+def host_names(config: dict[str, Any]) -> str:
+    """The container's own names in /etc/hosts: the full one first."""
+    hostname = config.get("hostname") or ""
+    full = f"{hostname}.{config['domainname']}" if config.get("domainname") else hostname
+    return f"{full} {full.partition('.')[0]}" if "." in full else full
+
+
+def resolver_lines(network: dict[str, Any]) -> str:
+    """The text of /etc/resolv.conf."""
     lines = [f"nameserver {server}\n" for server in network["servers"]]
     for key in ("search", "options"):
         if network[key]:

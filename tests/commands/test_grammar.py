@@ -105,6 +105,8 @@ def refused(line: str, root: Any = ROOT) -> LabkernelError:
         ("run --mount type=bind,src=/tmp,dst=/x,volume-nocopy busybox", "cannot mix 'volume-*' options", 125),
         ("run --mount type=tmpfs,dst=/x,src=y busybox", "field Source must not be specified", 125),
         ("run --rm --restart always busybox", "cannot specify both --restart and --rm", 125),
+        ("run -a frob busybox", "valid streams are stdin, stdout and stderr", 125),
+        ("run -d -a stdout busybox", "cannot specify both --attach and --detach", 125),
         ("run -l =x busybox", "invalid label '=x': empty name", 125),
         ("ps --filter name", 'invalid argument "name" for "-f, --filter" flag: bad format of filter', 125),
         ("stop -t soon web", "'soon' is not a valid integer", 125),
