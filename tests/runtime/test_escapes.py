@@ -7,6 +7,8 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import tempfile
 import threading
@@ -267,6 +269,40 @@ def test_init_is_out_of_reach_of_a_tracer(lab: Engine) -> None:
     assert set(fds.split()) <= {"0", "1", "2"} or "Permission" in fds
     assert not {"LABKERNEL_ROOT", "VIRTUAL_ENV", "PYTHONPATH"} & set(names.split())
     assert "work" not in rest
+
+
+def test_who_enters_a_container_is_out_of_its_reach(lab: Engine) -> None:
+    """CVE-2019-5736, CVE-2024-21626: an exec begins as a process of the engine with descriptors of the machine; what
+    runs inside and waits for it may see that it is there and must not open anything of it."""
+    watch = (
+        "echo ready; while :; do for p in /proc/[0-9]*; do"
+        " case $(readlink $p/exe) in *python*) echo EXE $p;; esac;"
+        " for f in $p/fd/*; do case $(readlink $f) in /bin/*|/usr/bin/*|/dev/null|pipe:*|/proc/*|'') ;;"
+        " *) echo FD $p $(readlink $f);; esac; done; done; done 2>/dev/null"
+    )
+    container = lab.containers.run(IMAGE, ["sh", "-c", watch], detach=True, network_mode="none")
+    lines = container.logs(stream=True)
+    assert next(lines) == b"ready\n"
+    for _ in range(100):
+        assert container.exec_run(["true"]).exit_code == 0
+    container.kill()
+    assert b"".join(lines) == b""
+
+
+def test_a_working_directory_outside_is_the_end(tmp_path: Path) -> None:
+    """CVE-2024-21626, the second fence: should a descriptor of the machine ever be left, it does not become the
+    working directory."""
+    if os.geteuid() != 0:
+        pytest.skip("chroot needs root")
+    code = (
+        "import os; from labkernel.runtime import init\n"
+        "fd = os.open('/', os.O_PATH | os.O_DIRECTORY)\n"
+        f"os.chroot({str(tmp_path)!r}); os.fchdir(fd)\n"
+        "try: init._change_directory('.', create=False)\n"
+        "except (OSError, init.SetupError): print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "refused\n"
 
 
 def test_a_program_that_is_the_users_own_is_copied(tmp_path: Path) -> None:
