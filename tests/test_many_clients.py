@@ -17,7 +17,7 @@ from labkernel.engine import Engine
 
 REPO = Path(__file__).resolve().parent.parent
 BUSYBOX = "lab/busybox"
-CLIENTS = 12
+CLIENTS = 50
 KILLS = 25
 SEED = 20_26
 
@@ -67,6 +67,7 @@ def check_when_settled(engine: Engine, seconds: float = 15.0) -> list[str]:
     return [str(problem) for problem in found]
 
 
+@pytest.mark.timeout(400)
 def test_many_clients_on_a_fresh_store(fresh_engine: Engine) -> None:
     """All begin at one moment on a store without a supervisor, a base image, or a layer."""
     clients = [start(fresh_engine, CLIENT, str(number)) for number in range(CLIENTS)]
@@ -74,7 +75,7 @@ def test_many_clients_on_a_fresh_store(fresh_engine: Engine) -> None:
         assert client.stdin is not None
         client.stdin.write("go\n")
         client.stdin.flush()
-    answers = [client.communicate(timeout=120) for client in clients]
+    answers = [client.communicate(timeout=300) for client in clients]
     assert [out for out, _ in answers] == ["done\n"] * CLIENTS, [err[-1500:] for _, err in answers if err][:2]
     assert check_when_settled(fresh_engine) == []
     assert fresh_engine.containers.list(all=True) == []

@@ -46,6 +46,8 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
     mode = network_mode(settings)
     if mode in ("none", "host") and (settings.get("ports") or settings.get("publish_all_ports")):
         found.append(f"Published ports are discarded when using {mode} network mode")
+    if driver.single_id and settings.get("group_add"):
+        found.append("--group-add is not possible for a user with one id only")
     if needs_no_mknod(driver, settings):
         found.append("CAP_MKNOD is dropped: no device cgroup keeps the container from the machine's devices")
     if driver.overlay == "copy":

@@ -157,6 +157,9 @@ def warnings(settings: Mapping[str, Any], *, network: str) -> list[str]:
         found.append("published ports are not translated: a server is reached at its own port on this machine")
     if settings.get("cap_add") or settings.get("privileged"):
         found.append("capabilities: none (driver proot): root inside is an ordinary user")
+    for key, flag in (("sysctls", "--sysctl"), ("domainname", "--domainname"), ("group_add", "--group-add")):
+        if settings.get(key):
+            found.append(f"{flag}: none (driver proot)")
     if files != "kernel (Landlock)" and (settings.get("read_only") or _has_read_only(settings)):
         found.append("read-only mounts and root: none (driver proot without Landlock)")
     return found

@@ -127,7 +127,8 @@ class Session:
             _reap(self.pid)
         # As docker: an exec that cannot be set up (no such user, no such directory) is 126, 125 is for `run`.
         code = int(why.get("exit_code", 126))
-        error = StartError(str(why["error"]), exit_code=126 if code == 125 else code)
+        error = StartError(str(why["error"]), exit_code=code)
+        error.exit_code = 126 if code == 125 else code  # after the hint, which is for files that cannot be executed
         if self.conn is not None:
             self.conn.finish(protocol.encode_message(error.to_dict()))
         self._close()
