@@ -193,7 +193,7 @@ def assemble(
         _move(f"{stage}/{name}", root_fd, name, created)
     for node in (config.get("linux") or {}).get("devices") or ():
         _add_device(root_fd, node)
-    if "/dev/shm" not in covered:  # --ipc none
+    if own.get("shared_memory") is False:  # --ipc none
         _with_target(root_fd, "/dev/shm", lambda fd, *_: umount2(f"/proc/self/fd/{fd}", MNT_DETACH))
     for entry in entries:
         _mount_entry(root_fd, entry, created)

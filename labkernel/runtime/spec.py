@@ -150,6 +150,7 @@ def _own(image_config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         "stop_timeout_s": float(settings.get("stop_timeout", DEFAULT_STOP_TIMEOUT_S)),
         "init": bool(settings.get("init")),
         **({"count_denials": True} if settings.get("count_denials") else {}),
+        **({"shared_memory": False} if settings.get("ipc_mode") == "none" else {}),
         "user_unresolved": settings.get("user") or image_config.get("User") or "0",
         "cwd_create": True,
         "path_search": True,

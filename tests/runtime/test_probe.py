@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from labkernel.errors import DriverError, UsageError
+from labkernel.errors import DriverError
 from labkernel.runtime import driver as drivers
 from labkernel.runtime import probe as probes
 from labkernel.runtime import tries
@@ -125,7 +125,7 @@ def test_a_driver_that_cannot_work_says_why(machine) -> None:  # type: ignore[no
     with pytest.raises(DriverError, match="proot does not work here"):
         machine("proot", without=("ptrace",))
     assert machine(root=False, user=False).name == "proot"
-    with pytest.raises(UsageError, match="unknown driver"):
+    with pytest.raises(DriverError, match="unknown driver"):
         machine("docker")
 
 
