@@ -273,7 +273,13 @@ class Containers:
         """See `Container.start`; returns what only the start could tell, such as a limit that may not be raised."""
         container = self.get(id)
         self.networks.before_start(container)
-        warnings = self.runtime.begin(id).get("warnings") or []
+        try:
+            warnings = self.runtime.begin(id).get("warnings") or []
+        except StartError:
+            if container.settings.get("auto_remove"):
+                with contextlib.suppress(LabkernelError):  # gone before anybody is told, as with docker
+                    self.remove(container, force=True)
+            raise
         # The supervisor answers before it writes the state file, and takes one request after the other: once it has
         # answered this, other processes see the container run, too.
         self.runtime.states([id])
