@@ -6,11 +6,13 @@ Source: Docker Engine API, "Container".
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import NoSuchContainer, UsageError
+from ..errors import LabkernelError, NoSuchContainer, StartError, UsageError
 from .call import Answer, Call
 from .configs import Config, Update, limits_of, settings_of
 from .routes import Route
@@ -56,9 +58,11 @@ def listing(call: Call) -> Any:
 
 def row_of(container: Container, *, size: bool) -> dict[str, Any]:
     """A container as the listing has it. Raises NoSuchContainer when it has just gone."""
-    from ..display import joined_command
+    from ..display import joined_command, status_words
+    from ..running.inspection import summarize_container
 
-    summary = container.summary
+    state = container.runtime_state()
+    summary = summarize_container(container, state)
     args = [summary["Path"], *summary["Args"]]
     row = {
         "Id": container.id,
@@ -67,12 +71,12 @@ def row_of(container: Container, *, size: bool) -> dict[str, Any]:
         "ImageID": container.image_id,
         "Command": joined_command([word for word in args if word]),
         "Created": int(container.created_at),
-        "Ports": _ports(container),
+        "Ports": _ports(summary["NetworkSettings"]["Ports"]),
         "Labels": container.labels,
         "State": summary["State"]["Status"],
-        "Status": container.status_line(),
+        "Status": status_words(state),
         "HostConfig": {"NetworkMode": summary["HostConfig"]["NetworkMode"]},
-        "NetworkSettings": {"Networks": (summary.get("NetworkSettings") or {}).get("Networks") or {}},
+        "NetworkSettings": {"Networks": summary["NetworkSettings"]["Networks"]},
         "Mounts": summary["Mounts"],
     }
     if size:
@@ -80,10 +84,10 @@ def row_of(container: Container, *, size: bool) -> dict[str, Any]:
     return row
 
 
-def _ports(container: Container) -> list[dict[str, Any]]:
+def _ports(bindings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """`{"80/tcp": [{"HostIp", "HostPort"}]}` as the listing has it."""
     found: list[dict[str, Any]] = []
-    for inside, outside in (container.ports or {}).items():
+    for inside, outside in bindings.items():
         number, _, proto = inside.partition("/")
         port = {"PrivatePort": int(number), "Type": proto or "tcp"}
         found += [{"IP": each["HostIp"], **port, "PublicPort": int(each["HostPort"])} for each in outside or ()]
@@ -107,7 +111,14 @@ def start(call: Call) -> Any:
     container = find(call)
     if container.status == "running":
         return Answer(304)
-    container.start()
+    try:
+        container.start()
+    except StartError:
+        # As with docker it has gone by the time the answer comes, not a moment later.
+        if container.settings.get("auto_remove"):
+            with suppress(LabkernelError):
+                container.remove(force=True)
+        raise
     return None
 
 

@@ -7,7 +7,9 @@ when a container has ended.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ..errors import NoSuchContainer, UsageError
@@ -50,8 +52,16 @@ class Clock:
             end.remove_done_callback(ended)
 
     def _strike(self) -> None:
+        seen: dict[Path, os.stat_result | None] = {}
         for wake, reader in self._waiting.items():
-            if not wake.done() and (reader is None or reader.is_behind()):
+            if wake.done():
+                continue
+            if reader is not None and reader.path not in seen:
+                try:
+                    seen[reader.path] = os.stat(reader.path)
+                except FileNotFoundError:
+                    seen[reader.path] = None  # between two files of a rotation, or removed
+            if reader is None or reader.is_behind(seen[reader.path]):
                 wake.set_result(None)
         self._runs = bool(self._waiting)
         if self._runs:

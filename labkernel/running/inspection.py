@@ -57,10 +57,10 @@ def inspect_container(container: Container) -> dict[str, Any]:
     }
 
 
-def summarize_container(container: Container) -> dict[str, Any]:
-    """The parts of the document that `ps` shows; costs one state file."""
+def summarize_container(container: Container, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The parts of the document that `ps` shows; costs one state file, unless its content is known."""
     args = container.record.get("args") or container.command or [""]
-    state = container.runtime_state()
+    state = container.runtime_state() if state is None else state
     return {
         "Id": container.id,
         "Created": _time(container.created_at),

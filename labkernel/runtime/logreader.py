@@ -74,9 +74,15 @@ class LogReader:
             if _fits(record, self._query):
                 yield _shown(record, self._query)
 
-    def is_behind(self) -> bool:
-        """Whether the file is not what has been read of it; costs two system calls."""
-        return self._tape.is_behind()
+    @property
+    def path(self) -> Path:
+        """The log's newest file."""
+        return self._tape.path
+
+    def is_behind(self, newest: os.stat_result | None = None) -> bool:
+        """Whether the file is not what has been read of it. Costs nothing with `newest`, what stat has just told of
+        `path`: a thousand readers of one log ask once."""
+        return self._tape.is_behind(newest)
 
     def close(self) -> None:
         self._tape.close()
@@ -139,6 +145,7 @@ class _Tape:
     def __init__(self, path: Path, file: Any = None) -> None:
         self.path = path
         self.file = file
+        self._read: tuple[int, int, int] | None = None  # device, inode and position, where all that was there was read
         for name in files(path) if file is None else ():
             try:
                 self.file = open(name, "rb")  # noqa: SIM115
@@ -158,7 +165,9 @@ class _Tape:
                 time.sleep(_POLL_S)
         return self.file is not None
 
-    def is_behind(self) -> bool:
+    def is_behind(self, newest: os.stat_result | None = None) -> bool:
+        if newest is not None and self._read is not None:
+            return self._read != (newest.st_dev, newest.st_ino, newest.st_size)
         own = os.fstat(self.file.fileno())
         if own.st_size != self.file.tell():
             return True
@@ -179,11 +188,14 @@ class _Tape:
             self.file = following
 
     def _rest(self) -> Iterator[Record]:
+        self._read = None
         while True:
             start = self.file.tell()
             line = self.file.readline()
             if not line.endswith(b"\n"):
                 self.file.seek(start)
+                own = os.fstat(self.file.fileno())
+                self._read = own.st_dev, own.st_ino, start
                 return
             try:
                 yield _decode(line)
