@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabkernelError, NoSuchImage, UsageError
+from ..imaging.filters import is_meant
 from ..imaging.lookups import given_logins, search
 from ..imaging.pulls import LayerState, Pulls, parse_name
 from ..imaging.pushes import Pushes
@@ -40,15 +41,17 @@ def listing(call: Call) -> Any:
     for container in call.engine.containers.list(all=True):
         counts[container.image_id] = counts.get(container.image_id, 0) + 1
     found = call.engine.images.list(all=call.flag("all"), filters=filters)
-    return [_summary(call, image, counts.get(image.id, 0)) for image in found]
+    patterns = filters.get("reference") or []
+    return [_summary(call, image, counts.get(image.id, 0), patterns) for image in found]
 
 
-def _summary(call: Call, image: Image, containers: int) -> dict[str, Any]:
+def _summary(call: Call, image: Image, containers: int, patterns: Sequence[str]) -> dict[str, Any]:
+    """A row of the list; of the names only those that `patterns` ask for."""
     old = {"VirtualSize": image.size_bytes} if call.version < (1, 44) else {}
     return {
         "Id": image.id,
         "ParentId": "",
-        "RepoTags": image.tags,
+        "RepoTags": [tag for tag in image.tags if not patterns or is_meant(tag, patterns)],
         "RepoDigests": image.repo_digests,
         "Created": int(image.created),
         "Size": image.size_bytes,
@@ -63,7 +66,8 @@ def _get(call: Call) -> Image:
     try:
         return call.engine.images.get(call.params["name"])
     except NoSuchImage as err:
-        raise ApiError(404, f"No such image: {err.name}") from None
+        name = err.name if ":" in err.name.rpartition("/")[2] or "@" in err.name else f"{err.name}:latest"
+        raise ApiError(404, f"No such image: {name}") from None
 
 
 def inspect(call: Call) -> Any:
@@ -76,8 +80,14 @@ def history(call: Call) -> Any:
 
 def find_images(call: Call) -> Any:
     filters = call.filters()
-    found = search(call.engine.pulls, call.query("term"), limit=call.number("limit") or 25)
-    stars = int((filters.get("stars") or ["0"])[0])
+    limit = call.number("limit") or 25
+    if not 1 <= limit <= 100:
+        raise UsageError(f"Limit {limit} is outside the range of [1, 100]")
+    word = (filters.get("stars") or ["0"])[0]
+    if not word.isdecimal():
+        raise UsageError(f"invalid filter 'stars={word}'")
+    stars = int(word)
+    found = search(call.engine.pulls, call.query("term"), limit=limit)
     official = (filters.get("is-official") or [""])[0].lower()
     return [
         each

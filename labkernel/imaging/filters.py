@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidFilter
-from ..oci.reference import Reference
+from ..oci.reference import Reference, parse
 
 if TYPE_CHECKING:
     from ..images import Images
@@ -72,6 +72,11 @@ def _moments(values: Sequence[str]) -> list[float]:
     from ..runtime.logreader import parse_moment
 
     return [parse_moment(value) for value in values]
+
+
+def is_meant(name: str, patterns: Sequence[str]) -> bool:
+    """Whether an image's name is one that `reference=` filters ask for."""
+    return any(_matches(parse(name), pattern) for pattern in patterns)
 
 
 def _matches(tag: Reference, pattern: str) -> bool:

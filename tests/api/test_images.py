@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from daemons import Cli, Daemon
@@ -225,3 +226,26 @@ def test_a_builder_whose_client_leaves_ends(daemon: Daemon, engine: Engine, tmp_
         return not any(path.name for path in engine.layout.containers.iterdir())
 
     wait_until(gone, "the end of the build's container")
+
+
+def test_a_listing_names_what_was_asked_for(daemon: Daemon) -> None:
+    for name in ("first:1", "second:2"):
+        repository, _, tag = name.partition(":")
+        daemon.json("POST", f"/images/lab%2Fbusybox/tag?repo={repository}&tag={tag}")
+    try:
+        found = daemon.json("GET", "/images/json?filters=" + quote(json.dumps({"reference": ["fir*", "second:2"]})))
+        assert [each["RepoTags"] for each in found] == [["first:1", "second:2"]]
+    finally:
+        for name in ("first:1", "second:2"):
+            daemon.json("DELETE", f"/images/{name}")
+    status, _, answer = daemon.request("GET", "/images/nosuch/json")
+    assert (status, json.loads(answer)["message"]) == (404, "No such image: nosuch:latest")
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("limit=200", "outside the range of [1, 100]"), ("filters=" + quote('{"stars":["many"]}'), "invalid filter")],
+)
+def test_a_search_is_checked_before_it_goes_anywhere(daemon: Daemon, query: str, said: str) -> None:
+    status, _, answer = daemon.request("GET", f"/images/search?term=x&{query}")
+    assert (status, said in json.loads(answer)["message"]) == (400, True)
