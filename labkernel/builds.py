@@ -290,12 +290,16 @@ class _Build:
 
     def _commit(self, state: State, tags: list[str]) -> Image:
         """The image of the last stage, and the caches that go with it."""
+        from .oci import reference
+
         images, keys = self._builds.images, self._cache.used
         caches = cache_places(self._options.cache_to)
         asked = self._build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "t", "true")
         if asked or any(place.kind == "inline" for place in caches):
             state.document[INLINE] = {"rows": inline_rows(images, keys, state.layers)}
         image = images.commit_layers(state.document, state.layers, tags)
+        for tag in tags:
+            images.db.add_event("image", "tag", image.id, {"name": reference.parse_tag(tag).familiar})
         export_caches(images, caches, keys, notify=self._warn)
         return image
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -249,3 +250,11 @@ def test_a_listing_names_what_was_asked_for(daemon: Daemon) -> None:
 def test_a_search_is_checked_before_it_goes_anywhere(daemon: Daemon, query: str, said: str) -> None:
     status, _, answer = daemon.request("GET", f"/images/search?term=x&{query}")
     assert (status, said in json.loads(answer)["message"]) == (400, True)
+
+
+def test_a_build_tells_its_tags(docker: Cli, daemon: Daemon, name: str) -> None:
+    since = time.time()
+    assert build(docker, "-q", "-t", f"{name}:1", "-", stdin=b"FROM lab/busybox\nLABEL a=b\n").returncode == 0
+    lines = daemon.request("GET", f"/events?since={since:.9f}&until={time.time():.9f}")[2].splitlines()
+    told = [(each["Action"], each["Actor"]["Attributes"].get("name")) for each in map(json.loads, lines)]
+    assert ("tag", f"{name}:1") in told
