@@ -75,6 +75,8 @@ def _tunnel(context: Context, tls: dict[str, str]) -> Tunnel | None:
 class RemoteEngine:
     """What `labkernel.connect("tcp://…")` gives. `client` is the Docker SDK's own client."""
 
+    id_title = "CONTAINER ID"
+
     def __init__(self, client: Any, context: Context, tunnel: Tunnel | None = None) -> None:
         self.client = client
         self._tunnel = tunnel
