@@ -83,6 +83,11 @@ def tell(container: Container, script: str) -> str:
     return f"{output.decode().strip()} [{code}]".strip() if code else str(output.decode().strip())
 
 
+def hears(container: Container, script: str, words: str) -> None:
+    """Wait until a script inside prints these words: a server that was started may not listen yet."""
+    until(lambda: tell(container, script) == words, f"{words} from `{script}`")
+
+
 def fetch(address: str, port: int) -> str:
     """An HTTP answer's body, as soon as somebody answers."""
 
@@ -166,7 +171,7 @@ def test_names_aliases_and_ids_of_a_network(engine: Engine, net: Callable[..., N
     web = start(engine, HTTPD, name="web", network="lab", networking_config={"lab": {"aliases": ["www"]}})
     cli = start(engine, SLEEP, name="cli", network="lab", hostname="client")
     for name in ("web", "WWW", web.short_id, "web.lab"):
-        assert tell(cli, f"wget -qO- http://{name}/hostname") == web.short_id, name
+        hears(cli, f"wget -qO- http://{name}/hostname", web.short_id)
     assert tell(cli, "nslookup no-such-name.lab >/dev/null") == "[1]"
     ip = cli.attrs["NetworkSettings"]["Networks"]["lab"]["IPAddress"]
     assert f"{ip}\tclient" in tell(cli, "cat /etc/hosts").splitlines()
@@ -182,7 +187,7 @@ def test_the_default_network_has_no_names(engine: Engine) -> None:
     web = start(engine, HTTPD, name="web")
     ip = web.attrs["NetworkSettings"]["IPAddress"]
     cli = start(engine, SLEEP, name="cli", extra_hosts={"other": "10.1.2.3", "machine": "host-gateway"})
-    assert tell(cli, f"wget -qO- http://{ip}/hostname") == web.short_id
+    hears(cli, f"wget -qO- http://{ip}/hostname", web.short_id)
     assert tell(cli, "nslookup web >/dev/null 2>&1").endswith("[1]")
     gateway = web.attrs["NetworkSettings"]["Gateway"]
     lines = tell(cli, "cat /etc/hosts").splitlines()
@@ -207,7 +212,7 @@ def test_networks_are_apart_until_a_container_connects_both(engine: Engine, net:
     assert tell(far, f"timeout 1 wget -qO- http://{ip}/ >/dev/null 2>&1") != ""
     assert tell(far, "nslookup web >/dev/null") == "[1]"
     one.connect(far, aliases=["visitor"])
-    assert tell(far, "wget -qO- http://web/hostname") == web.short_id
+    hears(far, "wget -qO- http://web/hostname", web.short_id)
     assert tell(web, "nslookup visitor >/dev/null") == ""
     assert set(far.attrs["NetworkSettings"]["Networks"]) == {"one", "two"}
     with pytest.raises(ConflictError, match="already exists in network one"):
@@ -236,7 +241,7 @@ def test_files_of_a_running_container_follow_its_networks(
     cli.reload()
     ip = cli.attrs["NetworkSettings"]["Networks"]["one"]["IPAddress"]
     assert f"{ip}\tcli.lab cli\n" in tell(cli, "cat /etc/hosts") + "\n"
-    assert tell(cli, "wget -qO- http://web/hostname") == engine.containers.get("web").short_id
+    hears(cli, "wget -qO- http://web/hostname", engine.containers.get("web").short_id)
     one.disconnect(cli)
     hosts = tell(cli, "cat /etc/hosts")
     assert ip not in hosts
@@ -277,7 +282,7 @@ def test_special_modes(engine: Engine) -> None:
     web = start(engine, HTTPD, name="web")
     assert engine.containers.run("busybox", ["ls", "/sys/class/net"], network="none", remove=True) == b"lo\n"
     shared = start(engine, SLEEP, network_mode="container:web")
-    assert tell(shared, "wget -qO- http://127.0.0.1/hostname") == web.short_id
+    hears(shared, "wget -qO- http://127.0.0.1/hostname", web.short_id)
     own = os.readlink("/proc/self/ns/net")
     host = engine.containers.run("busybox", ["readlink", "/proc/self/ns/net"], network="host", remove=True)
     assert host.decode().strip() == own
@@ -340,7 +345,7 @@ def test_published_ports(engine: Engine, net: Callable[..., Network]) -> None:
     far = start(engine, SLEEP, name="far")
     gateway = far.attrs["NetworkSettings"]["Gateway"]
     if engine.driver.name == "root":
-        assert tell(far, f"wget -qO- http://{gateway}:{port}/hostname") == web.short_id
+        hears(far, f"wget -qO- http://{gateway}:{port}/hostname", web.short_id)
     with pytest.raises(StartError, match=f"Bind for 0.0.0.0:{port} failed: port is already allocated") as caught:
         start(engine, SLEEP, name="late", ports={"80/tcp": port})
     assert caught.value.exit_code == 125
@@ -538,11 +543,11 @@ def test_a_killed_supervisor_keeps_ports_and_names(fresh_engine: Engine) -> None
     for who in ("pid", "keeper_pid"):
         os.kill(getattr(engine.runtime.ensure(), who), signal.SIGKILL)
         assert fetch("127.0.0.1", port) == web.short_id
-        assert until(lambda: tell(cli, "wget -qO- http://web/hostname") == web.short_id, "names")
+        hears(cli, "wget -qO- http://web/hostname", web.short_id)
     with pytest.raises(StartError, match="already allocated"):
         start(engine, SLEEP, ports={"80/tcp": port})
     web.restart(timeout=0)
-    assert tell(cli, "wget -qO- http://web/hostname") == web.short_id
+    hears(cli, "wget -qO- http://web/hostname", web.short_id)
     assert not [problem for problem in engine.check() if problem.kind == "network"]
     for container in engine.containers.list(all=True):
         container.remove(force=True)
@@ -580,7 +585,7 @@ def test_a_bridge_that_somebody_removed_is_made_anew(
         sock.send(netlink.delete_link(network.bridge))
     web = start(engine, HTTPD, network="vanished", name="web")
     client = start(engine, SLEEP, network="vanished")
-    until(lambda: tell(client, "wget -q -O - http://web/hostname") == web.short_id, "an answer over the new bridge")
+    hears(client, "wget -q -O - http://web/hostname", web.short_id)
 
 
 def test_networks_outlive_the_runtime_directory(fresh_engine: Engine) -> None:
