@@ -12,7 +12,7 @@ from daemons import Daemon, wait_until
 
 docker = pytest.importorskip("docker")
 IMAGE = "lab/busybox"
-FOREVER = ["sh", "-c", "trap 'exit 3' TERM; while true; do sleep 0.1; done"]
+FOREVER = ["sh", "-c", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.1; done"]
 
 
 @pytest.fixture
@@ -52,6 +52,7 @@ def test_the_life_of_a_container(client: docker.DockerClient) -> None:
     container.rename("renamed")
     assert client.containers.get("renamed").id == container.id
     assert container.top()["Titles"][0] == "UID"
+    wait_until(lambda: container.logs() == b"ready\n", "the trap")
     container.stop(timeout=30)
     assert container.wait()["StatusCode"] == 3
     container.restart()
