@@ -509,7 +509,7 @@ def test_a_memory_hog_does_not_take_its_supervisor(lab: Engine, needs: Callable[
 def test_a_fork_bomb_stays_inside(lab: Engine, needs: Callable[..., None]) -> None:
     needs("cgroup pids")
     container = lab.containers.run(
-        IMAGE, ["sh", "-c", "b() { b | b & }; b; exec sleep 100"], detach=True, pids_limit=30, auto_remove=False
+        IMAGE, ["sh", "-c", "b() { b | b & }; b & exec sleep 100"], detach=True, pids_limit=30, auto_remove=False
     )
     assert container.stats()["pids_stats"]["current"] <= 30
     container.kill()
