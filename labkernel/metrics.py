@@ -29,7 +29,7 @@ from .measuring.samples import (
     reader_for,
     state_of,
 )
-from .measuring.stats import STATS_HEADER, stats_json, stats_row, stats_stream
+from .measuring.stats import STATS_HEADER, stats_json, stats_of_ended, stats_row, stats_stream
 
 __all__ = [
     "STATS_HEADER",
@@ -47,6 +47,7 @@ __all__ = [
     "reader_for",
     "state_of",
     "stats_json",
+    "stats_of_ended",
     "stats_row",
     "stats_stream",
 ]

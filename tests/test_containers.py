@@ -290,6 +290,12 @@ def test_stats(sleeper: Container) -> None:
     found = sleeper.stats()
     assert found["id"] == sleeper.id
     assert found["memory_stats"]["limit"] > 0
+    sleeper.kill()
+    sleeper.wait()
+    ended = sleeper.stats()
+    assert ended["id"] == sleeper.id
+    assert ended["memory_stats"] == ended["pids_stats"] == {}
+    assert ended["cpu_stats"]["cpu_usage"]["total_usage"] == 0
 
 
 # -- finding -----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..errors import LabkernelError, NoSuchContainer, StartError, UsageError
+from ..measuring.stats import stats_of_ended
 from .call import Answer, Call
 from .configs import Config, Update, limits_of, settings_of
 from .routes import Route
@@ -257,7 +258,7 @@ async def stats(call: Call) -> Any:
 def _one_reading(container: Container, one_shot: bool) -> Any:  # noqa: FBT001
     if not one_shot:
         return container.stats(stream=False)
-    return next(iter(container.stats(stream=True)), {})
+    return next(iter(container.stats(stream=True)), None) or stats_of_ended(id=container.id, name=container.name)
 
 
 ROUTES = (

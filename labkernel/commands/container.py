@@ -303,12 +303,7 @@ def _stats_table(host: Host, containers: Sequence[Any], flags: dict[str, Any]) -
     from ..metrics import STATS_HEADER, stats_row
 
     def reading(container: Any) -> dict[str, Any]:
-        answer: dict[str, Any] | None = container.stats(stream=False)
-        row = (
-            stats_row({"id": container.id, "name": container.name, **answer})
-            if answer
-            else (container.id, container.name, "0.00%", "0B / 0B", "0.00%", "0B / 0B", "0B / 0B", "0")
-        )
+        row = stats_row({"id": container.id, "name": container.name, **container.stats(stream=False)})
         cells = dict(zip(_STATS_FIELDS, row, strict=True))
         cells["ID"] = container.id if flags["no_trunc"] else container.id[:12]
         return {**cells, "Container": cells["ID"]}

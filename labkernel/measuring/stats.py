@@ -77,6 +77,30 @@ def _io(major: int, minor: int, op: str, value: int) -> dict[str, Any]:
     return {"major": major, "minor": minor, "op": op, "value": value}
 
 
+def stats_of_ended(*, id: str = "", name: str = "") -> dict[str, Any]:
+    """What the Engine API answers for a container that does not run: the same shape, nothing used, and Go's zero time.
+
+    Clients index into it (`["memory_stats"]`), so there is always an object.
+    """
+    idle = {
+        "cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0},
+        "throttling_data": {"periods": 0, "throttled_periods": 0, "throttled_time": 0},
+    }
+    return {
+        "name": f"/{name}" if name else "",
+        "id": id,
+        "read": "0001-01-01T00:00:00Z",
+        "preread": "0001-01-01T00:00:00Z",
+        "pids_stats": {},
+        "num_procs": 0,
+        "storage_stats": {},
+        "cpu_stats": idle,
+        "precpu_stats": idle,
+        "memory_stats": {},
+        "blkio_stats": {"io_service_bytes_recursive": None, "io_serviced_recursive": None},
+    }
+
+
 def _cgroup_detail(reader: CgroupReader) -> dict[str, Any]:
     v1 = reader.source == "cgroup v1"
     cpu = reader.raw("cpu.stat")
@@ -145,8 +169,10 @@ def stats_row(stats: Mapping[str, Any]) -> tuple[str, ...]:
     used = cpu["cpu_usage"]["total_usage"] - before.get("cpu_usage", {}).get("total_usage", 0)
     system = cpu.get("system_cpu_usage", 0) - before.get("system_cpu_usage", 0)
     percent = used / system * cpu.get("online_cpus", 1) * 100 if system > 0 and used > 0 else 0.0
-    inactive = memory["stats"].get("total_inactive_file", memory["stats"].get("inactive_file", 0))
-    usage = memory["usage"] - inactive if inactive < memory["usage"] else memory["usage"]
+    # an engine that answers for a container that does not run leaves out the parts of memory (`stats_of_ended`)
+    parts, usage, limit = memory.get("stats", {}), memory.get("usage", 0), memory.get("limit", 0)
+    inactive = parts.get("total_inactive_file", parts.get("inactive_file", 0))
+    usage -= inactive if inactive < usage else 0
     devices = stats["blkio_stats"].get("io_service_bytes_recursive") or []
     read, written = (sum(entry["value"] for entry in devices if entry["op"] == op) for op in ("read", "write"))
     networks = stats.get("networks", {}).values()
@@ -155,8 +181,8 @@ def stats_row(stats: Mapping[str, Any]) -> tuple[str, ...]:
         str(stats.get("id", ""))[:12],
         str(stats.get("name", "")).removeprefix("/"),
         f"{percent:.2f}%",
-        f"{human_memory(usage)} / {human_memory(memory['limit'])}",
-        f"{usage / memory['limit'] * 100:.2f}%",
+        f"{human_memory(usage)} / {human_memory(limit)}",
+        f"{usage / limit * 100 if limit else 0:.2f}%",
         f"{human_size(received)} / {human_size(sent)}",
         f"{human_size(read)} / {human_size(written)}",
         str(stats["pids_stats"].get("current", 0)),

@@ -476,8 +476,9 @@ class Container:
     # -- figures ----------------------------------------------------------------------------------------------------
 
     def stats(self, *, stream: bool = False, decode: bool | None = None) -> Any:
-        """Docker's stats JSON: one reading over about a second, or an iterator of one each second with `stream`."""
-        from ..metrics import stats_stream
+        """Docker's stats JSON: one reading over about a second, or an iterator of one each second with `stream`, which
+        ends with the container. One that does not run has used nothing."""
+        from ..metrics import stats_of_ended, stats_stream
 
         self.runtime_state()
         readings = stats_stream(self, id=self.id, name=self.name)
@@ -485,7 +486,7 @@ class Container:
             return readings
         # the first has nothing to compare with, so its percentage would be that since the start
         reading = next(readings, None)
-        return next(readings, reading)
+        return next(readings, reading) or stats_of_ended(id=self.id, name=self.name)
 
     def sizes(self) -> tuple[int, int]:
         """Bytes of what it has written, and of that with its image."""
