@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import select
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+from labkernel.linux.waiting import readable
 
 CHUNK = 1 << 14
 
@@ -55,7 +56,8 @@ class _Server:
         server.sendall(first)
         peers = {client: server, server: client}
         while True:
-            for sock in select.select(list(peers), [], [], 60)[0]:
+            ready = readable(*(sock.fileno() for sock in peers))
+            for sock in [sock for sock in peers if sock.fileno() in ready]:
                 data = sock.recv(CHUNK)
                 if not data or not self.counted(len(data), up=sock is client):
                     return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 from labkernel.building.debug import NoFailedBuild, find_failure
 from labkernel.engine import Engine
 from labkernel.errors import BuildError
+from labkernel.linux.waiting import readable
 
 COMMAND = [sys.executable, "-m", "labkernel.cli"]
 TEXT = """\
@@ -83,7 +83,7 @@ def test_a_shell_in_a_terminal(engine: Engine, env: dict[str, str]) -> None:
     asked = False
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        if not select.select([fd], [], [], 1)[0]:
+        if not readable(fd, timeout_s=1):
             continue
         try:
             data = os.read(fd, 4096)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from labkernel.engine import Engine
+from labkernel.linux.waiting import readable
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "labkernel.cli"]
@@ -129,7 +129,7 @@ def read_until(fd: int, wanted: bytes, timeout_s: float = 20) -> bytes:
     seen = b""
     end = time.monotonic() + timeout_s
     while wanted not in seen:
-        assert select.select([fd], [], [], max(0, end - time.monotonic()))[0], f"no {wanted!r} in {seen!r}"
+        assert readable(fd, timeout_s=max(0, end - time.monotonic())), f"no {wanted!r} in {seen!r}"
         try:
             data = os.read(fd, 65536)
         except OSError:

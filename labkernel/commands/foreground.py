@@ -7,7 +7,6 @@ the middle of a frame would lose bytes, and one that called the engine could mee
 from __future__ import annotations
 
 import os
-import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ..errors import LabkernelError, UsageError
+from ..linux.waiting import readable
 from .host import Host
 
 INTERRUPT_GRACE_S = 1.0
@@ -143,7 +143,7 @@ class _Signals:
     def _serve(self) -> None:
         grace_s: float | None = None
         while True:
-            ready, _, _ = select.select([self._read], [], [], grace_s)
+            ready = readable(self._read, timeout_s=grace_s)
             for number in os.read(self._read, 512) if ready else bytes([signal.SIGKILL]):
                 if number == 0:
                     return

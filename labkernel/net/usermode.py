@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..linux import netlink, nftables, syscalls
 from ..linux.syscalls import CLONE_NEWNET
+from ..linux.waiting import readable
 
 MTU = 65520
 _READY_S = 5.0
@@ -124,7 +125,7 @@ def _start_slirp(path: str, namespace: int) -> tuple[int, int] | str:
         _become(argv, [stay_r, ready_w, namespace], errors=words_w)
     for fd in (ready_w, stay_r, words_w):
         os.close(fd)
-    ready = select.select([ready_r], [], [], _READY_S)[0] and os.read(ready_r, 1) == b"1"
+    ready = readable(ready_r, timeout_s=_READY_S) and os.read(ready_r, 1) == b"1"
     os.close(ready_r)
     if not ready:
         _end(pid)

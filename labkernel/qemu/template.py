@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from labkernel.errors import TaskError, VMError
+from labkernel.linux.waiting import readable
 
 from .channel import Decoder, Kind
 from .command import Machine
@@ -83,7 +83,7 @@ def _wait_hello(qemu: Qemu, deadline: float) -> None:
     decoder = Decoder()
     fds = [qemu.channel.fileno(), qemu.console.fileno(), qemu.stderr]
     while fds[0] >= 0:
-        ready, _, _ = select.select([fd for fd in fds if fd >= 0], [], [], max(0.0, deadline - time.monotonic()))
+        ready = readable(*(fd for fd in fds if fd >= 0), timeout_s=deadline - time.monotonic())
         if not ready:
             raise VMError("the guest did not answer in time", details=qemu.last_words() or None)
         for fd in ready:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import select
 import signal as signals
 import socket as sockets
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import DriverError, LabkernelError, RuntimeFailure
+from ..linux.waiting import has_ended, readable
 from . import protocol
 from .takeover import CODE as _TAKEOVER_CODE
 from .waiting import PendingWait
@@ -31,6 +31,7 @@ from .waiting import PendingWait
 _CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.keeper import main;main()"
 # A task's first answer comes before it begins, so without an answer it can be sent again.
 _REPEATABLE = {"wait", "states", "info", "attach", "resize", "stop", "task"}
+_GONE_S = 10.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
@@ -131,10 +132,7 @@ class Attachment:
         return self._ready.pop(0)
 
     def _is_readable(self, deadline: float) -> bool:
-        # not select(): its descriptors end at 1024
-        watch = select.poll()
-        watch.register(self._sock, select.POLLIN)
-        return bool(watch.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        return bool(readable(self._sock.fileno(), timeout_s=deadline - time.monotonic()))
 
     def read_now(self, most: int = 1 << 18) -> list[tuple[str, bytes]]:
         """For an event loop: what there is, up to about `most` bytes; empty at the end. Raises BlockingIOError when
@@ -538,26 +536,13 @@ class Runtime:
         with suppress(EOFError, ConnectionResetError):
             self._call("shutdown", force=force)
         for pid in (info["pid"], info["keeper_pid"]):
-            _wait_until_gone(pid)
+            has_ended(pid, _GONE_S)
 
 
 def _interpreter(code: str) -> list[str]:
     """This Python, isolated and without site-packages, running `code` with this package's directory in its path."""
     package_parent = str(Path(__file__).resolve().parent.parent.parent)
     return [sys.executable, "-I", "-S", "-c", code.format(path=package_parent)]
-
-
-def _wait_until_gone(pid: int) -> None:
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:
-        return
-    try:
-        watch = select.poll()  # not select(): who follows many containers has more than 1024 descriptors
-        watch.register(pidfd, select.POLLIN)
-        watch.poll(10_000)
-    finally:
-        os.close(pidfd)
 
 
 def _start_failure(driver: str, answer: dict[str, Any], runtime_dir: Path) -> LabkernelError:

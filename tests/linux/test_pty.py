@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import select
 
 import pytest
 
 from labkernel.linux import pty
+from labkernel.linux.waiting import readable
 
 
 def test_pair_carries_data_and_size() -> None:
@@ -15,7 +15,7 @@ def test_pair_carries_data_and_size() -> None:
     pty.resize(master, 40, 132)
     assert pty.size(slave) == (40, 132)
     os.write(slave, b"hi\n")
-    assert select.select([master], [], [], 5)[0]
+    assert readable(master, timeout_s=60)
     assert os.read(master, 100) == b"hi\r\n"
     os.close(master)
     os.close(slave)

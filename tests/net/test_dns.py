@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
+from labkernel.linux.waiting import readable
 from labkernel.net import dns
 from labkernel.net.helpers import Helper
 
@@ -155,5 +155,5 @@ def test_it_ends_with_its_supervisor(server: tuple[Helper, socket.socket, socket
     helper, _udp, _tcp = server
     pidfd = os.pidfd_open(helper.pid)
     helper.sock.close()
-    assert select.select([pidfd], [], [], WAIT_S)[0]
+    assert readable(pidfd, timeout_s=WAIT_S)
     os.close(pidfd)

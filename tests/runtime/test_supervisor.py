@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import select
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -17,7 +14,7 @@ import pytest
 
 from labkernel.errors import ConflictError, NoSuchContainer, StartError, UsageError
 from labkernel.linux import cgroups
-from labkernel.runtime import client
+from labkernel.linux.waiting import readable
 from labkernel.runtime.client import Attachment
 
 ROOT = os.getuid() == 0
@@ -385,7 +382,7 @@ def test_exec_when_the_waiting_child_was_killed(lab: Any) -> None:
     helper = wait_for_helper(info.pid)
     gone = os.pidfd_open(helper)
     os.kill(helper, signal.SIGKILL)
-    assert select.select([gone], [], [], 60)[0]
+    assert readable(gone, timeout_s=60)
     os.close(gone)
     assert gather(lab.runtime.exec(container_id, {"args": ["echo", "here"]})) == (b"here\n", 0)
     # too long for one datagram: the request comes with the fork
@@ -536,20 +533,3 @@ def test_container_without_a_log(lab: Any) -> None:
     id = lab.create("sh", "-c", "echo out", log={"driver": "none"})
     assert gather(lab.runtime.run(id)) == (b"out\n", 0)
     assert not (lab.root / "containers" / id / "log.json").exists()
-
-
-def test_who_holds_more_descriptors_than_select_can_watch_may_wait_for_a_process() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 1200:
-        pytest.skip(f"at most {hard} open files are allowed here")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
-    held = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(1100)]
-    try:
-        with subprocess.Popen(["sleep", "600"]) as process:
-            process.kill()
-            client._wait_until_gone(process.pid)
-            assert process.wait() == -signal.SIGKILL
-    finally:
-        for fd in held:
-            os.close(fd)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from labkernel.linux.waiting import readable
 from labkernel.runtime.client import SupervisorLost
 
 COUNT = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); [ $((i % 8)) = 0 ] && sleep 0.01; done; exit 7"
@@ -23,7 +23,7 @@ EXPECTED = b"".join(b"line %d\n" % number for number in range(400))
 def kill_and_wait(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    assert select.select([pidfd], [], [], 10)[0]
+    assert readable(pidfd, timeout_s=60)
     os.close(pidfd)
 
 
@@ -94,7 +94,7 @@ def test_exit_between_supervisors(lab: Any) -> None:
     os.kill(info.pid, signal.SIGSTOP)
     with open(f"/proc/{attachment.pid}/fd/0", "wb", buffering=0) as stdin:
         stdin.write(b"\n")
-    assert select.select([pidfd], [], [], 10)[0]
+    assert readable(pidfd, timeout_s=60)
     os.close(pidfd)
     kill_and_wait(info.pid)
     assert lab.runtime.wait(container_id).exit_code == 5
@@ -183,7 +183,7 @@ def test_idle_supervisor_leaves(lab: Any) -> None:
     pidfds = [os.pidfd_open(pid) for pid in (info.pid, info.keeper_pid)]
     deadline = time.monotonic() + 20
     for pidfd in pidfds:
-        assert select.select([pidfd], [], [], max(0.1, deadline - time.monotonic()))[0]
+        assert readable(pidfd, timeout_s=max(0.1, deadline - time.monotonic()))
         os.close(pidfd)
     assert not runtime.socket.exists()
     assert lab.output("echo", "again")[0] == b"again\n"
@@ -195,7 +195,7 @@ def test_supervisor_of_a_deleted_store_leaves(lab: Any) -> None:
     lab.output("true")
     shutil.rmtree(lab.runtime_dir, ignore_errors=True)
     for pidfd in pids:
-        assert select.select([pidfd], [], [], 20)[0]
+        assert readable(pidfd, timeout_s=60)
         os.close(pidfd)
     lab.runtime_dir.mkdir()
 

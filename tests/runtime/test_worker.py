@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 from labkernel.errors import DiskFull, LayerError, RuntimeFailure, TaskError
+from labkernel.linux.waiting import readable
 
 TASKS = """
 import os, time
@@ -109,7 +109,7 @@ def test_lost_client_ends_its_task(tasks: Any) -> None:
         time.sleep(0.01)
     pidfd = os.pidfd_open(int((tasks.base / "pid.ready").read_text()))
     sock.close()
-    assert select.select([pidfd], [], [], 10)[0]
+    assert readable(pidfd, timeout_s=60)
     os.close(pidfd)
 
 
