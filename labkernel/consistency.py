@@ -19,6 +19,7 @@ from .linux import cgroups
 from .runtime.driver import cgroup_parent
 from .store.catalog import HOST_LAYER, Catalog
 from .store.locks import is_abandoned, is_locked, try_flock
+from .store.servers import start_ticks
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -115,7 +116,7 @@ def _states(supervised: bool, place: Path, kind: str) -> Iterator[Problem]:  # n
             yield Problem(kind, name[:12], f"its state cannot be read: {err}", f"{remove} {name[:12]}")
             continue
         if state["status"] in ("running", "paused"):
-            alive = _start_ticks(state["pid"]) == state["pid_start"]
+            alive = start_ticks(state["pid"]) == state["pid_start"]
             if alive and not supervised:
                 yield Problem("process", str(state["pid"]), f"{kind} {name[:12]} has no supervisor", look)
             if not alive and not _changed_since(directory / "state.json", state):
@@ -197,12 +198,3 @@ def _is_old(path: Path) -> bool:
         return time.time() - path.stat(follow_symlinks=False).st_mtime > SETTLING_S
     except OSError:
         return False
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (man 5 proc), None when there is no such process or only its zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

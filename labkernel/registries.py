@@ -11,10 +11,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ from .oci.connections import Patience
 from .oci.depot import GRACE_S, Depot, Problem
 from .oci.endpoints import split_host
 from .oci.registry import Persistence, Refused, Registry
+from .store import servers
 from .store.layout import Layout
 
 if TYPE_CHECKING:
@@ -153,7 +152,12 @@ class Registries:
             loop.add_signal_handler(number, ended.set)
         record = self._record(address)
         record.parent.mkdir(exist_ok=True)
-        facts = {"address": address, "pid": os.getpid(), "start": _start_ticks(os.getpid()), "root": str(depot.root)}
+        facts = {
+            "address": address,
+            "pid": os.getpid(),
+            "start": servers.start_ticks(os.getpid()),
+            "root": str(depot.root),
+        }
         record.write_text(json.dumps({**facts, "options": asdict(options)}))
         content = f"the images of {self.layout.root}" if options.store else f"content in {depot.root}"
         notify(f"registry on {'https' if context else 'http'}://{address}, {content}")
@@ -170,30 +174,14 @@ class Registries:
 
     def start(self, options: Options) -> RunningRegistry:
         """Serve in the background; returns when it answers. Raises RegistryError when it does not start."""
-        argv = [sys.executable, "-m", "labkernel.cli", "registry", "serve", *options.words()]
-        env = {
-            **os.environ,
-            "LABKERNEL_ROOT": str(self.layout.root),
-            "LABKERNEL_RUNTIME_DIR": str(self.layout.runtime_dir),
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        }
-        log = self.layout.runtime_dir / "registry.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                argv, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline:
-            for found in self.list():
-                if found.pid == process.pid:
-                    return found
-            if process.poll() is not None:
-                break
-            time.sleep(0.02)
-        process.terminate()
-        process.wait()
-        said = log.read_text(errors="replace").strip()
-        raise RegistryError(f"the registry did not start on {options.listen}", details=said[-2000:] or None)
+        return servers.start(
+            self.layout,
+            ["registry", "serve", *options.words()],
+            log="registry.log",
+            find=lambda pid: next((each for each in self.list() if each.pid == pid), None),
+            failure=lambda said: RegistryError(f"the registry did not start on {options.listen}", details=said),
+            timeout_s=START_TIMEOUT_S,
+        )
 
     def list(self) -> list[RunningRegistry]:
         """The registries that run."""
@@ -204,7 +192,7 @@ class Registries:
                 record = json.loads(path.read_text())
             except (OSError, ValueError):
                 continue
-            if _start_ticks(int(record["pid"])) == record["start"]:
+            if servers.start_ticks(int(record["pid"])) == record["start"]:
                 found.append(RunningRegistry(self, record))
             else:
                 path.unlink(missing_ok=True)
@@ -220,12 +208,8 @@ class Registries:
                 f"{len(running)} registries run: {', '.join(each.address for each in running)}",
                 resolution="name the one to stop",
             )
-        pidfd = os.pidfd_open(running[0].pid)
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            _wait(running[0].pid, pidfd)
-        finally:
-            os.close(pidfd)
+        with suppress(ProcessLookupError):
+            servers.end(running[0].pid)
         return running[0]
 
     def collect(self, options: Options, *, grace_s: float = GRACE_S) -> tuple[int, int]:
@@ -331,24 +315,3 @@ def _context(options: Options) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as err:
         raise UsageError(f"cannot use {options.tls_cert} and {options.tls_key}: {err}") from err
     return context
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (man 5 proc); None when there is no such process, or only its zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])
-
-
-def _wait(pid: int, pidfd: int) -> None:
-    import select
-
-    watch = select.poll()  # not select(): its descriptors end at 1024
-    watch.register(pidfd, select.POLLIN)
-    watch.poll(10_000)
-    try:
-        os.waitpid(pid, os.WNOHANG)  # our own child, when this process started it
-    except ChildProcessError:
-        pass

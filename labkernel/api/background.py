@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LabkernelError, NotFoundError
+from ..store import servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from ..store.layout import Layout
 
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
 RECORD = "daemon.json"
 
 
@@ -62,7 +59,7 @@ def recorded(layout: Layout, addresses: Sequence[str]) -> Iterator[None]:
     """While this process serves, it is found by `find`."""
     path = layout.runtime_dir / RECORD
     temporary = layout.runtime_dir / f"{RECORD}.{os.getpid()}"
-    facts = {"pid": os.getpid(), "start": _start_ticks(os.getpid()), "addresses": list(addresses)}
+    facts = {"pid": os.getpid(), "start": servers.start_ticks(os.getpid()), "addresses": list(addresses)}
     temporary.write_text(json.dumps(facts))
     os.rename(temporary, path)
     try:
@@ -75,7 +72,7 @@ def recorded(layout: Layout, addresses: Sequence[str]) -> Iterator[None]:
 def find(layout: Layout) -> RunningDaemon | None:
     """The daemon of the store, the last started when there are several; None when none runs."""
     record = _read(layout.runtime_dir / RECORD)
-    if record is None or _start_ticks(record["pid"]) != record["start"]:
+    if record is None or servers.start_ticks(record["pid"]) != record["start"]:
         return None
     return RunningDaemon(record["pid"], tuple(record["addresses"]))
 
@@ -86,33 +83,15 @@ def start(layout: Layout, driver: str, words: Sequence[str] = ()) -> RunningDaem
     running = find(layout)
     if running is not None:
         return running
-    env = {
-        **{name: value for name, value in os.environ.items() if name != "DOCKER_HOST"},
-        "LABKERNEL_ROOT": str(layout.root),
-        "LABKERNEL_RUNTIME_DIR": str(layout.runtime_dir),
-        "LABKERNEL_DRIVER": driver,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    log = layout.runtime_dir / "daemon.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "labkernel.cli", "daemon", *words],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline and process.poll() is None:
-        running = find(layout)
-        if running is not None and running.pid == process.pid:
-            return running
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    said = log.read_text(errors="replace").strip()
-    raise LabkernelError("the daemon did not start", details=said[-2000:] or None)
+    return servers.start(
+        layout,
+        ["daemon", *words],
+        log="daemon.log",
+        find=lambda pid: found if (found := find(layout)) is not None and found.pid == pid else None,
+        failure=lambda said: LabkernelError("the daemon did not start", details=said),
+        timeout_s=START_TIMEOUT_S,
+        env={"LABKERNEL_DRIVER": driver},
+    )
 
 
 def stop(layout: Layout) -> RunningDaemon:
@@ -121,20 +100,9 @@ def stop(layout: Layout) -> RunningDaemon:
     if running is None:
         raise NoDaemon
     try:
-        pidfd = os.pidfd_open(running.pid)
+        servers.end(running.pid)
     except ProcessLookupError:
         raise NoDaemon from None
-    try:
-        import select
-
-        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if not select.select([pidfd], [], [], STOP_TIMEOUT_S)[0]:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            select.select([pidfd], [], [], STOP_TIMEOUT_S)
-    finally:
-        os.close(pidfd)
-    with suppress(ChildProcessError):
-        os.waitpid(running.pid, os.WNOHANG)  # our own child, when this process started it
     return running
 
 
@@ -162,13 +130,3 @@ def _read(path: Path) -> dict[str, Any] | None:
         return {"pid": int(found["pid"]), "start": found["start"], "addresses": list(found["addresses"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/PID/stat (man 5 proc); None when there is no such process, or only its zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

@@ -17,7 +17,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from ..building.sources import clone
 from ..errors import BuildError, ConflictError, LabkernelError, NotFoundError, UsageError
 from ..oci import reference
+from ..store import servers
 from ..store.blobs import temporary_directory
 from ..store.locks import Locks
 
@@ -284,28 +284,14 @@ class Autobuilds:
         """Watch in a process of its own, unless one does; its pid. Raises BuildError when it does not start."""
         if (pid := self.watcher()) is not None:
             return pid
-        log = self.layout.runtime_dir / "autobuild-watch.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "labkernel.cli", "registry", "autobuild", "watch"],
-                env={
-                    **os.environ,
-                    "LABKERNEL_ROOT": str(self.layout.root),
-                    "LABKERNEL_RUNTIME_DIR": str(self.layout.runtime_dir),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        while time.monotonic() < deadline and process.poll() is None:
-            if self.watcher() is not None:
-                return process.pid
-            time.sleep(0.02)
-        process.terminate()
-        process.wait()
-        raise BuildError("the watcher did not start", details=log.read_text(errors="replace")[-2000:] or None)
+        return servers.start(
+            self.layout,
+            ["registry", "autobuild", "watch"],
+            log="autobuild-watch.log",
+            find=lambda _: self.watcher(),
+            failure=lambda said: BuildError("the watcher did not start", details=said),
+            timeout_s=_START_TIMEOUT_S,
+        )
 
     def watcher(self) -> int | None:
         """The pid of the process that watches; None when none does."""
@@ -318,21 +304,14 @@ class Autobuilds:
             return None
 
     def stop_watching(self) -> bool:
-        """End the watcher; False when there was none. Returns when it has gone."""
+        """End the watcher, once it has done with what it builds; False when there was none."""
         pid = self.watcher()
         if pid is None:
             return False
         try:
-            pidfd = os.pidfd_open(pid)
+            servers.end(pid, timeout_s=_START_TIMEOUT_S, kill=False)
         except ProcessLookupError:
             return False
-        import select
-
-        try:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            select.select([pidfd], [], [], _START_TIMEOUT_S)
-        finally:
-            os.close(pidfd)
         return True
 
     def _try(self, each: Autobuild, echo: Echo) -> None:
