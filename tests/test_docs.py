@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,3 +62,11 @@ def test_commands_exist(page: Path) -> None:
             found = group.get_command(click.Context(group), word)
             assert found is not None, f"{page.name}: there is no command {' '.join(words)!r}"
             group = found
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_lab_opens_the_course_for_root_too() -> None:
+    shown = subprocess.run(["make", "-n", "lab"], cwd=REPO, capture_output=True, text=True, timeout=120).stdout
+    line = next(line for line in shown.splitlines() if "jupyter lab" in line)
+    assert line.startswith("cd notebooks && ")  # nbgrader reads nbgrader_config.py of the folder it is started in
+    assert ("--allow-root" in line) == (os.geteuid() == 0)
