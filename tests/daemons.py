@@ -9,21 +9,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 90.0
-
-
-def wait_until(check: Callable[[], Any], what: str = "") -> Any:
-    """The first true value of `check`."""
-    end = time.monotonic() + DEADLINE_S
-    while not (found := check()):
-        assert time.monotonic() < end, f"it did not come about: {what or check}"
-        time.sleep(0.02)
-    return found
+from waiting import DEADLINE_S, wait_until
 
 
 class Daemon:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from daemons import wait_until
+from ports import free_port
+from waiting import wait_until
 
 PRIVSEP = Path("/run/sshd")
 
@@ -61,9 +62,7 @@ def own_sshd(variables: Mapping[str, str]) -> Iterator[Sshd]:
 
 
 def _settings(base: Path, variables: Mapping[str, str]) -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     (base / "far").mkdir()
     (base / "near").mkdir()
     shutil.copy(base / "user.pub", base / "authorized")

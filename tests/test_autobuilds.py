@@ -7,12 +7,12 @@ import os
 import shutil
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from registries import docker_registry
+from waiting import wait_until
 
 from labkernel.cli import TerminalHost, run
 from labkernel.engine import Engine
@@ -65,13 +65,6 @@ def work(tmp_path: Path, fresh_engine: Engine) -> Work:
 def domain(tmp_path: Path) -> Iterator[str]:
     with docker_registry(tmp_path) as domain:
         yield domain
-
-
-def until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_push_is_built_and_published(
@@ -154,13 +147,13 @@ def test_a_repository_is_asked_now_and_then(fresh_engine: Engine, work: Work) ->
     thread = threading.Thread(target=service.watch, kwargs={"ended": lambda wait_s: ended.wait(min(wait_s, 0.1))})
     thread.start()
     try:
-        until(lambda: service.watcher() is not None)
+        wait_until(lambda: service.watcher() is not None)
         with pytest.raises(ConflictError, match="another process"):
             service.watch()
         work.push("one")
-        until(lambda: len(service.log(made.id)) == 1)
+        wait_until(lambda: len(service.log(made.id)) == 1)
         work.push("two")
-        until(lambda: len(service.log(made.id)) == 2)
+        wait_until(lambda: len(service.log(made.id)) == 2)
         service.remove(made.id)
         thread.join(DEADLINE_S)  # with nothing left to ask it ends by itself
         assert not thread.is_alive()
@@ -177,5 +170,5 @@ def test_the_watcher_is_a_process_that_ends_with_the_last_one(
     assert run(["registry", "autobuild", str(work.bare), "-t", "lab/p", "--no-push", "--poll", "1"], host) == 0
     assert fresh_engine.autobuilds.watcher() not in (None, os.getpid())
     assert run(["registry", "autobuild", "rm", "lab/p"], host) == 0
-    until(lambda: fresh_engine.autobuilds.watcher() is None)
+    wait_until(lambda: fresh_engine.autobuilds.watcher() is None)
     assert run(["registry", "autobuild", str(work.bare), "-t", "lab/p", "--poll", "0.01"], host) != 0

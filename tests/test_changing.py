@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
@@ -78,9 +79,7 @@ def test_ports_are_published_later(engine: Engine, needs: Callable[..., None]) -
     if engine.driver.name != "root":
         pytest.skip("about published ports of the driver root")
     needs("nftables")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script = "echo kept > /file; while true; do echo hello | nc -l -p 80; done"
     container = engine.containers.run("busybox", ["sh", "-c", script], detach=True, stop_timeout=0)
     warnings = container.update(ports={"80/tcp": ("127.0.0.1", port)})["Warnings"]

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
@@ -42,9 +43,7 @@ def test_the_life_of_a_container(engine: Engine) -> None:
 def test_a_container_that_removes_itself(engine: Engine) -> None:
     since = time.time()
     engine.containers.run("busybox", ["true"], remove=True, name="short")
-    deadline = time.monotonic() + 10
-    while "destroy" not in actions(engine, since, container="short") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: "destroy" in actions(engine, since, container="short"))
     assert actions(engine, since, container="short") == ["create", "attach", "start", "die", "destroy"]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import StartError
@@ -64,9 +64,7 @@ def test_denied_system_calls_are_counted_and_named(lab: Engine, needs: Callable[
     needs("seccomp", "libseccomp")
     script = "for i in 1 2 3; do unshare -U true; done 2>&1; sleep 1000"
     container = lab.containers.run("busybox", ["sh", "-c", script], detach=True, count_denials=True)
-    deadline = time.monotonic() + 60
-    while container.attrs["Labkernel"]["DeniedSystemCalls"].get("unshare") != 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: container.attrs["Labkernel"]["DeniedSystemCalls"].get("unshare") == 3)
     assert container.attrs["Labkernel"]["DeniedSystemCalls"] == {"unshare": 3}
     assert container.logs().count(b"Operation not permitted") == 3
     assert "     3 unshare" in explain(container).text
@@ -78,9 +76,7 @@ def test_counting_goes_on_after_a_kill(fresh_engine: Engine, needs: Callable[...
     container = fresh_engine.containers.run("busybox", ["sh", "-c", script], detach=True, count_denials=True)
     os.kill(fresh_engine.runtime.ensure().pid, signal.SIGKILL)
     container.exec_run(["touch", "/go"])
-    deadline = time.monotonic() + 60
-    while not container.attrs["Labkernel"]["DeniedSystemCalls"] and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: container.attrs["Labkernel"]["DeniedSystemCalls"])
     assert container.attrs["Labkernel"]["DeniedSystemCalls"] == {"unshare": 1}
 
 

@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from labkernel import metrics
 from labkernel.errors import UsageError
@@ -232,9 +233,7 @@ def test_a_pid_namespace_is_read_through_its_own_proc() -> None:
         reader = ProcessTreeReader(inside)
         if reader._proc is None:
             pytest.skip("/proc of another pid namespace can't be opened here")
-        deadline = time.monotonic() + 10
-        while (sample := reader.read()) is None or sample.pids != 2:
-            assert time.monotonic() < deadline
+        wait_until(lambda: (sample := reader.read()) is not None and sample.pids == 2)
         reader.close()
     finally:
         end(child)
@@ -348,14 +347,9 @@ def test_the_thread_samples_and_stops() -> None:
     child = burn(0.05)
     with Sampler(child.pid, hz=100) as sampler:
         series = sampler.series(child.pid)
-        deadline = time.monotonic() + 10
-        while len(series.points) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: len(series.points) >= 3)
         end(child)
-        while not series.ended:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: series.ended)
     assert not sampler.running
     frame = sampler.to_dataframe()
     assert set(frame.columns) == {"target", "cpu_percent", *Sample._fields}

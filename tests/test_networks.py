@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel import terminal
 from labkernel.engine import Engine
@@ -29,14 +30,6 @@ from labkernel.running.container import Container
 WAIT_S = 60.0
 SLEEP = ["sleep", "1000"]
 HTTPD = ["httpd", "-f", "-p", "80", "-h", "/etc"]
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {WAIT_S:g} s: {what}"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +78,7 @@ def tell(container: Container, script: str) -> str:
 
 def hears(container: Container, script: str, words: str) -> None:
     """Wait until a script inside prints these words: a server that was started may not listen yet."""
-    until(lambda: tell(container, script) == words, f"{words} from `{script}`")
+    wait_until(lambda: tell(container, script) == words, f"{words} from `{script}`")
 
 
 def fetch(address: str, port: int) -> str:
@@ -102,7 +95,7 @@ def fetch(address: str, port: int) -> str:
             return None
         return data.partition(b"\r\n\r\n")[2].decode().strip() or None
 
-    return str(until(attempt, f"an answer of {address}:{port}"))
+    return str(wait_until(attempt, f"an answer of {address}:{port}"))
 
 
 def refused(address: str, port: int) -> bool:
@@ -121,7 +114,7 @@ class World:
     def __init__(self) -> None:
         self.process = subprocess.Popen(["unshare", "-n", "sleep", "1000"])
         own = os.readlink("/proc/self/ns/net")
-        until(lambda: os.readlink(f"/proc/{self.process.pid}/ns/net") != own, "a namespace")
+        wait_until(lambda: os.readlink(f"/proc/{self.process.pid}/ns/net") != own, "a namespace")
         self.name = f"world{os.getpid() % 100000}"
         with netlink.Socket() as sock:
             sock.send(netlink.add_veth(self.name, "eth0", self.process.pid))
@@ -142,7 +135,7 @@ class World:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
-        until(lambda: self.name not in os.listdir("/sys/class/net"), "the end of the interface")
+        wait_until(lambda: self.name not in os.listdir("/sys/class/net"), "the end of the interface")
 
 
 @pytest.fixture
@@ -351,7 +344,7 @@ def test_published_ports(engine: Engine, net: Callable[..., Network]) -> None:
     assert caught.value.exit_code == 125
     web.stop(timeout=0)
     assert web.ports == {}
-    assert until(lambda: refused("127.0.0.1", port), "a closed port")
+    assert wait_until(lambda: refused("127.0.0.1", port), "a closed port")
     late = engine.containers.get("late")
     late.start()
     assert late.port_lines("80/tcp") == [f"0.0.0.0:{port}"]
@@ -400,7 +393,7 @@ def test_the_outside_reaches_published_ports_only(engine: Engine, net: Callable[
     port = next(int(each["HostPort"]) for each in bindings if each["HostIp"] == "0.0.0.0")
     local = next(int(each["HostPort"]) for each in bindings if each["HostIp"] == "127.0.0.1")
     assert fetch("127.0.0.1", local) == web.short_id
-    assert until(lambda: world.run(sys.executable, "-c", ASK, world.here, str(port)) == web.short_id, "an answer")
+    assert wait_until(lambda: world.run(sys.executable, "-c", ASK, world.here, str(port)) == web.short_id, "an answer")
     assert "[1]" in world.run(sys.executable, "-c", ASK, world.here, str(local))
     # a neighbour that routes to our subnet gets nothing
     ip = web.attrs["NetworkSettings"]["Networks"]["lab"]["IPAddress"]

@@ -12,11 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, NoSuchImage, NoSuchVM, StartError, UsageError, VMError
@@ -28,13 +29,6 @@ IMAGE = "lab/busybox"
 MEMORY = "128m"
 DEADLINE_S = 120.0
 TICKS = "echo hello; i=0; while sleep 0.2; do i=$((i+1)); echo $i > /ticks; done"
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"in vain: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -198,12 +192,12 @@ def test_figures_from_outside_and_inside(lab: Engine, box: VM) -> None:
 
 
 def test_a_snapshot_is_gone_back_to(box: VM, shared: Path) -> None:
-    wait_for(lambda: box.exec_run("test -s /ticks").exit_code == 0, "the first tick")
+    wait_until(lambda: box.exec_run("test -s /ticks").exit_code == 0, "the first tick")
     output(box, "sh", "-c", "echo before > /state; exec 9> /data/open; echo one >&9; sleep 1000 9>&- >/dev/null &")
     beside = [box.open_exec(["sleep", "1000"]), box.open_exec(["sh", "-c", "while true; do cat /data/a; done"])]
     assert box.snapshot("one") == "one"
     before = int(output(box, "cat", "/ticks"))
-    wait_for(lambda: int(output(box, "cat", "/ticks") or 0) > before, "it goes on")
+    wait_until(lambda: int(output(box, "cat", "/ticks") or 0) > before, "it goes on")
     output(box, "sh", "-c", "echo after > /state")
     box.restore("one")
     assert (box.status, box.booted, box.snapshots) == ("running", "snapshot", ["one"])
@@ -213,7 +207,7 @@ def test_a_snapshot_is_gone_back_to(box: VM, shared: Path) -> None:
         attachment.close()
     assert abs(int(output(box, "date", "+%s")) - time.time()) < 60
     now = int(output(box, "cat", "/ticks") or 0)
-    wait_for(lambda: int(output(box, "cat", "/ticks") or 0) > now, "it goes on where it was")
+    wait_until(lambda: int(output(box, "cat", "/ticks") or 0) > now, "it goes on where it was")
     with pytest.raises(UsageError, match="snapshot name"):
         box.snapshot("../two")
     with pytest.raises(VMError, match="has no snapshot two"):
@@ -280,7 +274,7 @@ def test_stopped_and_started_again_its_disk_is_there(lab: Engine, box: VM) -> No
     qemu = box.pid
     assert qemu is not None
     box.kill()
-    wait_for(lambda: not os.path.exists(f"/proc/{qemu}"), "QEMU is gone")
+    wait_until(lambda: not os.path.exists(f"/proc/{qemu}"), "QEMU is gone")
     assert box.exit_code == 137
     box.remove()
     with pytest.raises(NoSuchVM):
@@ -363,7 +357,7 @@ def test_an_interrupt_ends_the_machine(lab: Engine) -> None:
     with pytest.raises(KeyboardInterrupt):
         lab.vms.run(IMAGE, ["sh", "-c", "echo up; sleep 1000"], mem_limit=MEMORY, on_output=interrupt)
     assert pids[0]
-    wait_for(lambda: not os.path.exists(f"/proc/{pids[0]}"), "QEMU is gone")
+    wait_until(lambda: not os.path.exists(f"/proc/{pids[0]}"), "QEMU is gone")
     assert others(lab) == []
 
 
@@ -380,8 +374,8 @@ def test_a_machine_in_the_foreground_dies_with_who_started_it(lab: Engine) -> No
         pid = int(client.stdout.readline())
         assert os.path.exists(f"/proc/{pid}")
         client.kill()
-    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), "QEMU is gone")
-    wait_for(lambda: others(lab) == [], "the machine is removed")
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "QEMU is gone")
+    wait_until(lambda: others(lab) == [], "the machine is removed")
 
 
 def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -31,6 +30,7 @@ from registries import (
     serving,
 )
 from relays import Proxy, Relay, closing
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import RegistryError
@@ -333,9 +333,7 @@ def _slow(fake: Scripted) -> None:
 
     def rule(handler: BaseHTTPRequestHandler) -> Answer | None:
         if "/blobs/" in handler.path and len(fake.blobs.get(handler.path.rpartition("/")[2], b"")) > 10_000:
-            deadline = time.monotonic() + 60
-            while sum("manifests/latest" in line for line in fake.asked) < 2 and time.monotonic() < deadline:
-                time.sleep(0.02)
+            wait_until(lambda: sum("manifests/latest" in line for line in fake.asked) >= 2)
         return None
 
     fake.rules.append(rule)
@@ -369,9 +367,7 @@ def test_a_pull_that_is_ended_leaves_nothing_half_done(
         hang = Answer(send=half, Content_Length=str(len(image.blobs[big])))
         fake.rules.append(lambda handler: hang if handler.path.endswith(big) else None)
         process = _pull_process(fresh_engine, f"{fake.domain}/web")
-        deadline = time.monotonic() + 60
-        while not any(big in line for line in fake.asked) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: any(big in line for line in fake.asked))
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode != 0

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import Cli, wait_until
+from daemons import Cli
+from waiting import wait_until
 
 from labkernel.engine import Engine
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,9 +15,11 @@ from typing import NamedTuple
 
 import pytest
 from certificates import certificates
-from daemons import Cli, Daemon, wait_until
+from daemons import Cli, Daemon
 from dockerd import own_docker
+from ports import free_port
 from sshd import Sshd, own_sshd
+from waiting import wait_until
 
 import labkernel
 from labkernel import terminal
@@ -78,12 +79,6 @@ def server_words(keys: Path) -> list[str]:
         f"--tlscert={keys}/server.pem",
         f"--tlskey={keys}/server-key.pem",
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

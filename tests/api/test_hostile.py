@@ -8,7 +8,8 @@ import socket
 import struct
 
 import pytest
-from daemons import Daemon, frames, read_all, wait_until
+from daemons import Daemon, frames, read_all
+from waiting import wait_until
 
 from labkernel.engine import Engine
 

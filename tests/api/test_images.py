@@ -17,6 +17,7 @@ from urllib.parse import quote
 import pytest
 from daemons import Cli, Daemon
 from registries import docker_registry
+from waiting import wait_until
 
 from labkernel.engine import Engine
 
@@ -198,8 +199,6 @@ def test_prune_and_filters(sdk: Any, name: str) -> None:
 def test_a_builder_whose_client_leaves_ends(daemon: Daemon, engine: Engine, tmp_path: Path) -> None:
     """The client is killed in the middle of a RUN: nothing of the build goes on."""
     import shutil
-
-    from daemons import wait_until
 
     program = shutil.which("docker")
     if program is None:

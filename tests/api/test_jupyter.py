@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from labkernel import __version__
 from labkernel.engine import Engine
@@ -32,9 +32,7 @@ def server(engine: Engine, tmp_path: Path) -> Iterator[str]:
         "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
         "HOME": str(tmp_path),
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [
         *(sys.executable, "-m", "jupyter_server", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"),
         *(f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={tmp_path}", "--ServerApp.base_url=/user/ada/"),

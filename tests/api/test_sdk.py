@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from daemons import Daemon, wait_until
+from daemons import Daemon
+from waiting import wait_until
 
 docker = pytest.importorskip("docker")
 IMAGE = "lab/busybox"

@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 from certificates import certificates
 from conftest import PlainUser
-from daemons import Cli, Daemon, wait_until
+from daemons import Cli, Daemon
 from IPython.core.interactiveshell import InteractiveShell
+from waiting import wait_until
 
 from labkernel.api import background, server
 from labkernel.api.detach import DetachKeys

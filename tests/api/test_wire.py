@@ -12,9 +12,10 @@ import tarfile
 import termios
 
 import pytest
-from daemons import Daemon, read_all, wait_until
+from daemons import Daemon, read_all
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_until
 
 from labkernel.api.wire import Chunked, Counted
 from labkernel.engine import Engine

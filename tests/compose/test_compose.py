@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from registries import free_port
+from ports import free_port
+from waiting import wait_until
 
 from labkernel import terminal
 from labkernel.compose.converge import UpOptions
@@ -250,9 +250,7 @@ def test_run_exec_and_the_other_verbs(project: Path, compose: Run, engine: Engin
     assert compose("ps", "--status", "paused", "--services").stdout.split() == ["db", "web"]
     compose("unpause")
     compose("kill", "-s", "KILL", "db")
-    end = time.monotonic() + 60
-    while engine.compose.containers(project.name, ["db"])[0].status == "running":
-        assert time.monotonic() < end
+    wait_until(lambda: engine.compose.containers(project.name, ["db"])[0].status != "running")
     assert compose("rm", "-f").stderr.count("Removed") == 1
     assert project.name in compose("ls").stdout
     assert "lab/busybox" in compose("images").stdout

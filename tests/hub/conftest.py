@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 PROXY = Path(sys.prefix) / "peers/node_modules/.bin/configurable-http-proxy"
 START_S = 120.0
@@ -44,21 +44,13 @@ c.JupyterHub.load_roles = [
 """
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 class Hub:
     """Speaks to the hub and to the students' servers with the token of a service."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.token = secrets.token_hex(16)
-        port, self.hub_port, self.proxy_port = _free_ports(3)
+        port, self.hub_port, self.proxy_port = free_ports(3)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "hub.log"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
@@ -88,9 +88,7 @@ def test_shared_memory_of_another_container(engine: Engine) -> None:
     donor = engine.containers.run(
         "busybox", ["sh", "-c", "echo shared > /dev/shm/a; sleep 1000"], detach=True, name="donor", ipc_mode="shareable"
     )
-    deadline = time.monotonic() + 60
-    while donor.exec_run(["test", "-s", "/dev/shm/a"]).exit_code and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: donor.exec_run(["test", "-s", "/dev/shm/a"]).exit_code == 0)
     script = "cat /dev/shm/a; readlink /proc/self/ns/ipc; echo back > /dev/shm/b"
     output = engine.containers.run("busybox", ["sh", "-c", script], remove=True, ipc_mode="container:donor").split()
     theirs = donor.exec_run(["sh", "-c", "readlink /proc/self/ns/ipc; cat /dev/shm/b"]).output.split()

@@ -12,11 +12,11 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, StartError
@@ -348,9 +348,7 @@ def test_ten_thousand_log_lines(lab: Engine) -> None:
     script = "i=0; while [ $i -lt 10000 ]; do echo line $i; i=$((i+1)); done; sleep 1000"
     flood = lab.containers.run(IMAGE, ["sh", "-c", script], detach=True, log_config=log)
     assert lab.containers.run(IMAGE, ["echo", "other"], remove=True) == b"other\n"
-    deadline = time.monotonic() + 60
-    while b"line 9999\n" not in flood.logs(tail=1) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: b"line 9999\n" in flood.logs(tail=1))
     assert flood.logs(tail=3) == b"line 9997\nline 9998\nline 9999\n"
     sizes = sum(path.stat().st_size for path in flood.directory.glob("log.json*"))
     assert sizes < 2 * (100_000 + 6 * 65536)

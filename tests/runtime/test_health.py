@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.commands.settings import healthcheck_of
 from labkernel.display import status_words
@@ -24,13 +25,13 @@ def plan(*args: str, **changes: Any) -> dict[str, Any]:
 
 def until(lab: Any, id: str, test: Any) -> dict[str, Any]:
     """The container's health once `test` holds of it."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def look() -> dict[str, Any] | None:
         found: dict[str, Any] = lab.runtime.states([id])[id].get("health") or {}
-        if found and test(found):
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"it never came: {found}")
+        return found if found and test(found) else None
+
+    found: dict[str, Any] = wait_until(look)
+    return found
 
 
 def test_rounds(lab: Any) -> None:
@@ -83,9 +84,7 @@ def test_it_goes_on_after_a_kill_and_kills_what_was_running(lab: Any) -> None:
     id = lab.create("sleep", "999", healthcheck=check)
     lab.runtime.start(id)
     begun = lab.root / "containers" / id / "upper" / "tmp" / "begun"
-    deadline = time.monotonic() + 60
-    while not begun.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(begun.exists, "the first check")
     lab.runtime.exec(id, {"args": ["touch", "/tmp/fast"]}).wait()
     os.kill(lab.runtime.ensure().pid, signal.SIGKILL)
     health = until(lab, id, lambda health: health["Status"] == "healthy")
@@ -109,15 +108,12 @@ def test_paused_containers_are_left_alone(lab: Any) -> None:
 def test_as_a_user_sees_it(engine: Engine) -> None:
     check = {"test": "test -e /well", "interval": 50_000_000, "retries": 1}
     container = engine.containers.run("busybox", ["sleep", "1000"], detach=True, healthcheck=check)
-    deadline = time.monotonic() + 60
-    while container.health != "unhealthy" and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: container.health == "unhealthy")
     assert container.status_line().endswith("(unhealthy)")
     assert engine.containers.list(filters={"health": "unhealthy"}) == [container]
     assert engine.containers.list(filters={"health": ["healthy", "none"]}) == []
     container.exec_run(["touch", "/well"])
-    while container.health != "healthy" and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_until(lambda: container.health == "healthy")
     attrs = container.attrs
     assert attrs["State"]["Health"]["Status"] == "healthy"
     assert attrs["Config"]["Healthcheck"]["Test"] == ["CMD-SHELL", "test -e /well"]

@@ -13,12 +13,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from dockerd import own_docker
+from waiting import wait_until
 
 from labkernel.runtime import prootmonitor, prootprogram
 
@@ -57,14 +57,8 @@ class Place:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come to that"
-            time.sleep(0.05)
-
     def logs_hold(self, name: str, text: str) -> None:
-        self.until(lambda: text in self.ok("logs", name))
+        wait_until(lambda: text in self.ok("logs", name))
 
 
 def environment(home: str) -> dict[str, str]:
@@ -264,9 +258,9 @@ def test_kill_reaches_everything(place: Place) -> None:
     )
     place.logs_hold("tree", "started")
     place.ok("exec", "-d", "tree", "sleep", "4712")
-    place.until(lambda: sleepers(place, 4712) == 7)
+    wait_until(lambda: sleepers(place, 4712) == 7)
     place.ok("kill", "tree")
-    place.until(lambda: "Exited (137)" in place.ok("ps", "-a"))
+    wait_until(lambda: "Exited (137)" in place.ok("ps", "-a"))
     assert sleepers(place, 4712) == 0
 
 
@@ -374,8 +368,8 @@ def test_nothing_goes_on_untraced(place: Place, who: str) -> None:
     )
     monitor, proot = pids_of(place, "shot")
     place.run("/bin/sh", "-c", f"kill -9 {monitor if who == 'monitor' else proot}")
-    place.until(lambda: "Exited (137)" in place.ok("ps", "-a"))
-    place.until(lambda: sleepers(place, 4713) == 0)
+    wait_until(lambda: "Exited (137)" in place.ok("ps", "-a"))
+    wait_until(lambda: sleepers(place, 4713) == 0)
     assert place.run("/bin/sh", "-c", "cat /tmp/untraced").returncode != 0
 
 

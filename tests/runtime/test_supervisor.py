@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.errors import ConflictError, NoSuchContainer, StartError, UsageError
 from labkernel.linux import cgroups
@@ -343,10 +344,7 @@ def helpers_of(supervisor: int) -> list[int]:
 
 
 def wait_for_helper(supervisor: int) -> int:
-    deadline = time.monotonic() + 60
-    while not (found := helpers_of(supervisor)):
-        assert time.monotonic() < deadline, "no child waits for the next exec"
-        time.sleep(0.01)
+    found: list[int] = wait_until(lambda: helpers_of(supervisor), "a child that waits for the next exec")
     return found[0]
 
 
@@ -367,10 +365,7 @@ def test_exec_by_a_child_made_ahead(lab: Any) -> None:
         ]
     assert second.count(b"->") == first.count(b"->") <= 4
     assert b"labkernel" not in second.partition(b"COMMAND")[2]  # of the helper nothing is seen inside
-    deadline = time.monotonic() + 60
-    while helper in helpers_of(info.pid):  # it is reaped in an idle moment
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: helper not in helpers_of(info.pid), "it is reaped in an idle moment")
     assert wait_for_helper(info.pid) != helper
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 TOKEN = "labkernel-tests"
@@ -68,9 +68,7 @@ class Lab:
 def lab() -> Iterator[Lab]:
     pytest.importorskip("jupyterlab")
     home = Path(tempfile.mkdtemp(prefix="lk-ui-", dir="/tmp"))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     env = {
         **os.environ,
         "PYTHONPATH": str(REPO),

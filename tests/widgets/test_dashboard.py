@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemons import wait_until
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError

@@ -8,11 +8,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.errors import UsageError
 from labkernel.metrics import Event, Limits, Sample, Sampler, Series
@@ -42,13 +42,6 @@ def work() -> Any:
     made = Work()
     yield made
     made.end()
-
-
-def until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class View:
@@ -110,7 +103,7 @@ def test_it_ends_with_its_targets_and_leaves_a_picture(work: Work, monkeypatch: 
     made, view = a_monitor(work, hz=10)
     made._handles.append("x")
     made.start()
-    until(lambda: made.series[0].samples)
+    wait_until(lambda: made.series[0].samples)
     work.end()
     assert made.wait(30)
     assert view.sent[-1][0]["state"] == "ended"
@@ -273,13 +266,13 @@ def test_a_button_acts_in_a_thread_and_tells_what_went_wrong(work: Work) -> None
     made.tick()
     assert view.sent[-1][0]["targets"][0]["can"] == ["stop", "kill"]
     made._message(None, {"kind": "act", "index": 0, "verb": "stop"}, [])
-    until(lambda: said)
+    wait_until(lambda: said)
     made._message(None, {"kind": "act", "index": 0, "verb": "remove"}, [])
     made._message(None, {"kind": "act", "index": 7, "verb": "stop"}, [])
     notes: list[dict[str, Any]] = []
     made._view = SimpleNamespace(send=lambda message, buffers: notes.append(message))
     made._message(None, {"kind": "act", "index": 0, "verb": "kill"}, [])
-    until(lambda: notes)
+    wait_until(lambda: notes)
     assert notes[0] == {"kind": "note", "text": "kill: not now"}
     assert said == ["stopped"]
     made.stop()
