@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from .oci.endpoints import Limits
     from .store.blobs import Readable
 
-LayerRecord = LayerInfo
-
 REGISTRY_TIMEOUT_S = 0.8
 REGISTRY_VERDICT_AGE_S = 300.0
 _NO_IMAGE_HINT = (

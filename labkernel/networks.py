@@ -24,7 +24,7 @@ from .net import addresses
 from .net.addresses import Subnet
 from .net.naming import bridge_name, store_key
 from .networking.network import Network, NetworkList
-from .networking.wiring import BRIDGE_ICC, BRIDGE_MASQUERADE, BRIDGE_MTU, published_ports, wiring
+from .networking.wiring import published_ports, wiring
 from .running.filters import filter_words, has_label
 from .runtime.spec import network_mode
 
@@ -41,13 +41,6 @@ Rows = list[Any]
 
 PREDEFINED = ("bridge", "host", "none")
 BRIDGE_NAME = "com.docker.network.bridge.name"
-DEFAULT_OPTIONS = {
-    "com.docker.network.bridge.default_bridge": "true",
-    BRIDGE_ICC: "true",
-    BRIDGE_MASQUERADE: "true",
-    "com.docker.network.bridge.host_binding_ipv4": "0.0.0.0",
-    BRIDGE_MTU: "1500",
-}
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
 _ENDPOINTS = (

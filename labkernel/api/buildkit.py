@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 UPLOAD = "upload-request"
 GET_SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
-FORWARD_AGENT = "/moby.sshforward.v1.SSH/ForwardAgent"
 
 
 class Uploads:

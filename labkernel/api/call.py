@@ -332,9 +332,6 @@ class Call:
         else:
             self._on_gone.append(call)
 
-    async def until_gone(self) -> None:
-        await self._gone.wait()
-
     async def unless_gone(self, work: Any) -> Any:
         """The result of an awaitable, which is cancelled when the client leaves first. Raises ClientGone."""
         task: asyncio.Future[Any] = asyncio.ensure_future(work)

@@ -128,13 +128,6 @@ class Duplex:
             if not self._closed:
                 remove(fd)
 
-    def close_write(self) -> None:
-        """No more output; input goes on."""
-        with suppress(OSError):
-            if isinstance(self.sock, ssl.SSLSocket):
-                return  # TLS in the standard library has no half-close
-            self.sock.shutdown(socket.SHUT_WR)
-
     def shutdown(self) -> None:
         """End both directions; whoever waits for the socket, in whatever thread, notices."""
         with suppress(OSError):

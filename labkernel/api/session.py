@@ -23,7 +23,6 @@ WINDOW_BYTES = 8 << 20
 ACKNOWLEDGED_BYTES = 1 << 20  # at once: each frame of 16 kB by itself would cost as much as its content
 MESSAGE_MAX_BYTES = 64 << 20
 ARRIVE_S = 10.0
-NOT_FOUND = 5
 
 
 class CallFailed(LabkernelError):

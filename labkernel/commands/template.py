@@ -40,12 +40,6 @@ def render(template: str, data: Any, *, document: bool = False) -> str:
     return "".join(out)
 
 
-def fields_of(template: str) -> list[str]:
-    """The top-level fields a template names, in order: the header of `table …`."""
-    found = re.findall(r"\{\{[^}]*?\.(\w+)[^}]*\}\}", template)
-    return list(dict.fromkeys(found))
-
-
 def _error(message: str) -> UsageError:
     return UsageError(
         f"template parsing error: {message}", resolution="templates look like --format '{{.Names}}'", exit_code=1

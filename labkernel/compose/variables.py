@@ -6,15 +6,13 @@ Source: Compose specification, "Interpolation"; docker documentation, "Set envir
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from .document import ComposeError, Node
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPERATORS = (":-", ":?", ":+", "-", "?", "+")
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "'": "'"}
-
-Lookup = Callable[[str], str | None]
 
 
 class Invalid(ValueError):

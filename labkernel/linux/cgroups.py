@@ -22,7 +22,6 @@ MOUNT_ROOT = "/sys/fs/cgroup"
 # What a container gets a directory in. `devices` is asked for where it exists: CAP_MKNOD is one of Docker's default
 # capabilities, and only this controller keeps a container from reading the host's disk through a node of its own.
 CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "freezer", "blkio", "devices", "cpuset")
-LIMITING = ("memory", "cpu", "pids")  # a missing one is worth a warning even when it was not asked for
 
 _LEAF = "labkernel.leaf"  # where processes go that stand in the way of the no-internal-process rule
 

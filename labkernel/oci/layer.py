@@ -235,20 +235,6 @@ def move(*, source: str, target: str) -> None:
     os.rename(source, target)
 
 
-def tree_size(path: str) -> int:
-    """Bytes of the regular files below a directory, hard links once."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for _, _, names, fd in os.fwalk(path):
-        for name in names:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
-                if status.st_nlink > 1:
-                    seen.add((status.st_dev, status.st_ino))
-                total += status.st_size
-    return total
-
-
 def _new_directory(parent: str, base: str) -> str:
     path = os.path.join(parent, f"{base}.new-{secrets.token_hex(6)}")
     os.mkdir(path, 0o755)

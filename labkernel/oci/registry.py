@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
@@ -106,7 +105,6 @@ class Registry:
             _Site(endpoint, Authorizer(self.pool, endpoint, credentials, login))
             for endpoint in settings.endpoints(domain, mirrors=mirrors)
         ]
-        self._choosing = threading.Lock()
 
     @property
     def endpoint(self) -> Endpoint:

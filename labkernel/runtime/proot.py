@@ -29,8 +29,6 @@ from .rootfs import DEVICES, LINKS, network_files
 
 SHIM_NAME = ".labkernel-init"
 DEFAULT_SHM = "shm"
-# The shim takes as many variables off the front of the environment.
-HIDDEN_VARIABLES = 3
 
 _DEVICE_NAMES = (*(name for name, _ in DEVICES), "tty")
 # statx execveat io_uring_setup clone3 openat2 faccessat2 fchmodat2 and, from 463 on, xattrs and attributes by *at:
