@@ -295,7 +295,7 @@ def test_stop_button_interrupts_the_command(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("presses", [1, 2])
 def test_stop_button_ends_a_command_that_does_not_listen(kernel: Kernel, presses: int) -> None:
-    code = "%container run --rm --network none busybox sh -c 'echo ready; sleep 300'"
+    code = "%container run --rm --network none busybox sh -c \"trap '' INT; echo ready; sleep 300\""
     outputs = kernel.run(code, stop_at="ready", presses=presses)
     assert "exit code 137" in next(o for o in outputs if o["type"] == "error")["evalue"]
     left = kernel.run("len(lab.containers.list(all=True))")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import struct
 
@@ -25,6 +26,7 @@ CLONE_VM = 0x00000100
 CLONE_PIDFD = 0x00001000
 CLONE_VFORK = 0x00004000
 CLONE_PARENT = 0x00008000
+CLONE_PARENT_SETTID = 0x00100000
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
@@ -125,15 +127,33 @@ def lowest_stack_address() -> int:
     raise OSError(errno.ENOENT, "no stack is listed", "/proc/self/maps")
 
 
-def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, tell: int) -> NoReturn:
-    """Run `body` in a child that borrows this process's memory until its exec or end; then write {"pid": its number as
-    this process sees it} to the descriptor `tell` and end this process, too.
+class SharedNumber:
+    """A number in memory that a fork does not copy: what one side writes the other one reads, also after its end."""
 
-    As man 2 vfork: nothing is copied, which is most of what a fork of this interpreter costs. The child changes the
-    memory of a process that sleeps meanwhile, so that one may do hardly more with it than end; if the child is killed
-    in the middle of a change, it does not matter. `body` has to end in an exec or `os._exit`. `stack` is where the
-    child's stack begins (`lowest_stack_address`): in the same area as this thread's, because newer Pythons watch the
-    bounds of that. Raises OSError when there is no child.
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, ctypes.sizeof(ctypes.c_int))  # man 2 mmap, MAP_SHARED | MAP_ANONYMOUS
+        self._number = ctypes.c_int.from_buffer(self._memory)
+
+    @property
+    def value(self) -> int:
+        """0 until somebody has written."""
+        return self._number.value
+
+    @property
+    def address(self) -> int:
+        """For the kernel to write to, in this process and in its forks."""
+        return ctypes.addressof(self._number)
+
+
+def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, told: SharedNumber) -> NoReturn:
+    """Run `body` in a child that borrows this process's memory until its exec or end; then end this process, too.
+
+    The kernel writes the child's number, as this process sees it, to `told` before the child begins: whatever is killed
+    after that, the child is known. As man 2 vfork: nothing is copied, which is most of what a fork of this interpreter
+    costs. The child changes the memory of a process that sleeps meanwhile, so that one does nothing with it but end; if
+    the child is killed in the middle of a change, it does not matter. `body` has to end in an exec or `os._exit`.
+    `stack` is where the child's stack begins (`lowest_stack_address`): in the same area as this thread's, because newer
+    Pythons watch the bounds of that. Raises OSError when there is no child.
     """
 
     def run(_: object) -> int:
@@ -143,13 +163,12 @@ def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, tell: int)
             os._exit(1)
 
     entry = _Entry(run)
-    pid = int(_held.clone(entry, ctypes.c_void_p(stack), ctypes.c_int(flags | CLONE_VM | CLONE_VFORK | 17), None))
-    if pid < 0:
+    word = ctypes.c_int(flags | CLONE_VM | CLONE_VFORK | CLONE_PARENT_SETTID | 17)
+    if _held.clone(entry, ctypes.c_void_p(stack), word, None, ctypes.c_void_p(told.address)) < 0:
         raise _fail()
     try:
-        os.write(tell, b'{"pid":%d}' % pid)
-    finally:
         os.closerange(0, 64)  # who waits for the ends of pipes need not wait for the end of the memory, too
+    finally:
         os._exit(0)
 
 

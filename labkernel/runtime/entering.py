@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import socket
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..linux import capabilities, pty, syscalls
 from ..linux.cgroups import Cgroup
@@ -27,28 +27,36 @@ from .instances import Instance
 _MAX_REQUEST_BYTES = 1 << 16
 
 
+class Helper(NamedTuple):
+    """A child that enters. At the exec it ends, and with it what is to be heard from `sock`: {"error", "exit_code"},
+    the terminal's master. `command` is the number of the command's process, our child too, once there is one."""
+
+    pid: int
+    sock: socket.socket
+    command: syscalls.SharedNumber
+
+
 class Entrance:
-    """At most one waiting child, (process id, our end of its socket), from the first exec on."""
+    """At most one waiting child, from the first exec on."""
 
     def __init__(self) -> None:
-        self.waiting: tuple[int, socket.socket] | None = None
+        self.waiting: Helper | None = None
         self.used = False
 
-    def enter(self, request: dict[str, Any], fds: list[int]) -> tuple[int, socket.socket]:
+    def enter(self, request: dict[str, Any], fds: list[int]) -> Helper:
         """Have `request` (see `request_of`) carried out with `fds`: the pidfd of the container's first process, then
-        stdin, stdout and stderr. Returns the helper, which ends at the exec, and the socket that tells: {"pid"} of the
-        command's process (our child), the terminal's master, {"error", "exit_code"}. Raises OSError."""
+        stdin, stdout and stderr. Raises OSError."""
         self.used = True
         waiting, self.waiting = self.waiting, None
         data = protocol.dumps(request)
         if waiting is not None and len(data) <= _MAX_REQUEST_BYTES:
             try:
-                protocol.send_with_fds(waiting[1], data, fds)
+                protocol.send_with_fds(waiting.sock, data, fds)
                 return waiting
             except OSError:
                 pass  # somebody has killed it
         if waiting is not None:
-            _dismiss(*waiting)
+            _dismiss(waiting)
         return _spawn(request, fds)
 
     def refill(self) -> bool:
@@ -62,7 +70,7 @@ class Entrance:
         """Send the waiting child away."""
         waiting, self.waiting = self.waiting, None
         if waiting is not None:
-            _dismiss(*waiting)
+            _dismiss(waiting)
 
 
 def request_of(inst: Instance, process: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
@@ -104,7 +112,8 @@ def merge(base: dict[str, Any], process: dict[str, Any], *, terminal: bool) -> d
     return merged
 
 
-def _spawn(request: dict[str, Any] | None, fds: list[int]) -> tuple[int, socket.socket]:
+def _spawn(request: dict[str, Any] | None, fds: list[int]) -> Helper:
+    command = syscalls.SharedNumber()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         pid, _ = syscalls.clone(0, want_pidfd=False)
@@ -113,22 +122,24 @@ def _spawn(request: dict[str, Any] | None, fds: list[int]) -> tuple[int, socket.
         theirs.close()
         raise
     if pid == 0:
-        _main(theirs, request, fds)
+        _main(theirs, command, request, fds)
     theirs.close()
     os.set_blocking(ours.fileno(), False)
-    return pid, ours
+    return Helper(pid, ours, command)
 
 
-def _dismiss(pid: int, sock: socket.socket) -> None:
-    sock.close()
+def _dismiss(helper: Helper) -> None:
+    helper.sock.close()
     try:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        os.kill(helper.pid, signal.SIGKILL)
+        os.waitpid(helper.pid, 0)
     except (ProcessLookupError, ChildProcessError):
         pass
 
 
-def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -> NoReturn:
+def _main(
+    sock: socket.socket, command: syscalls.SharedNumber, request: dict[str, Any] | None, fds: list[int]
+) -> NoReturn:
     """Body of the child; it comes to the exec, or tells why not."""
     try:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
@@ -147,7 +158,7 @@ def _main(sock: socket.socket, request: dict[str, Any] | None, fds: list[int]) -
         program = _enter(request, fds)
         sock = init.isolate_descriptors(sock)
         found, way = request, sock
-        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, lambda: _become(way, found, program), stack, way.fileno())
+        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, lambda: _become(way, found, program), stack, command)
     except BaseException as err:
         _report(sock, err)
     finally:

@@ -39,6 +39,7 @@ class Session:
         self.error: dict[str, Any] | None = None
         self.id = str(message.get("exec_id") or os.urandom(32).hex())
         self.sock: socket.socket | None = None
+        self.command: syscalls.SharedNumber | None = None
         self.code: int | None = None
         # The answer that it has started: not yet sent, sent with what comes next, or after `_PATIENCE_S`.
         self.answer = b""
@@ -53,15 +54,14 @@ class Session:
             self.sup.events.add(f"{action}: {words}", self.inst.id, execID=self.id)
         theirs = [] if self.terminal else self._pipes()
         if "monitor" in self.inst.own or "proot" in self.inst.own:
-            helper, ours = self._fork_beside(theirs)
+            helper, self.sock = self._fork_beside(theirs)
         else:
             request = entering.request_of(self.inst, self.process, terminal=self.terminal)
-            helper, ours = self.sup.entrance.enter(request, [self.inst.pidfd, *theirs])
+            helper, self.sock, self.command = self.sup.entrance.enter(request, [self.inst.pidfd, *theirs])
         for fd in theirs:
             if fd != self.sup.null:
                 os.close(fd)
-        self.sock = ours
-        self.sup.loop.watch(ours.fileno(), lambda _events: self._hear(helper))
+        self.sup.loop.watch(self.sock.fileno(), lambda _events: self._hear(helper))
 
     def _fork_beside(self, theirs: list[int]) -> tuple[int, socket.socket]:
         """A helper for a container that is no set of namespaces: a virtual machine, or PRoot's."""
@@ -115,6 +115,9 @@ class Session:
         moment = time.monotonic()
         self.sup.loop.unwatch(self.sock.fileno())
         self.sock.close()
+        if self.command is not None:
+            self.pid = self.command.value  # also when the helper was killed: nobody else would wait for our child
+            self.command = None
         self.sup.put_off(lambda: _reap(helper))  # its memory goes with it, and that takes a while
         if self.error is not None or not self.pid:
             self._fail()

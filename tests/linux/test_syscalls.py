@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import time
@@ -98,25 +97,43 @@ def test_capget_agrees_with_proc() -> None:
 
 @pytest.mark.parametrize("ending", ["exec", "exit", "kill"])
 def test_vfork_and_leave(ending: str) -> None:
-    """The helper ends well however its child ends, and tells the child's number."""
+    """The helper ends well however its child ends, and the child's number is known."""
+    told = syscalls.SharedNumber()
     answer = os.pipe()
     helper = os.fork()
     if helper == 0:
 
         def body() -> None:
-            os.write(answer[1], b"%d " % os.getpid())
+            os.write(answer[1], b"%d" % os.getpid())
             if ending == "exec":
                 os.execv("/bin/sh", ["sh", "-c", "exit 7"])
             elif ending == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        syscalls.vfork_and_leave(0, body, syscalls.lowest_stack_address(), answer[1])
+        syscalls.vfork_and_leave(0, body, syscalls.lowest_stack_address(), told)
     assert os.waitpid(helper, 0)[1] == 0
     os.close(answer[1])
     with os.fdopen(answer[0]) as pipe:
-        own, told = pipe.read().split()
-    assert json.loads(told) == {"pid": int(own)}
-    assert int(own) != helper
+        own = int(pipe.read())
+    assert told.value == own != helper
+
+
+def test_a_child_is_known_whose_helper_was_killed() -> None:
+    """Nobody would wait for it otherwise, and a pid namespace does not end before each of its processes was waited for
+    (man 7 pid_namespaces)."""
+    told = syscalls.SharedNumber()
+    helper = os.fork()
+    if helper == 0:
+        number = os.getpid()
+
+        def body() -> None:
+            os.kill(number, signal.SIGKILL)
+            signal.pause()
+
+        syscalls.vfork_and_leave(syscalls.CLONE_PARENT, body, syscalls.lowest_stack_address(), told)
+    assert os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1]) == -signal.SIGKILL
+    os.kill(told.value, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(told.value, 0)[1]) == -signal.SIGKILL
 
 
 def test_vfork_that_the_kernel_refuses() -> None:
@@ -124,7 +141,7 @@ def test_vfork_that_the_kernel_refuses() -> None:
     if helper == 0:
         try:
             # a thread without its group's memory is no thread (man 2 clone, EINVAL)
-            syscalls.vfork_and_leave(0x00010000, lambda: None, syscalls.lowest_stack_address(), 1)
+            syscalls.vfork_and_leave(0x00010000, lambda: None, syscalls.lowest_stack_address(), syscalls.SharedNumber())
         except OSError as err:
             os._exit(err.errno or 1)
         os._exit(0)

@@ -410,6 +410,29 @@ def test_exec_is_in_the_container(lab: Any) -> None:
         assert mine == theirs
 
 
+def test_a_container_is_killed_while_execs_begin(lab: Any) -> None:
+    """A command killed on its way in is waited for like every other: its container would not end before."""
+
+    def execs(container_id: str) -> None:
+        with contextlib.suppress(ConflictError, NoSuchContainer, StartError):
+            while True:
+                gather(lab.runtime.exec(container_id, {"args": ["true"]}))
+
+    for moment in range(20):
+        container_id = lab.create("sleep", "60")
+        lab.runtime.start(container_id)
+        threads = [threading.Thread(target=execs, args=(container_id,), daemon=True) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(moment % 5):
+            gather(lab.runtime.exec(container_id, {"args": ["true"]}))
+        lab.runtime.kill(container_id, signal.SIGKILL)
+        assert lab.runtime.wait(container_id).exit_code == 137
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+
+
 def test_exec_ends_with_its_container(lab: Any) -> None:
     container_id = lab.create("sleep", "60")
     lab.runtime.start(container_id)
