@@ -5,6 +5,7 @@ Source: man 7 namespaces, man 7 user_namespaces, man 5 subuid, man 1 newuidmap.
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from .syscalls import (
@@ -31,6 +32,8 @@ FLAGS = {
     "cgroup": CLONE_NEWCGROUP,
     "user": CLONE_NEWUSER,
 }
+
+_NS_GET_PARENT = 0xB702  # man 2 ioctl_ns
 
 
 def clone_into_pid_namespace(target: int, flags: int) -> tuple[int, int]:
@@ -148,6 +151,38 @@ def enter_user_namespace(*, ranges: bool = True) -> str:
         os.setgroups([])
     unshare(CLONE_NEWNS)
     return "ranges" if answer == b"r" else "single"
+
+
+def rejoin_user_namespace(pid: int) -> str | None:
+    """Move this single-threaded process into the user namespace that process `pid` is in, and a new mount namespace,
+    as `enter_user_namespace` does; None when that namespace is not one this user has made from its own.
+
+    A user has every right in namespaces of its own, also when the process in it has another of its ids (man 7
+    user_namespaces); from a second namespace beside it, it would have none.
+    """
+    try:
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        parent = fcntl.ioctl(fd, _NS_GET_PARENT)
+        own = os.stat("/proc/self/ns/user")
+        made_here = os.fstat(parent).st_ino == own.st_ino
+        os.close(parent)
+        if not made_here:
+            return None
+        setns(fd, CLONE_NEWUSER)
+    except OSError:
+        return None  # EPERM: the parent is out of reach, or the namespace is another user's
+    finally:
+        os.close(fd)
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    kind = "single" if is_single_id() else "ranges"
+    if kind == "ranges":
+        os.setgroups([])
+    unshare(CLONE_NEWNS)
+    return kind
 
 
 def _map_single(uid: int, gid: int) -> None:

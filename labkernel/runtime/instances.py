@@ -132,6 +132,13 @@ class Instance:
         except OSError as err:
             self.state["error"] = self.state.get("error") or f"state.json: {err.strerror}"
 
+    def save_starting(self, pid: int, pid_start: int) -> None:
+        """Write down which process is about to become this container, beside what the container was before: it may
+        get to its exec with nobody left who has started it."""
+        self.state["starting"] = [pid, pid_start]
+        self.try_save()
+        del self.state["starting"]
+
     def signal(self, number: int) -> None:
         """Signal the first process. Raises RuntimeFailure; a process that has just ended is no error."""
         try:
@@ -258,6 +265,22 @@ def is_alive(state: dict[str, Any]) -> bool:
         return False
     started = state.get("pid_start")
     return not started or int(fields[19]) == int(started)
+
+
+def left_running(root: str) -> list[int]:
+    """First processes of containers that run, or were about to, as the state files say."""
+    found = []
+    for place in PLACES:
+        try:
+            names = os.listdir(f"{root}/{place}")
+        except OSError:
+            continue
+        for name in names:
+            state = read_state(f"{root}/{place}/{name}") or {}
+            pid, started = state.get("starting") or (state.get("pid"), state.get("pid_start"))
+            if pid and started and process_start(pid) == started:
+                found.append(int(pid))
+    return found
 
 
 def process_start(pid: int) -> int:

@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from ..linux import namespaces, syscalls
-from . import protocol
+from . import instances, protocol
 from .logs import Journal
 from .usage import usage_of_zombie
 
@@ -65,7 +65,7 @@ def main() -> None:
         _leave_client(settings)
         syscalls.set_title(f"labkernel supervisor of {settings['root']}".encode())
         if settings["driver"] == "rootless":
-            settings["id_map"] = namespaces.enter_user_namespace(ranges=settings.get("subids", True))
+            settings["id_map"] = _enter_user_namespace(settings)
         listener = _listen(settings["socket"])
         context = Context(settings, listener)
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
@@ -95,6 +95,15 @@ def _leave_client(settings: dict[str, Any]) -> None:
     syscalls.close_range(3)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _enter_user_namespace(settings: dict[str, Any]) -> str:
+    """A new one, or that of containers which run on after keeper and supervisor were both killed."""
+    for pid in instances.left_running(settings["root"]):
+        kind = namespaces.rejoin_user_namespace(pid)
+        if kind is not None:
+            return kind
+    return namespaces.enter_user_namespace(ranges=settings.get("subids", True))
 
 
 def _listen(path: str) -> socket.socket:

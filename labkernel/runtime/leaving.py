@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -59,3 +60,5 @@ def _remove_parents(sup: Any) -> None:
         time.sleep(0.01)
     for parent in sup.context.parents:
         sup.hierarchy.remove_parent(parent)
+    with contextlib.suppress(OSError):
+        os.unlink(f"{sup.runtime_dir}/cgroups")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import time
 from typing import Any
 
 from ..errors import LabkernelError
+from ..linux.files import read_file
+from ..linux.waiting import readable
 from . import denials, health, instances, networking, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
@@ -15,6 +19,7 @@ from .streams import InputPipe
 def recover(sup: Any) -> None:
     """Adopt what the keeper holds; settle what state.json claims to run and no longer does; drop left-over cgroups."""
     held = sup.context.held
+    sup.context.parents |= read_parents(sup.runtime_dir)
     logs = {}
     for container_id in held:
         try:
@@ -41,14 +46,16 @@ def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
     except LabkernelError:
         return
     ended = inst.status in ("exited", "dead", "restarting")
-    if ended and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
+    # Killed before this start could be written down: what is on disk is of an earlier run.
+    begun = inst.state.pop("starting", None) is not None and bool(entry["state"].get("pid"))
+    if ended and not begun and inst.state.get("finished_at", 0) >= entry["state"].get("started_at", 0):
         # Its end was recorded and nobody was told; those who ask again read it from disk.
         sup.put_off(lambda: _forget_ended(sup, inst, container_id))
         return
-    if inst.status == "created":
+    if begun or inst.status == "created":
         inst.state.update(entry["state"])
         inst.state["status"] = "running"
-        inst.state["started_at"] = inst.state["started_at"] or time.time()
+        inst.state["started_at"] = time.time() if begun else inst.state["started_at"] or time.time()
     inst.cgroup = _reopen_cgroup(inst)
     pid = inst.pid
     try:
@@ -136,18 +143,27 @@ def _settle(sup: Any) -> None:
 
 def _settle_one(sup: Any, name: str, folder: str) -> None:
     state = instances.read_state(f"{folder}/{name}")
-    if state is None or state["status"] not in ("running", "paused", "restarting"):
+    if state is None or ("starting" not in state and state["status"] not in ("running", "paused", "restarting")):
         return
     try:
         inst = instances.load(sup.root, name)
     except LabkernelError:
         return
+    if "starting" in inst.state:
+        _end_start(inst)
+        if inst.auto_remove:
+            sup.put_off(lambda: sup.remove(inst))
+            return
+        if inst.status not in ("running", "paused", "restarting"):
+            return
     if _runs(inst):
         _adopt(sup, name, {"state": {}, "fds": {}})
         return
     if inst.status == "restarting":
         restarts.resume(sup, inst)
         return
+    inst.cgroup = _reopen_cgroup(inst)
+    inst.kill_rest()
     inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
     inst.state["error"] = "keeper and supervisor were gone when it ended"
     inst.try_save()
@@ -157,15 +173,52 @@ def _settle_one(sup: Any, name: str, folder: str) -> None:
         sup.put_off(lambda: sup.remove(inst))
 
 
+def _end_start(inst: Instance) -> None:
+    """A start that nobody was told of: its process, which may have come to its exec alone, is ended, and the
+    container is again what it was before."""
+    pid, pid_start = inst.state.pop("starting")
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        pidfd = -1
+    if pidfd >= 0:
+        if _lives(pid, pid_start):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            readable(pidfd, timeout_s=5.0)  # its files must be at rest before it can be started again
+        os.close(pidfd)
+    inst.try_save()
+
+
 def _runs(inst: Instance) -> bool:
-    """Its first process is there, and more than a zombie that somebody else's process 1 does not reap."""
-    if not inst.pid or not inst.state["pid_start"] or instances.process_start(inst.pid) != inst.state["pid_start"]:
+    return _lives(inst.pid, inst.state["pid_start"])
+
+
+def _lives(pid: int, pid_start: int) -> bool:
+    """A first process is there, and more than a zombie that somebody else's process 1 does not reap."""
+    if not pid or not pid_start or instances.process_start(pid) != pid_start:
         return False
     try:
-        with open(f"/proc/{inst.pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rsplit(b")", 1)[1].split()[0] not in (b"Z", b"X")
     except OSError:
         return False
+
+
+def write_parents(runtime_dir: str, parents: set[str]) -> None:
+    """Write the parents of control groups to a file that, as the groups do, lasts until the machine's next start."""
+    path = f"{runtime_dir}/cgroups"
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(sorted(parents), file)
+    os.rename(temporary, path)
+
+
+def read_parents(runtime_dir: str) -> set[str]:
+    """What `write_parents` wrote, by supervisors before this one."""
+    try:
+        return set(json.loads(read_file(f"{runtime_dir}/cgroups")))
+    except FileNotFoundError:
+        return set()
 
 
 def _sweep_later(sup: Any, tries: int) -> None:

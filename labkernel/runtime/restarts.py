@@ -69,11 +69,10 @@ def resume(sup: Any, inst: Instance) -> None:
 
 def _restart(sup: Any, inst: Instance) -> None:
     inst.restart_timer = None
-    inst.state["status"] = "exited"
     try:
         sup.start(inst)
     except LabkernelError as err:
-        inst.state.update(error=err.brief, finished_at=time.time())
+        inst.state.update(status="exited", error=err.brief, finished_at=time.time())
         inst.try_save()
         for conn, _ in list(inst.waiters):
             conn.finish(protocol.encode_message({"ok": True, **inst.end_state()}))

@@ -29,7 +29,7 @@ from .leaving import check_idle
 from .logs import Journal
 from .loop import IN, OUT, Connection, Loop
 from .pool import Pool, Warm, dismiss, profile_of
-from .recovery import recover
+from .recovery import recover, write_parents
 from .removal import remove_tree
 from .requests import HANDLERS
 from .rootfs import make_skeleton
@@ -158,11 +158,11 @@ class Supervisor:
         if join:
             profile["join"] = join
         try:
+            self.note_parent(profile["cgroup_parent"])  # before there is a group below it
             warm = self.pool.take(profile)
             inst.cgroup = warm.cgroup
             inst.pidfd = warm.pidfd
             inst.setup, inst.setup_error = warm, None
-            self.note_parent(profile["cgroup_parent"])
             self._limit(inst)
             network = networking.attach(self, inst, warm.pid)
             theirs = self._make_streams(inst)
@@ -224,12 +224,14 @@ class Supervisor:
 
     def _remember(self, inst: Instance, warm: Warm) -> None:
         state = inst.state
+        started = warm.started or instances.process_start(warm.pid)
+        inst.save_starting(warm.pid, started)
         for key in ("usage", "failed_step", "denied"):
             state.pop(key, None)
         state.update(
             status="created",
             pid=warm.pid,
-            pid_start=warm.started or instances.process_start(warm.pid),
+            pid_start=started,
             exit_code=0,
             oom_killed=False,
             error="",
@@ -572,8 +574,10 @@ class Supervisor:
             self.refill_soon()
 
     def note_parent(self, parent: str) -> None:
+        """Groups may be below `parent` from now on: for who tidies up, also when the keeper is killed, too."""
         if parent and parent not in self.context.parents:
             self.context.parents.add(parent)
+            write_parents(self.runtime_dir, self.context.parents)
             self.tell_keeper({"parent": parent})
 
     # The keeper

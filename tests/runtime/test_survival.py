@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +33,60 @@ def kill_and_wait(pid: int) -> None:
 def victim(lab: Any, role: str) -> int:
     info = lab.runtime.ensure()
     return info.pid if role == "supervisor" else info.keeper_pid
+
+
+def kill_both(lab: Any) -> None:
+    """Supervisor and keeper in one instant."""
+    info = lab.runtime.ensure()
+    os.kill(info.keeper_pid, signal.SIGSTOP)  # else one of the two would notice the other's end
+    kill_and_wait(info.pid)
+    kill_and_wait(info.keeper_pid)
+
+
+def groups(parent: str) -> Iterator[str]:
+    for folder, _names, _files in os.walk("/sys/fs/cgroup"):
+        if f"{parent}/" in folder:
+            yield folder
+
+
+class HeldStart:
+    """A start whose process waits for its system call filter, a FIFO, with everything else done."""
+
+    def __init__(self, lab: Any, container_id: str) -> None:
+        fifo = lab.base / "filter"
+        os.mkfifo(fifo)
+        path = lab.root / "containers" / container_id / "config.json"
+        usual = path.read_text()
+        config = json.loads(usual)
+        config["labkernel"]["seccomp_program"] = str(fifo)
+        path.write_text(json.dumps(config))
+        self.errors: list[Exception] = []
+        self.client = threading.Thread(target=lambda: self._start(lab, container_id))
+        self.client.start()
+        self.fd = -1
+        wait_until(lambda: self._open(fifo))
+        self.pid = lab.runtime.states([container_id])[container_id]["pid"]
+        path.write_text(usual)  # for the next start
+
+    def _start(self, lab: Any, container_id: str) -> None:
+        try:
+            lab.runtime.start(container_id)
+        except SupervisorLost as err:
+            self.errors.append(err)
+
+    def _open(self, fifo: Path) -> bool:
+        try:
+            self.fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return False  # ENXIO: nobody reads yet
+        return True
+
+    def go_on(self) -> None:
+        """Let it come to its exec."""
+        program = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        os.close(self.fd)
+        wait_until(lambda: Path(f"/proc/{self.pid}/cmdline").read_bytes() != program)
+        self.client.join(60)
 
 
 @pytest.mark.parametrize("role", ["supervisor", "keeper"])
@@ -55,10 +112,7 @@ def test_both_killed_in_one_instant(lab: Any) -> None:
     ending = lab.create("sh", "-c", "trap 'exit 7' USR1; echo ready; while :; do sleep 0.01; done")
     pids = {id: lab.runtime.start(id) for id in (running, ending)}
     wait_until(lambda: lab.log(ending) == b"ready\n")
-    info = lab.runtime.ensure()
-    os.kill(info.keeper_pid, signal.SIGSTOP)  # else one of the two would notice the other's end
-    kill_and_wait(info.pid)
-    kill_and_wait(info.keeper_pid)
+    kill_both(lab)
     states = lab.runtime.states()
     assert {id: (states[id]["status"], states[id]["pid"]) for id in pids} == {
         id: ("running", pid) for id, pid in pids.items()
@@ -69,6 +123,73 @@ def test_both_killed_in_one_instant(lab: Any) -> None:
     assert status.exit_code == 7 or (status.exit_code == 255 and "lost" in status.error)
     lab.runtime.stop(running, timeout_s=0)
     wait_until(lambda: not (lab.root / "containers" / running).exists(), "the container is removed")
+
+
+def test_both_killed_while_nothing_runs(lab: Any) -> None:
+    """What waited for the next start leaves control groups, of which the next supervisor has to know."""
+    lab.output("true")
+    wait_until(lambda: lab.runtime.ensure().warm)
+    before = set(groups(lab.parent))
+    kill_both(lab)
+    lab.runtime.ensure()
+    wait_until(lambda: not before & set(groups(lab.parent)))
+
+
+@pytest.mark.parametrize("exec_first", [True, False])
+def test_both_killed_while_one_starts(lab: Any, exec_first: bool) -> None:
+    """Nobody was told of the start, so it has not been: its process ends, and the next start is the first."""
+    container_id = lab.create("sh", "-c", "echo up; sleep 1000")
+    held = HeldStart(lab, container_id)
+    kill_both(lab)
+    if exec_first:
+        held.go_on()
+    pidfd = os.pidfd_open(held.pid)
+    state = lab.runtime.states([container_id])[container_id]
+    assert (state["status"], state["pid"]) == ("created", 0)
+    assert readable(pidfd, timeout_s=60)
+    os.close(pidfd)
+    if not exec_first:
+        os.close(held.fd)
+        held.client.join(60)
+    assert lab.runtime.start(container_id) != held.pid
+    wait_until(lambda: lab.log(container_id) == b"up\n")
+
+
+def test_both_killed_while_one_starts_again(lab: Any) -> None:
+    """It keeps the status it had before the start."""
+    container_id = lab.create("sh", "-c", "[ -e /again ] && sleep 1000; touch /again; exit 3")
+    lab.runtime.start(container_id)
+    assert lab.runtime.wait(container_id).exit_code == 3
+    held = HeldStart(lab, container_id)
+    kill_both(lab)
+    held.go_on()
+    state = lab.runtime.states([container_id])[container_id]
+    assert (state["status"], state["exit_code"], state["error"]) == ("exited", 3, "")
+
+
+def test_supervisor_killed_while_one_starts_again(lab: Any) -> None:
+    """What is on disk is the end of the run before; the keeper knows of the new one."""
+    container_id = lab.create("sh", "-c", "[ -e /again ] && read x; touch /again; exit 3", stdin_open=True)
+    lab.runtime.start(container_id)
+    assert lab.runtime.wait(container_id).exit_code == 3
+    held = HeldStart(lab, container_id)
+    kill_and_wait(lab.runtime.ensure().pid)
+    held.go_on()
+    state = lab.runtime.states([container_id])[container_id]
+    assert (state["status"], state["pid"]) == ("running", held.pid)
+    lab.runtime.kill(container_id, signal.SIGKILL)
+    assert lab.runtime.wait(container_id).exit_code == 137
+
+
+def test_what_runs_on_can_be_entered(lab: Any) -> None:
+    """Also where a user namespace is around it: the next supervisor joins that one instead of making another."""
+    container_id = lab.create("sleep", "1000")
+    lab.runtime.start(container_id)
+    kill_both(lab)
+    with lab.runtime.exec(container_id, {"args": ["sh", "-c", "echo inside; exit 4"]}) as attachment:
+        assert (list(attachment), attachment.exit_code) == ([("stdout", b"inside\n")], 4)
+    assert lab.output("echo", "beside") == (b"beside\n", b"", 0)
+    lab.runtime.stop(container_id, timeout_s=0)
 
 
 def test_many_kills_in_turn(lab: Any) -> None:
@@ -230,10 +351,7 @@ def test_machine_switched_off(lab: Any) -> None:
     pids = [lab.runtime.start(id) for id in (again, never)]
     lab.runtime.start(stopped)
     lab.runtime.stop(stopped, timeout_s=0)
-    info = lab.runtime.ensure()
-    os.kill(info.keeper_pid, signal.SIGSTOP)  # else one of the two would notice the other's end
-    kill_and_wait(info.pid)
-    kill_and_wait(info.keeper_pid)
+    kill_both(lab)
     for pid in pids:
         kill_and_wait(pid)
     shutil.rmtree(lab.runtime_dir)
