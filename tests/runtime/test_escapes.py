@@ -289,6 +289,48 @@ def test_who_enters_a_container_is_out_of_its_reach(lab: Engine) -> None:
     assert b"".join(lines) == b""
 
 
+SETUPS = {
+    "first process": "init._prepare = tell; init.main(theirs, {})",
+    "exec": "entering._enter = tell; entering._main(theirs, {}, [])",
+    # What a kernel with fs.suid_dumpable=1 does when the ids change (man 5 proc_sys_fs).
+    "new identity": (
+        "init.set_privileges = lambda *_, **__: syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)\n"
+        "init.replace_program = tell; init.execute(theirs, {'args': []}, {}, None, cwd_create=False)"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", SETUPS)
+def test_who_sets_up_a_container_is_not_dumpable(way: str) -> None:
+    """CVE-2019-5736, CVE-2016-9962: else a process of the container, with which it shares the ids and perhaps the pid
+    namespace, could open its files in /proc."""
+    code = (
+        "import os, socket; from labkernel.linux import syscalls; from labkernel.runtime import entering, init\n"
+        "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "def tell(*_): os.write(1, b'%d' % syscalls.prctl(3)); os._exit(0)  # PR_GET_DUMPABLE\n"
+    )
+    line = [sys.executable, "-c", code + SETUPS[way]]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "0"
+
+
+def test_a_container_has_a_session_keyring_of_its_own() -> None:
+    """A keyring belongs to no namespace: keys of who started the engine must not be at hand inside."""
+    code = (
+        "import ctypes, os, platform; from labkernel.runtime import init\n"
+        "libc = ctypes.CDLL(None, use_errno=True); keyctl = {'x86_64': 250, 'aarch64': 219}[platform.machine()]\n"
+        "def ring(): return libc.syscall(keyctl, 0, -3, 1)  # KEYCTL_GET_KEYRING_ID of the session, made when missing\n"
+        "before = ring()\n"
+        "def tell(*_): os.write(1, b'none' if before < 0 else b'same' if ring() == before else b'own'); os._exit(0)\n"
+        "init.replace_program = tell; init.execute(None, {'args': []}, {}, None, cwd_create=False)"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
+    if done.stdout == "none":
+        pytest.skip("no keyrings in this kernel, or forbidden here")
+    assert done.stdout == "own"
+
+
 def test_a_working_directory_outside_is_the_end(tmp_path: Path) -> None:
     """CVE-2024-21626, the second fence: should a descriptor of the machine ever be left, it does not become the
     working directory."""
