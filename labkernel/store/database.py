@@ -24,6 +24,8 @@ from .layout import find_shared_file_system
 from .locks import Locks
 
 BUSY_TIMEOUT_S = 30.0
+_RESERVE = "reserve"
+_RESERVE_BYTES = 1 << 19
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -177,12 +179,14 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
-            except BaseException:
+                connection.execute("COMMIT")
+            except BaseException as err:
                 # SQLite has rolled back by itself after some errors (a full disk, for one).
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                if isinstance(err, sqlite3.Error) and _says_full(self.path, err):
+                    self._release()  # for the next one, which may be what makes room
                 raise
-            connection.execute("COMMIT")
             self._writes += 1
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
@@ -253,14 +257,55 @@ class Database:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
+        try:
+            connection = self._connect()
+        except sqlite3.OperationalError as err:
+            if not _says_full(self.path, err) or not self._release():
+                raise
+            return self._connect()
+        if find_shared_file_system(self.path.parent) is None:
+            self._put_aside()
+        return connection
+
+    def _put_aside(self) -> None:
+        """Have a file whose only use is its space: the log's index is made by who opens the database, and on a full
+        disk nothing could be stopped, listed or removed."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        try:
+            fd = os.open(self.path.parent / _RESERVE, flags, 0o600)
+        except OSError:
+            return  # there already, or a store this user only reads
+        try:
+            os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+        except OSError:
+            self._release()  # as good as full: what is left is for the next command
+        finally:
+            os.close(fd)
+
+    def _release(self) -> bool:
+        """Give the space put aside back; whether there was any."""
+        try:
+            os.unlink(self.path.parent / _RESERVE)
+        except OSError:
+            return False
+        return True
+
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self.path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, cached_statements=256
         )
+        try:
+            self._set_up(connection)
+        except BaseException:
+            connection.close()  # else the log and its index stay as long as somebody holds the error
+            raise
+        return connection
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(MIGRATIONS):
-            connection.close()
             raise StoreError(
                 f"{self.path} was made by a newer labkernel (schema {version}, this one knows {len(MIGRATIONS)})",
                 resolution="upgrade labkernel, or set LABKERNEL_ROOT to another directory",
@@ -270,7 +315,6 @@ class Database:
             self._prepare(connection, shared=shared is not None)
         # In WAL mode NORMAL can lose the last transactions at a power cut but never the database.
         connection.execute(f"PRAGMA synchronous = {'FULL' if shared else 'NORMAL'}")
-        return connection
 
     def _prepare(self, connection: sqlite3.Connection, *, shared: bool) -> None:
         # The change of journal mode ignores the busy time-out, so openers of a new store take turns by a file lock.
@@ -297,9 +341,21 @@ def translated(path: Path) -> Iterator[None]:
         raise _store_error(path, err) from err
 
 
+def _says_full(path: Path, err: sqlite3.Error) -> bool:
+    """Whether there is no space left. For the log's index SQLite calls that an I/O error."""
+    name = getattr(err, "sqlite_errorname", "") or ""
+    if name.startswith("SQLITE_IOERR"):
+        try:
+            found = os.statvfs(path.parent)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize < 1 << 16
+    return name.startswith("SQLITE_FULL")
+
+
 def _store_error(path: Path, err: sqlite3.Error) -> StoreError:
     name = getattr(err, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
+    if _says_full(path, err):
         return DiskFull(f"{path}: no space left on device", resolution=DISK_FULL_HINT)
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return StoreError(

@@ -10,6 +10,7 @@
       rebuilds/                     what `labkernel build` answers at once while nothing has changed
       tmp/                          flock'ed by their writers; what nobody locks is rubbish
       locks/  labkernel.db
+      reserve                       space for the database when the disk is full
     runtime_dir/                    sockets and pid files; gone after a reboot, 0700
 
 The layout only names and makes directories. What may be in them is known to `blobs`, `database` and the services.

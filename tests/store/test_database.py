@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -150,3 +153,42 @@ def test_a_fork_gets_a_connection_of_its_own(db: Database) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     db.remember("parent", 3)
     assert (db.setting("child"), db.check()) == (2, [])
+
+
+FILL = """
+import os, sys
+from pathlib import Path
+from labkernel.errors import DiskFull
+from labkernel.store.database import Database
+folder = Path(sys.argv[1])
+def fill():
+    with open(folder / "fill", "ab", buffering=0) as file:
+        try:
+            while file.write(bytes(1 << 12)):
+                pass
+        except OSError:
+            pass
+Database(folder / "labkernel.db").close()
+fill()
+db = Database(folder / "labkernel.db")
+db.remember("key", "written")
+db.close()
+fill()
+try:
+    Database(folder / "labkernel.db")
+except DiskFull as err:
+    print(err.brief.rpartition(": ")[2])
+os.unlink(folder / "fill")
+db = Database(folder / "labkernel.db")
+print(db.setting("key"), db.check(), (folder / "reserve").stat().st_blocks * 512)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root to mount a small tmpfs")
+def test_a_full_disk_leaves_room_for_what_makes_room(tmp_path: Path) -> None:
+    """The log's index is made by who opens the database; without space put aside nothing could be listed or removed."""
+    script = f'mount -t tmpfs -o size=4m t "{tmp_path}" && exec "{sys.executable}" -c "$0" "{tmp_path}"'
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, FILL], capture_output=True, text=True, check=False)
+    if "mount" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout == f"no space left on device\nwritten [] {1 << 19}\n", done.stderr
