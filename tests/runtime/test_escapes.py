@@ -314,6 +314,40 @@ def test_who_sets_up_a_container_is_not_dumpable(way: str) -> None:
     assert done.stdout == "0"
 
 
+def test_what_enters_keeps_no_descriptor() -> None:
+    """CVE-2024-21626, the second fence: what may be left open on the way in is closed before the command's process is
+    made, also where it would survive an exec."""
+    code = (
+        "import os, socket; from labkernel.runtime import entering\n"
+        "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "def leave_open(*_): os.set_inheritable(os.open('/', os.O_RDONLY), True)\n"
+        "def tell(*_): os.write(1, ','.join(os.listdir('/proc/self/fd')).encode()); os._exit(0)\n"
+        "entering._enter, entering._become = leave_open, tell; entering._main(theirs, {}, [])"
+    )
+    line = [sys.executable, "-c", code]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "0,1,2,3,4"  # 3 is the way back, 4 the listing itself
+
+
+def test_files_are_made_with_the_usual_mask(lab: Engine) -> None:
+    """What sets up works without a mask; files that the command makes must not be everybody's."""
+    assert run(lab, "umask") == "0022\n"
+    container = lab.containers.run(IMAGE, ["sleep", "100"], detach=True, network_mode="none", stop_signal="KILL")
+    assert container.exec_run(["sh", "-c", "umask"]).output == b"0022\n"
+    container.remove(force=True)
+
+
+def test_what_is_mounted_below_a_read_only_bind_is_read_only(lab: Engine) -> None:
+    """As with docker since 25: else `-v /:/host:ro` gives write access to every other disk."""
+    if not os.path.ismount("/dev/shm"):
+        pytest.skip("/dev/shm is no mount here")
+    text = run(lab, "touch /host/shm/lk-escape; grep ' /host[/ ]' /proc/self/mountinfo", volumes=["/dev:/host:ro"])
+    options = [line.split()[5].split(",") for line in text.splitlines() if " - " in line]
+    assert len(options) > 1
+    assert all("ro" in words for words in options)
+    assert not os.path.exists("/dev/shm/lk-escape")
+
+
 def test_a_container_has_a_session_keyring_of_its_own() -> None:
     """A keyring belongs to no namespace: keys of who started the engine must not be at hand inside."""
     code = (
