@@ -41,6 +41,12 @@ def find_warnings(driver: Driver, settings: Mapping[str, Any]) -> list[str]:
         if driver.cgroups.get(controller) != "kernel" and any(settings.get(key) for key in keys):
             cause = causes.get(f"cgroup {controller}") or "no such cgroup"
             found.append(f"the {controller} limit is not enforced here: {cause}")
+    if driver.cgroups.get("memory") != "kernel" and settings.get("mem_swappiness", -1) not in (None, -1):
+        found.append("--memory-swappiness is not possible here: no memory cgroup")
+    if driver.cgroups.get("devices") != "kernel" and settings.get("device_cgroup_rules"):
+        found.append("--device-cgroup-rule is not possible here: no devices cgroup")
+    if driver.cgroup_version == 0 and settings.get("cgroup_parent"):
+        found.append("--cgroup-parent is not possible here: no cgroup can be made")
     if settings.get("oom_kill_disable") and not settings.get("mem_limit"):
         found.append("OOM killer is disabled for the container, but no memory limit is set: this machine may run out")
     mode = network_mode(settings)

@@ -87,6 +87,8 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
     try:
         sock = isolate_descriptors(sock)
         reset_signals()
+        # Afterwards this file is the machine's root's, and a plain user could not even raise the value.
+        settings["oom_score"] = open_oom_score()
         prctl(PR_SET_DUMPABLE, 0)
         os.setsid()
         os.umask(0)
@@ -199,12 +201,12 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
             syscalls.setdomainname(config["domainname"])
     reach("sysctls")
     _write_sysctls((config.get("linux") or {}).get("sysctl") or {})
-    set_oom_score(process.get("oomScoreAdj"))
+    warnings = set_oom_score(process.get("oomScoreAdj"), settings["oom_score"])
     reach("pivot_root")
     rootfs.enter(settings["stage"], readonly=bool((config.get("root") or {}).get("readonly")))
     master = _attach_stdio(process, fds)
     reach("rlimits")
-    notes["warnings"] = set_rlimits(process.get("rlimits") or [])
+    notes["warnings"] = warnings + set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
     execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
 
@@ -243,15 +245,26 @@ def _write_sysctls(values: dict[str, str]) -> None:
             raise SetupError(f"sysctl {name}: {err.strerror}") from err
 
 
-def set_oom_score(value: int | None) -> None:
-    """/proc/self/oom_score_adj; lowering it needs CAP_SYS_RESOURCE and is left out without."""
-    if not value:
-        return
+def open_oom_score() -> int:
+    """/proc/self/oom_score_adj, opened for writing; -1 where there is none."""
     try:
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write(str(int(value)))
-    except PermissionError:
-        pass
+        return os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def set_oom_score(value: int | None, fd: int) -> list[str]:
+    """Write to what `open_oom_score` returned, and close it. Lowering needs CAP_SYS_RESOURCE and is left out, with a
+    warning, without."""
+    try:
+        if value:
+            os.write(fd, b"%d" % value)
+    except OSError as err:
+        return [f"oom-score-adj {value} is not possible: {err.strerror}"]
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    return []
 
 
 def _attach_stdio(process: dict[str, Any], fds: list[int]) -> int | None:

@@ -201,7 +201,7 @@ def _become_container(sock: socket.socket, config: dict[str, Any], directory: st
     root_fd = os.open(own["rootfs"]["path"], os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     make_points(root_fd, mount_points(config, directory), created)
     os.close(root_fd)
-    init.set_oom_score(process.get("oomScoreAdj"))
+    warnings = init.set_oom_score(process.get("oomScoreAdj"), init.open_oom_score())
     master = None
     if process.get("terminal"):
         master = _attach_terminal(process)
@@ -210,7 +210,7 @@ def _become_container(sock: socket.socket, config: dict[str, Any], directory: st
             os.dup2(fd, number)
         for fd in fds:
             os.close(fd)
-    notes: dict[str, Any] = {"created": created, "warnings": init.set_rlimits(process.get("rlimits") or [])}
+    notes: dict[str, Any] = {"created": created, "warnings": warnings + init.set_rlimits(process.get("rlimits") or [])}
     protocol.send_with_fds(sock, protocol.dumps({"notes": notes}), [] if master is None else [master])
     if master is not None:
         os.close(master)

@@ -45,3 +45,29 @@ container.remove()
     assert told["source"] == ("cgroup" if cgroup["paths"] else "rusage")
     assert told["cpu_usec"] > 0
     assert told["memory_peak_bytes"] > 0
+
+
+def test_the_killers_score_is_raised_and_what_cannot_be_is_said(plain_user: Any) -> None:
+    """A process that may not be looked into has files in /proc that are root's, whoever's it is."""
+    line = ["-m", "labkernel.cli", "run", "--rm", "--network", "none", "--oom-score-adj"]
+    show = ["lab/busybox", "cat", "/proc/self/oom_score_adj"]
+    raised = plain_user.python(*line, "900", *show)
+    assert (raised.returncode, raised.stdout) == (0, "900\n"), raised.stderr
+    lowered = plain_user.python(*line, "-900", *show)
+    assert lowered.returncode == 0, lowered.stderr
+    assert lowered.stdout != "-900\n"
+    assert "oom-score-adj -900 is not possible" in lowered.stderr
+
+
+def test_flags_that_need_a_cgroup_are_named(plain_user: Any) -> None:
+    code = """
+import dataclasses, labkernel
+from labkernel.imaging.provision import find_warnings
+driver = dataclasses.replace(labkernel.connect().driver, cgroups={}, cgroup_version=0)
+settings = {"mem_swappiness": 0, "device_cgroup_rules": ["c 1:3 rwm"], "cgroup_parent": "/x"}
+print([line.partition(" ")[0] for line in find_warnings(driver, settings)])
+print([line for line in find_warnings(driver, {"mem_swappiness": -1}) if line.startswith("--")])
+"""
+    done = plain_user.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['--memory-swappiness', '--device-cgroup-rule', '--cgroup-parent']\n[]\n"
