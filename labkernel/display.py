@@ -10,6 +10,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+# Classes of HTML whose text is not ours: without them JupyterLab and nbconvert set `$A … $B` as a formula.
+NO_MATH = "tex2jax_ignore mathjax_ignore"
+
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -69,7 +72,9 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[object]], *, capti
         for row in rows
     )
     title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table class='labkernel-table'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return (
+        f"<table class='labkernel-table {NO_MATH}'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def status_words(state: Mapping[str, Any]) -> str:

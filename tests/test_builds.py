@@ -145,6 +145,15 @@ def test_changed_args_and_instructions_say_why(engine: Engine) -> None:
     assert third.steps[-1].why.startswith("instruction changed")
 
 
+def test_a_step_of_another_image_is_not_taken_for_an_earlier_one(engine: Engine) -> None:
+    stamp = time.time_ns()
+    build(engine, BASE + f"RUN echo {stamp} > /one; sleep 0\n")
+    unlike = build(engine, BASE + f"RUN printf %s {stamp} | tee /etc/motd /var/motd\n")
+    assert unlike.steps[-1].why == "not built before"
+    alike = build(engine, BASE + f"RUN echo {stamp} > /one; sleep 0.01\n")
+    assert alike.steps[-1].why == f"instruction changed: it was RUN echo {stamp} > /one; sleep 0"
+
+
 def test_variables_and_scopes(engine: Engine) -> None:
     text = (
         "ARG IMAGE=busybox\nARG SHARED=global\nFROM lab/${IMAGE} AS one\nARG SHARED\nARG OWN=${SHARED}-own\n"

@@ -116,6 +116,14 @@ def test_dockerfile_errors_point_at_the_cell(shell: InteractiveShell) -> None:
     assert "4 | >>> COPPY a b" in (err.details or "")
 
 
+def test_a_failing_step_is_shown_in_the_cells_own_lines(shell: InteractiveShell) -> None:
+    err = failing(shell, "%%dockerfile -t x\nFROM busybox\nRUN exit 3\n")
+    assert (err.details or "").splitlines()[-1] == "3 | >>> RUN exit 3", "no line of its own after the last newline"
+    assert "failed at line 3 of" in repr(cell(shell, "%container debug"))
+    failing(shell, "%%dockerfile -t x\nFROM busybox\nCOPPY a b\n")
+    assert "failed at line 3 of" in repr(cell(shell, "%container debug")), "a typing mistake since is no build"
+
+
 def test_dockerfile_cell(shell: InteractiveShell, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hello.txt").write_text("from the notebook's folder\n")
     text = '%%dockerfile -t course/magic\nFROM busybox\nCOPY hello.txt /\nENV X="{x} $y"\nCMD cat hello.txt\n'
@@ -291,6 +299,17 @@ def test_stop_button_interrupts_the_command(kernel: Kernel) -> None:
     assert "exit code 5" in error["evalue"]
     assert len(error["traceback"]) == 1
     assert text_of(kernel.run("print(len(lab.containers.list(all=True)))")) == "0\n"
+
+
+def test_stop_button_ends_a_build(kernel: Kernel) -> None:
+    code = "%%dockerfile -t stopped --progress plain\nFROM busybox\nRUN echo {}\nRUN echo ready; sleep 300\n"
+    outputs = kernel.run(code.format(time.time_ns()), stop_at="ready\n")
+    error = next(o for o in outputs if o["type"] == "error")
+    assert error["ename"] == "Interrupted"
+    assert "the build was stopped" in error["evalue"]
+    assert len(error["traceback"]) == 1
+    left = kernel.run("print(len(lab.containers.list(all=True)), any('stopped' in str(i) for i in lab.images.list()))")
+    assert text_of(left) == "0 False\n"
 
 
 @pytest.mark.parametrize("presses", [1, 2])

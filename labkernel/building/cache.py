@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SELECTION = "the selected files"  # the whole of what COPY takes, beside the entries for single files
 _MAX_COMPARED, _COMPARED = 50, 400  # steps, and characters of each, that a changed one is looked for among
+_SHELL_FORM = "RUN /bin/sh -c "
 _RACY_NS = 100_000_000  # a file this young may change again within one tick of the clock
 
 
@@ -114,7 +115,7 @@ class BuildCache:
         if same is None:
             # Others build on the same base: only what resembles this step can be what it was before.
             near = _nearest(text, [str(record.get("text")) for record in records[:_MAX_COMPARED]])
-            return f"instruction changed: it was {_short(near)}" if near else "not built before"
+            return f"instruction changed: it was {shortened(near)}" if near else "not built before"
         name = text.split(" ", 1)[0]
         before: dict[str, str] = same.get("inputs") or {}
         changed = [key for key in {**before, **inputs} if before.get(key) != inputs.get(key)]
@@ -135,14 +136,24 @@ class BuildCache:
 
 
 def _nearest(text: str, texts: Sequence[str]) -> str | None:
+    """Of `texts` the one that `text` may have been: alike in what its author wrote, so without the words that every
+    instruction of its kind begins with."""
     from difflib import get_close_matches
 
-    near = get_close_matches(text[:_COMPARED], [other[:_COMPARED] for other in texts], 1, 0.6)
-    return near[0] if near else None
+    own = {_written(other)[:_COMPARED]: other for other in reversed(texts)}
+    near = get_close_matches(_written(text)[:_COMPARED], list(own), 1, 0.6)
+    return own[near[0]] if near else None
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "…"
+def _written(text: str) -> str:
+    return text.removeprefix(_SHELL_FORM) if text.startswith(_SHELL_FORM) else text.partition(" ")[2]
+
+
+def shortened(text: str) -> str:
+    """The first line of an instruction as a cache key has it, in the words of the Dockerfile."""
+    line = text.replace(_SHELL_FORM, "RUN ", 1) if text.startswith(_SHELL_FORM) else text
+    first = line.split("\n")[0]
+    return first if len(first) <= 60 else first[:59] + "…"
 
 
 class ContextDigests:

@@ -31,7 +31,8 @@ class NoFailedBuild(LabkernelError):
 
 @dataclass(frozen=True)
 class FailedStep:
-    """The step a build ended at. `environment` holds the ARG values of its RUN beside what the config has."""
+    """The step a build ended at. `environment` holds the ARG values of its RUN beside what the config has;
+    `lines_above` is how many lines its author sees above the Dockerfile's first (a cell's magic)."""
 
     text: str
     line: int
@@ -39,6 +40,7 @@ class FailedStep:
     document: dict[str, Any]
     layers: list[LayerInfo]
     environment: dict[str, str] = field(default_factory=dict)
+    lines_above: int = 0
 
     @property
     def shell(self) -> str:
@@ -68,7 +70,7 @@ class FailedStep:
         place = f"user {config.get('User') or 'root'}, in {config.get('WorkingDir') or '/'}"
         text = self.text.split("\n")[0]
         return (
-            f"failed at line {self.line} of stage {self.stage}: {text}\n"
+            f"failed at line {self.line + self.lines_above} of stage {self.stage}: {text}\n"
             f"{place}, {len(self.layers)} layers before it\n"
             "`debug COMMAND…` runs a command there; nothing it changes is kept"
         )
@@ -91,6 +93,13 @@ def forget_failure(db: Database) -> None:
     """A new build begins."""
     if db.setting(_SETTING) is not None:
         db.remember(_SETTING, None)
+
+
+def show_in_cell(db: Database, line: int) -> None:
+    """Where the last build failed at `line`: its author sees the Dockerfile below the first line of a cell."""
+    record = db.setting(_SETTING)
+    if record is not None and record["line"] == line:
+        db.remember(_SETTING, {**record, "lines_above": 1})
 
 
 def find_failure(db: Database) -> FailedStep:

@@ -6,12 +6,15 @@ import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_size, table_text
+from ..display import NO_MATH, human_size, table_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..imaging.image import Image
+
+
+_SHOWN_STEPS = 16  # a table of more lines is folded under its heading
 
 
 @dataclass
@@ -118,9 +121,10 @@ class BuildResult:
         names = ("step", "instruction", "time", "size", "layer", "why not cached")
         head = "".join(f"<th {left if name[0] in 'iw' else ''}>{name}</th>" for name in names)
         warnings = "".join(f"<div>&#9888; {html.escape(text)}</div>" for text in self.warnings)
+        folded = "" if len(self.steps) > _SHOWN_STEPS else " open"
         short, tags, *rest = (html.escape(part) for part in self._summary())
         return (
-            f"<div class='labkernel-image'><details open><summary style='cursor:pointer'><b>{tags}</b> · "
+            f"<div class='labkernel-image {NO_MATH}'><details{folded}><summary style='cursor:pointer'><b>{tags}</b> · "
             f"<code>{short}</code> · {' · '.join(rest)}</summary><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(cells)}</tbody></table></details>{warnings}</div>"
         )

@@ -22,7 +22,7 @@ from ..dockerfile.variables import PROXY_ARGS, Lexer
 from ..errors import BuildError
 from ..oci.config import timestamp
 from ..store.catalog import LayerInfo
-from .cache import BuildCache, digest_of
+from .cache import BuildCache, digest_of, shortened
 from .layers import Later, LayerMaker, Running, Sandbox
 from .mounts import RunMounts, attach, plan_mounts
 from .transfer import plan_transfer, scan_stage
@@ -453,7 +453,7 @@ class StageBuilder:
         record = {"created": created, "text": text, "place": place, "inputs": dict(inputs), "size_bytes": size_bytes}
         self.later(lambda: self._cache.store(key, layer, record))
         self._append(layer, message, created)
-        self._rebuilt = text.splitlines()[0][:40]
+        self._rebuilt = shortened(text)
         return Outcome(cached=False, why=why, layer=layer, size_bytes=size_bytes)
 
     def _append(self, layer: LayerInfo, message: str, created: str) -> None:

@@ -115,6 +115,9 @@ def _read(host: Host, context: Path | None, file: str | None) -> tuple[str, Path
 @click.pass_context
 def cell(ctx: click.Context, /, context: str | None, file: tuple[str, ...], **flags: Any) -> Any:
     """Build an image; the Dockerfile is the text of the cell."""
+    from ..building.debug import show_in_cell
+    from .foreground import Interrupted
+
     host = host_of(ctx)
     text = ctx.find_root().meta["labkernel.cell"]
     folder = host.working_dir() / Path(context).expanduser() if context else host.working_dir()
@@ -126,7 +129,14 @@ def cell(ctx: click.Context, /, context: str | None, file: tuple[str, ...], **fl
         flags["build_arg"] = (*(word for word in file if word.partition("=")[0] in declared), *flags["build_arg"])
         result = build_text(host, text, folder, flags, files=files)
     except DockerfileError as err:
+        database = getattr(host.engine, "db", None)  # the engine of a context elsewhere has none here
+        if database is not None and err.line:
+            show_in_cell(database, err.line)
         raise in_cell(err, text) from None
+    except KeyboardInterrupt:
+        # One line instead of the path the interrupt took through this program.
+        brief = "the build was stopped; the next one goes on after the last finished step"
+        raise Interrupted(brief, 130) from None
     result.warnings[:] = [_LINE.sub(_next_line, str(warning)) for warning in result.warnings]
     return result
 
@@ -162,7 +172,10 @@ def in_cell(err: DockerfileError, text: str) -> DockerfileError:
     brief = _LINE.sub(_next_line, err.brief) if err.line else err.brief
     err.brief = brief
     err.args = (brief,)
-    err.details = re.sub(r"(?m)^( *)(\d+)( \|(?: >>>| {0,4})? ?)(.*)$", moved, err.details) if err.details else None
+    if err.details:
+        details = re.sub(r"(?m)^( *)(\d+)( \|(?: >>>| {0,4})? ?)(.*)$", moved, err.details)
+        # IPython ends a cell with a newline, and the empty line after it is none of the editor's.
+        err.details = re.sub(rf"\n *{len(lines) + 1} \|$", "", details)
     if err.line:
         err.line += 1
         err.end_line = (err.end_line or err.line - 1) + 1

@@ -9,6 +9,7 @@ import ast
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ..errors import UsageError
@@ -187,7 +188,8 @@ def command_matcher(roots: Mapping[str, Any], host_for: Callable[[str], Any]) ->
     def labkernel_matcher(context: Any) -> Any:
         before = context.line_with_cursor[: context.cursor_position]
         if context.full_text.lstrip().startswith("%%dockerfile"):
-            return _answer(SimpleCompletion, *_dockerfile(context, before, host_for))
+            words, fragment, kinds = _dockerfile(context, before, host_for)
+            return _answer(SimpleCompletion, words, fragment, kinds)
         match = magic.match(before)
         if match is None:
             return {"completions": [], "suppress": False}
@@ -197,36 +199,45 @@ def command_matcher(roots: Mapping[str, Any], host_for: Callable[[str], Any]) ->
     return labkernel_matcher
 
 
-def _answer(simple: Any, found: Sequence[str], fragment: str) -> dict[str, Any]:
+def _answer(
+    simple: Any, found: Sequence[str], fragment: str, kinds: Callable[[str], str] | None = None
+) -> dict[str, Any]:
     # IPython only lets a matcher that has something silence the others; the word itself changes nothing.
     texts = list(found) or [fragment]
+    kind = kinds or (lambda word: "flag" if word.startswith("-") else "magic")
     return {
-        "completions": [simple(text=text, type="magic") for text in texts],
+        "completions": [simple(text=text, type=kind(text)) for text in texts],
         "suppress": True,
         "matched_fragment": fragment,
     }
 
 
-def _dockerfile(context: Any, before: str, host_for: Callable[[str], Any]) -> tuple[list[str], str]:
+def _dockerfile(
+    context: Any, before: str, host_for: Callable[[str], Any]
+) -> tuple[list[str], str, Callable[[str], str] | None]:
     host = host_for("%%dockerfile")
     first, *lines = context.full_text.split("\n")
     if context.cursor_line == 0:
         from .build import cell
 
-        return _complete(cell, before.partition("%%dockerfile")[2], host)
-    from .dockerwords import complete
+        return *_complete(cell, before.partition("%%dockerfile")[2], host), None
+    from .dockerwords import complete, find_place, kind_of
     from .grammar import image_tags
+
+    known: list[str] = []
 
     def images() -> list[str]:
         # Completion must never be the place where an error shows.
-        try:
-            return image_tags(host)
-        except Exception:
-            return []
+        with suppress(Exception):
+            known.extend(image_tags(host))
+        return known
 
     given = re.search(r"--context[ =](\S+)", first)
     directory = str(host.working_dir() / (given.group(1) if given else "."))
-    return complete(lines[: context.cursor_line - 1], before, images=images, directory=directory)
+    above = lines[: context.cursor_line - 1]
+    stages = find_place(above, before).stages
+    words, fragment = complete(above, before, images=images, directory=directory)
+    return words, fragment, lambda word: kind_of(word, stages, known)
 
 
 def _command(root: Any, name: str, rest: str, host_for: Callable[[str], Any]) -> tuple[list[str], str]:

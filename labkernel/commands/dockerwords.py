@@ -120,6 +120,15 @@ def complete(
     return _argument(instruction, words[1:], fragment, place, images, directory)
 
 
+def kind_of(word: str, stages: Iterable[str], images: Iterable[str]) -> str:
+    """What a completion is, for the list a front end shows: `flag`, `instruction`, `stage`, `image` or `word`."""
+    if word.startswith("--"):
+        return "flag"
+    if word in INSTRUCTIONS:
+        return "instruction"
+    return "stage" if word in stages else "image" if word in images else "word"
+
+
 def _flag(instruction: str, fragment: str, place: Place, images: Callable[[], Iterable[str]]) -> Found:
     name, equals, value = fragment[2:].partition("=")
     known = FLAGS.get(instruction, {})

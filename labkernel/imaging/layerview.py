@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_size, table_text
+from ..display import NO_MATH, human_size, table_text
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Layers:
             f"<span style='color:{_COLOURS[word]}'><b>{mark}</b> {word}</span>" for word, mark in _MARKS.items()
         )
         return (
-            f"<div class='labkernel-layers'><div><b>{html.escape(self._heading())}</b></div>"
+            f"<div class='labkernel-layers {NO_MATH}'><div><b>{html.escape(self._heading())}</b></div>"
             f"<div style='{_MUTED};margin-bottom:4px'>from the base up: each layer opens &nbsp; {legend}</div>"
             f"{rows}{waste}</div>"
         )

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Literal, Protocol, TextIO
 
-from ..display import human_size
+from ..display import NO_MATH, human_size
 
 Mode = Literal["auto", "plain", "tty", "quiet"]
 _TAIL_LINES = 8
@@ -147,12 +147,19 @@ def _clock(seconds: float) -> str:
 
 # -- notebook
 
-_MARKS = {"cached": ("●", "cached"), "done": ("✓", "done"), "failed": ("✗", "failed"), "started": ("▸", "running")}
+_MARKS = {
+    "cached": ("●", "cached"),
+    "done": ("✓", "done"),
+    "failed": ("✗", "failed"),
+    "started": ("▸", "running"),
+    "stopped": ("■", "stopped"),
+}
 _COLOURS = {
     "cached": "var(--jp-info-color1, #0072b2)",
     "done": "var(--jp-success-color1, #2e7d32)",
     "failed": "var(--jp-error-color1, #c62828)",
     "started": "var(--jp-warn-color1, #e65100)",
+    "stopped": "var(--jp-warn-color1, #e65100)",
 }
 # JupyterLab's own rule for tables in outputs is a fixed layout with striped rows.
 _TABLE = "table-layout:auto;width:100%;max-width:1000px;border-collapse:collapse;margin:4px 0"
@@ -194,7 +201,9 @@ class BuildProgress:
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
-            self._show()
+            # What could not be read has no steps: the error alone tells all there is.
+            if self._handle is not None or not isinstance(outcome, BaseException):
+                self._show()
 
     def __enter__(self) -> BuildProgress:
         return self
@@ -237,14 +246,27 @@ class BuildProgress:
         lines = [self._heading()]
         for step in self._steps:
             size = f" {human_size(step.size_bytes)}" if step.size_bytes else ""
-            lines.append(f"{step.label} {step.text}  {_MARKS[_look(step)][1]} {_clock(step.seconds)}{size}")
+            word = _MARKS[self._look(step)][1]
+            lines.append(f"{step.label} {step.text}  {word} {_clock(step.seconds)}{size}")
         return "\n".join(lines)
+
+    def _look(self, step: _Step) -> str:
+        if step.running:
+            return "stopped" if self._stopped else "started"
+        return "stopped" if step.status == "failed" and self._stopped else step.status
+
+    @property
+    def _stopped(self) -> bool:
+        """The stop button ended it, which is nobody's failure."""
+        return isinstance(self._outcome, KeyboardInterrupt)
 
     def _heading(self) -> str:
         steps = list(self._steps)
         cached = sum(step.status == "cached" for step in steps)
         count = f"{len(steps)} steps" + (f", {cached} cached" if cached else "")
         name = f" {self._title}" if self._title else ""
+        if self._stopped:
+            return f"Build{name} stopped after {_clock(self._steps.seconds)}"
         if isinstance(self._outcome, BaseException):
             return f"Build{name} failed after {_clock(self._steps.seconds)}"
         if self._closed:
@@ -256,21 +278,17 @@ class BuildProgress:
     def html(self) -> str:
         """The steps as a table that folds; open while the build runs and after a failure."""
         folded = self._closed and not isinstance(self._outcome, BaseException)
-        rows = "".join(_row_html(step, closed=self._closed) for step in self._steps)
+        rows = "".join(_row_html(step, self._look(step), closed=self._closed) for step in self._steps)
         return (
-            f"<details class='labkernel-build'{'' if folded else ' open'}>"
+            f"<details class='labkernel-build {NO_MATH}'{'' if folded else ' open'}>"
             f"<summary style='cursor:pointer'>{html.escape(self._heading())}</summary>"
             f"<table style='{_TABLE}'>{rows}</table></details>"
         )
 
 
-def _look(step: _Step) -> str:
-    return "started" if step.running else step.status
-
-
-def _row_html(step: _Step, *, closed: bool) -> str:
-    mark, word = _MARKS.get(_look(step), ("·", step.status))
-    colour = _COLOURS.get(_look(step), "inherit")
+def _row_html(step: _Step, look: str, *, closed: bool) -> str:
+    mark, word = _MARKS.get(look, ("·", step.status))
+    colour = _COLOURS.get(look, "inherit")
     cell = "padding:1px 8px;text-align:left;vertical-align:top;background:none"
     note = word if step.status == "cached" else _clock(step.seconds)
     size = human_size(step.size_bytes) if step.size_bytes else ""

@@ -108,7 +108,7 @@ def test_a_notebook_shows_one_output_that_folds(shown: list[dict[str, str]]) -> 
     progress.close(object())
     assert len(shown) <= 3, "redraws are limited to a few a second"
     last = shown[-1]["text/html"]
-    assert last.startswith("<details class='labkernel-build'><summary")
+    assert last.startswith("<details class='labkernel-build tex2jax_ignore mathjax_ignore'><summary")
     assert "Built web in" in last
     assert "2 steps, 1 cached" in last
     assert "2.5MB" in last
@@ -127,6 +127,24 @@ def test_a_failure_stays_open_with_its_output(shown: list[dict[str, str]]) -> No
     assert "<script>" not in last
     assert "RUN &lt;b&gt;" in last
     assert "failed" in shown[-1]["text/plain"]
+
+
+def test_the_stop_button_is_no_failure(shown: list[dict[str, str]]) -> None:
+    with pytest.raises(KeyboardInterrupt), BuildProgress() as progress:  # noqa: PT012
+        progress(step(1, "started"))
+        progress(step(1, "output", output=b"so far\n"))
+        progress(step(1, "failed", duration_s=0.2))
+        raise KeyboardInterrupt
+    last = shown[-1]["text/html"]
+    assert "Build stopped after" in last
+    assert "title='stopped'" in last
+    assert "so far" in last
+    assert "failed" not in last + shown[-1]["text/plain"]
+
+
+def test_what_could_not_be_read_shows_no_empty_table(shown: list[dict[str, str]]) -> None:
+    BuildProgress("FRM x").close(RuntimeError("unknown instruction"))
+    assert shown == []
 
 
 def test_a_silent_step_is_redrawn_by_the_timer(shown: list[dict[str, str]]) -> None:
