@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .building import epoch
 from .building.agents import open_agents
 from .building.cache import BuildCache
 from .building.checks import read_ignore, suggesting, surroundings
@@ -68,8 +69,9 @@ class BuildOptions:
     """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket, or of one
     or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
     `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
-    `no_cache_filter`: names or numbers of stages; `platform`: only this machine's can be built; `stopping`: called at
-    the start with what stops the build, from any thread."""
+    `context_epoch_s`: what SOURCE_DATE_EPOCH=context means (epoch.py); `no_cache_filter`: names or numbers of stages;
+    `platform`: only this machine's can be built; `stopping`: called at the start with what stops the build, from any
+    thread."""
 
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     ssh: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class BuildOptions:
     extra_hosts: Sequence[str] = ()
     memory_bytes: int = 0
     platform: str | None = None
+    context_epoch_s: int | None = None
     cache_from: Sequence[str | Path | CachePlace] = ()
     cache_to: str | Path | CachePlace | Sequence[CachePlace] | None = None
     stopping: Callable[[Callable[[], None]], None] | None = None
@@ -253,10 +256,7 @@ class _Build:
     ) -> BuildResult:
         from .building.context import Context
 
-        # An ARG before the first FROM gives it too, and its words count when they are not empty.
-        epoch = self._build_args.get("SOURCE_DATE_EPOCH") or self._scope.get("SOURCE_DATE_EPOCH") or None
-        if epoch is not None and not (epoch.isascii() and epoch.isdigit()):
-            raise UsageError(f"invalid SOURCE_DATE_EPOCH: {epoch}", resolution="seconds since 1970, as a number")
+        epoch_s = epoch.resolve(self._build_args, self._scope, self._options.context_epoch_s)
         if self._options.stopping is not None:
             self._options.stopping(self._running.stop)
         context = Context(directory, files, self._builds.layout, self._builds.db, ignore=ignore)
@@ -265,7 +265,7 @@ class _Build:
                 build_args=self._build_args,
                 no_cache=no_cache,
                 network=network,
-                epoch_s=int(epoch) if epoch is not None else None,
+                epoch_s=epoch_s,
                 escape=self._program.dockerfile.escape,
                 secrets=self._options.secrets,
                 ssh=ssh,
@@ -274,6 +274,7 @@ class _Build:
                 memory_bytes=self._options.memory_bytes,
             )
             self._check()
+            self._finisher.later(self._builds._maker.clear_leftovers)
             images = self._builds.images
             self._cache.elsewhere = import_caches(images, cache_places(self._options.cache_from), notify=self._warn)
             needs = {index: self._needs[index] & set(self._order) for index in self._order}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -336,7 +338,7 @@ def test_files_from_python_and_labels(engine: Engine) -> None:
         ("RUN --mount=type=secret,id=token,required cat /run/secrets/token", "secret token: not found"),
         ("RUN --mount=type=ssh,required true", "unset ssh forward key default"),
         ("RUN --mount=type=bind,source=nothing,target=/m true", "stat nothing: file does not exist"),
-        ("RUN --device=vendor.com/class=x true", "not supported yet"),
+        ("RUN --device=vendor.com/class=x,required true", 'required device "vendor.com/class=x" is not registered'),
     ],
 )
 def test_wrong_steps_name_their_line(engine: Engine, context: Path, line: str, words: str) -> None:
@@ -500,6 +502,46 @@ print(lab.containers.run("plain", ["cat", "/w/made", "/w/here"], user="0", remov
 lab.runtime.shutdown(force=True)
 lab.close()
 """
+
+
+def test_a_device_that_is_not_required_may_be_missing(engine: Engine) -> None:
+    result = build(engine, BASE + "RUN --device=vendor.com/class=x true\n")
+    assert [warning for warning in result.warnings if "the step runs without it" in warning]
+
+
+_KILLED = """
+import sys, labkernel
+with labkernel.connect() as lab:
+    lab.builds.build(sys.argv[1], tags=["killed"], on_step=lambda step: print(step.output.decode(), flush=True))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_builder_leaves_nothing_running(engine: Engine, number: signal.Signals) -> None:
+    env = {
+        **os.environ,
+        "LABKERNEL_ROOT": str(engine.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
+        "LABKERNEL_DRIVER": engine.driver.name,
+        "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+    }
+    before = set(engine.runtime.states())
+    text = fresh(BASE + "RUN echo one > /one\nRUN echo two > /two\nRUN echo begun; sleep 600\n")
+    command = [sys.executable, "-c", _KILLED, text]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as builder:
+        assert builder.stdout is not None
+        assert any("begun" in line for line in builder.stdout)
+        builder.send_signal(number)
+    deadline = time.monotonic() + 60
+    while any(state["pid"] for id, state in engine.runtime.states().items() if id not in before):
+        assert time.monotonic() < deadline, "the command goes on without its builder"
+        time.sleep(0.05)
+    assert "killed:latest" not in [tag for image in engine.images.list() for tag in image.tags]
+    again = build(engine, text.replace("; sleep 600", ""))
+    assert again.steps[2].cached, "the last finished step, or the one before, is there"
+    while engine.check():
+        assert time.monotonic() < deadline, engine.check()
+        time.sleep(0.05)
 
 
 def test_a_plain_user_builds_and_owners_are_kept(plain_user: Any) -> None:

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,39 @@ def test_contexts_of_the_command(cli: Cli, engine: Engine, repository: str, tmp_
     assert done.returncode == 0, done.stderr
     assert b"stdin for both" in cli("build", "-f", "-", "-").stderr
     assert b"git fetch failed" in cli("build", f"file://{tmp_path}/nothing.git").stderr
+
+
+def test_the_moment_of_a_context(cli: Cli, engine: Engine, repository: str, server: str, tmp_path: Path) -> None:
+    """SOURCE_DATE_EPOCH: of the environment as with buildx, and `context`: of a commit, an archive, no directory."""
+
+    def made(*words: str, **env: str) -> tuple[str, str]:
+        variables = {**os.environ, "LABKERNEL_ROOT": str(engine.layout.root), **env}
+        variables |= {
+            "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+        }
+        text = b"FROM scratch\nARG SOURCE_DATE_EPOCH\nENV E=$SOURCE_DATE_EPOCH\n"
+        done = cli("build", "-q", "-f", "-", *words, input=text, env=variables)
+        assert done.returncode == 0, done.stderr
+        image = engine.images.get(done.stdout.decode().strip())
+        return image.raw_config["created"][:10], image.config["Env"][-1]
+
+    (tmp_path / "empty").mkdir()
+    assert made("empty", SOURCE_DATE_EPOCH="86400") == ("1970-01-02", "E=86400")
+    assert made("empty", "--build-arg", "SOURCE_DATE_EPOCH=172800", SOURCE_DATE_EPOCH="86400") == (
+        "1970-01-03",
+        "E=172800",
+    )
+    git = ["git", "-C", repository.removeprefix("file://"), "log", "-1", "--format=%ct"]
+    seconds = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    day = datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d")
+    assert made(repository, "--build-arg", "SOURCE_DATE_EPOCH=context") == (day, f"E={seconds}")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("x"))
+    Server.files = {"/tree.tar": buffer.getvalue()}
+    assert made(f"{server}/tree.tar", SOURCE_DATE_EPOCH="context") == ("2023-11-14", "E=1700000000")
+    assert made("empty", SOURCE_DATE_EPOCH="context")[1] == "E=", "a directory of this machine has no moment"
 
 
 def test_flags_of_the_command(cli: Cli, engine: Engine, tmp_path: Path) -> None:

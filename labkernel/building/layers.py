@@ -25,7 +25,7 @@ from ..runtime.driver import cgroup_parent
 from ..runtime.spec import finalize_spec, without_mknod
 from ..store.blobs import temporary_directory
 from ..store.catalog import LayerInfo
-from ..store.locks import OWNED_MARK
+from ..store.locks import OWNED_MARK, is_abandoned
 
 if TYPE_CHECKING:
     from ..images import Images
@@ -241,6 +241,18 @@ class LayerMaker:
             )
             return *self._finish(directory / "blob", done, place, later), warnings
 
+    def clear_leftovers(self) -> None:
+        """Remove the directories of steps whose builder was killed, be it after they had ended."""
+        with os.scandir(self._layout.containers) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            directory = self._layout.container_dir(name)
+            if is_abandoned(directory):
+                with suppress(LabkernelError):
+                    self._runtime.remove(name, force=True)
+                with suppress(OSError):  # no reason for a build to fail
+                    remove_tree(str(directory))
+
     # -- parts -------------------------------------------------------------------------------------------------
 
     def _spec(
@@ -293,7 +305,8 @@ class LayerMaker:
     def _carry_out(self, id: str, on_output: Output) -> list[str]:
         """Run it to its end; what the user should know of its sandbox. Raises RunEnded."""
         try:
-            attachment = self._runtime.run(id)
+            # Tied: a builder that is killed leaves no command behind.
+            attachment = self._runtime.run(id, tied=True)
         except LabkernelError as err:
             if err.exit_code in (126, 127):
                 raise RunEnded(err.exit_code, err.brief) from err

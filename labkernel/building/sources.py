@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,9 +135,17 @@ def _switch(given: Mapping[str, str], name: str) -> bool | None:
 # -- git -------------------------------------------------------------------------------------------------------------
 
 
-def clone(source: str, target: Path, *, keep_git: bool | None = None, commit: str | None = None) -> Path:
+def clone(
+    source: str,
+    target: Path,
+    *,
+    keep_git: bool | None = None,
+    commit: str | None = None,
+    told: Callable[[int], None] | None = None,
+) -> Path:
     """Check `source` out below the empty directory `target`; returns the directory that is meant. With `commit` (7
-    digits or more) it has to be that one. Both may stand in `source` too, and must not contradict it.
+    digits or more) it has to be that one. Both may stand in `source` too, and must not contradict it. `told` is called
+    with the moment of the commit, in seconds since 1970.
 
     Effects: runs git, which may use the network and the user's own credentials. Raises BuildError.
     """
@@ -170,6 +178,8 @@ def clone(source: str, target: Path, *, keep_git: bool | None = None, commit: st
             f"expected checksum to match {commit}, got {found_commit}",
             resolution=f"what {source} gives is not what --checksum says",
         )
+    if told is not None:
+        told(int(_git("show", "--no-patch", "--format=%ct", "HEAD", cwd=work)))
     if wanted.submodules and (work / ".gitmodules").exists():
         _git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", cwd=work)
     if not (keep_git or wanted.keep_git):
@@ -290,15 +300,32 @@ def _keep(url: str, place: Path, answer: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def git_context(layout: Layout, source: str, *, keep_git: bool | None = None) -> Iterator[Path]:
-    """A checked out repository as a build context, while the block runs. Raises BuildError."""
+def git_context(
+    layout: Layout, source: str, *, keep_git: bool | None = None, told: Callable[[int], None] | None = None
+) -> Iterator[Path]:
+    """A checked out repository as a build context, while the block runs; `told`: see `clone`. Raises BuildError."""
     with temporary_directory(layout, "context") as base:
-        yield clone(source, base, keep_git=keep_git)
+        yield clone(source, base, keep_git=keep_git, told=told)
 
 
 @contextmanager
-def stream_context(layout: Layout, stream: BinaryIO) -> Iterator[Path | bytes]:
-    """`build -`: the directory of a tar (plain or compressed) while the block runs, or the bytes of a Dockerfile."""
+def url_context(layout: Layout, url: str, told: Callable[[int], None]) -> Iterator[Path | bytes]:
+    """What a server has, as `stream_context`; `told` the moment it says, or that of the newest member of an archive."""
+    path = download(url, layout, checksum=None).path
+    modified = int(path.stat().st_mtime)  # 0 where the server does not say
+    if modified:
+        told(modified)
+    with path.open("rb") as file, stream_context(layout, file, told=None if modified else told) as found:
+        yield found
+
+
+@contextmanager
+def stream_context(
+    layout: Layout, stream: BinaryIO, *, told: Callable[[int], None] | None = None
+) -> Iterator[Path | bytes]:
+    """`build -`: the directory of a tar (plain or compressed) while the block runs, or the bytes of a Dockerfile.
+
+    `told` is called with the time of the newest member, in seconds since 1970."""
     from ..oci.extract import Extractor
     from ..oci.rootfd import Root
     from ..oci.tarstream import BlobStream, is_tar, members
@@ -317,9 +344,13 @@ def stream_context(layout: Layout, stream: BinaryIO) -> Iterator[Path | bytes]:
                 # As our own: COPY gives owners anew, and a plain user could not give files away.
                 out = Extractor(root, whiteouts=False, owner=(os.geteuid(), os.getegid()))
                 data = BlobStream(file.fileno(), max_bytes=1 << 40)
+                newest = 0
                 for member in members(data, max_members=5_000_000):
+                    newest = max(newest, int(member.mtime))
                     out.add(member, data)
                 data.finish()
                 out.finish()
         (base / "input").unlink()
+        if told is not None and newest:
+            told(newest)
         yield target

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..dockerfile import instructions as ins
+from ..dockerfile.flags import parse_device
 from ..dockerfile.graph import parse_port
 from ..dockerfile.parser import Heredoc, parse_heredoc
 from ..dockerfile.variables import PROXY_ARGS, Lexer
@@ -305,9 +306,21 @@ class StageBuilder:
             self.state.document["config"] = before
             raise
 
+    def _need_device(self, step: ins.Run, text: str) -> None:
+        """No CDI device is registered with this builder; one that is not required may be missing, as with BuildKit."""
+        name, required = parse_device(text)
+        if required:
+            raise BuildError(
+                f'required device "{name}" is not registered',
+                line=step.line,
+                end_line=step.end_line,
+                resolution="a RUN gets no devices here; without `,required` the step runs without it",
+            )
+        self.warn(f'RUN --device={text}: device "{name}" is not registered, the step runs without it')
+
     def _run(self, step: ins.Run, on_output: Callable[[bytes], None]) -> Outcome:
-        if step.devices:
-            raise _unsupported(step, "RUN --device", "remove the flag")
+        for device in step.devices:
+            self._need_device(step, device)
         sandbox = self._sandbox(step)
         argv, files, shown = self._command_of(step)
         variables = {**self._proxies(), **self.state.arguments}
@@ -493,7 +506,3 @@ def _healthcheck(step: ins.Healthcheck) -> dict[str, Any]:
         "Retries": step.retries,
     }
     return {"Test": list(step.test), **{name: value for name, value in fields.items() if value}}
-
-
-def _unsupported(step: ins.Instruction, what: str, instead: str) -> BuildError:
-    return BuildError(f"{what} is not supported yet", line=step.line, end_line=step.end_line, resolution=instead)

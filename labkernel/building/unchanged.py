@@ -33,7 +33,7 @@ _RACY_NS = 100_000_000  # a file this young may change again within one tick of 
 # What else decides where the store is and what a build does there.
 _VARIABLES = (
     *("LABKERNEL_ROOT", "LABKERNEL_RUNTIME_DIR", "LABKERNEL_DRIVER", "LABKERNEL_CONTEXT"),
-    *("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME"),
+    *("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME", "SOURCE_DATE_EPOCH"),
 )
 # Flags under which a build reads or writes something that is not recorded.
 _FLAGS_OUT = (

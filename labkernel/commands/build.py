@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
             exit_code=1,
         )
     keep_git = build_args(flags["build_arg"]).get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true")
-    with _context(host, path, keep_git=keep_git) as found:
+    moments: list[int] = []
+    with _context(host, path, moments.append, keep_git=keep_git) as found:
+        flags["context_epoch_s"] = moments[-1] if moments else None
         if isinstance(found, bytes):
             text = found.decode("utf-8-sig", "replace")
             if file is not None:
@@ -47,9 +49,9 @@ def build(ctx: click.Context, /, path: str, file: str | None, **flags: Any) -> A
 
 
 @contextmanager
-def _context(host: Host, path: str, *, keep_git: bool) -> Iterator[Path | bytes]:
-    """The directory that PATH, URL or `-` means, or the Dockerfile that came instead of a context."""
-    from ..building.sources import download, git_context, is_git, is_url, stream_context
+def _context(host: Host, path: str, told: Callable[[int], None], *, keep_git: bool) -> Iterator[Path | bytes]:
+    """The directory that PATH, URL or `-` means, or the Dockerfile that came instead; `told` is given its moment."""
+    from ..building.sources import git_context, is_git, is_url, stream_context, url_context
 
     layout = host.engine.layout if path == "-" or is_git(path) or is_url(path) else None
     if layout is None:
@@ -60,10 +62,10 @@ def _context(host: Host, path: str, *, keep_git: bool) -> Iterator[Path | bytes]
         with stream_context(layout, sys.stdin.buffer) as found:
             yield found
     elif is_git(path):
-        with git_context(layout, path, keep_git=keep_git or None) as directory:
+        with git_context(layout, path, keep_git=keep_git or None, told=told) as directory:
             yield directory
     else:
-        with download(path, layout, checksum=None).path.open("rb") as file, stream_context(layout, file) as found:
+        with url_context(layout, path, told) as found:
             yield found
 
 
@@ -229,10 +231,14 @@ def _settings(
     host: Host, context: Path | None, flags: dict[str, Any], files: dict[str, bytes] | None
 ) -> dict[str, Any]:
     """The flags as arguments of `Builds.build`."""
+    from ..building.epoch import from_environment
+
+    given = build_args(flags["build_arg"])
+    from_environment(given)
     return {
         "context": context,
         "tags": list(flags["tag"]),
-        "build_args": build_args(flags["build_arg"]),
+        "build_args": given,
         "target": flags["target"],
         "no_cache": flags["no_cache"],
         "labels": dict(word.partition("=")[::2] for word in flags["label"]),

@@ -79,6 +79,7 @@ def options_of(host: Host, flags: dict[str, Any]) -> BuildOptions:
         extra_hosts=[_extra_host(word) for word in flags["add_host"]],
         memory_bytes=parse_size(flags["memory"], "memory limit") if flags["memory"] else 0,
         platform=",".join(flags["platform"]) or None,
+        context_epoch_s=flags.get("context_epoch_s"),
         cache_from=[_cache_place(host, word, "cache-from", "src") for word in flags["cache_from"]],
         cache_to=[_cache_place(host, word, "cache-to", "dest") for word in flags["cache_to"]],
     )

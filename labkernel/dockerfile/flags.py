@@ -119,3 +119,25 @@ def _edits(a: str, b: str) -> int:
                 cost = min(cost, older[j - 2] + 1)
             row.append(cost)
     return row[-1]
+
+
+def parse_device(text: str) -> tuple[str, bool]:
+    """`[name=]VENDOR/CLASS=DEVICE[,required[=BOOL]]` of RUN --device: (name, whether it has to be there).
+
+    Raises DockerfileError. Source: Dockerfile reference, RUN --device."""
+    name, required = "", False
+    for position, part in enumerate(text.split(",")):
+        key, equals, value = part.partition("=")
+        if key == "required":
+            if equals and value.lower() not in ("1", "t", "true", "0", "f", "false"):
+                raise DockerfileError(f"invalid value for required: {value}")
+            required = not equals or value.lower() in ("1", "t", "true")
+        elif key == "name" and equals:
+            name = value
+        elif position == 0:
+            name = part
+        else:
+            raise DockerfileError(f'unexpected key "{key}" in "{part}" of --device')
+    if not name:
+        raise DockerfileError("RUN --device needs the name of a device")
+    return name, required

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import DockerfileError
 from .durations import MIN_DURATION_NS, parse_duration_ns
-from .flags import Flags, did_you_mean, read_flags
+from .flags import Flags, did_you_mean, parse_device, read_flags
 from .mounts import Mount, check_mount, parse_mount
 from .parser import INSTRUCTIONS, Dockerfile, Heredoc, Node, located, parse, parse_heredoc
 from .variables import SPACES
@@ -374,6 +374,8 @@ def _run(node: Node) -> Run:
     _refuse_other(network, NETWORK_MODES, f'unsupported network mode "{network}"')
     security = flags.text("security") or "sandbox"
     _refuse_other(security, SECURITY_MODES, f'security "{security}" is not valid')
+    for device in flags.all("device"):
+        parse_device(device)
     return Run(
         args=node.args,
         json_form=node.json_form,

@@ -70,6 +70,67 @@ def test_dockerfile_cells(open_notebook: Any, expect: Any) -> None:
     _mimes(page, "text/x-dockerfile", *["text/x-ipython"] * 4)
 
 
+LOOP = 'RUN i=0; while [ $i -lt 10000 ]; do echo "line $i of many"; i=$((i+1)); done; '
+FORTY = "%%dockerfile -t forty\nFROM lab/busybox\n" + "\n".join(f"ENV N{n}={n}" for n in range(40))
+FAILING = f"%%dockerfile -t never --no-cache\nFROM lab/busybox\n{LOOP}true\n{LOOP}exit 3"
+STOPPED = "%%dockerfile -t stopped\nFROM lab/busybox\nRUN echo begun; sleep 600"
+
+
+@pytest.mark.parametrize(("theme", "width"), [("Light", 1280), ("Dark", 700)])
+def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int) -> None:
+    """A long build folds, much output stays a tail, a failure shows the cell's lines, the stop button one line; all of
+    it is there again without a kernel."""
+    cells = ("%load_ext labkernel", FORTY, FAILING, "%container debug", STOPPED)
+    name = f"builds-{theme.lower()}.ipynb"
+    notebook = open_notebook(name, *cells, width=width)
+    page = notebook.page
+    notebook.theme(f"JupyterLab {theme}")
+    for index in range(4):
+        _run(notebook, index)
+    made = notebook.cells()
+    assert "41 steps" in made["c1"]["outputs"][0]["data"]["text/plain"]
+    shown = "".join(made["c2"]["outputs"][0]["data"]["text/html"])
+    assert "line 9999 of many" in shown
+    assert len(shown) < 20_000, "the last lines, not all of them"
+    told = "".join(made["c2"]["outputs"][1]["traceback"])
+    assert "4 | >>> RUN i=0" in told
+    assert "failed at line 4 of" in made["c3"]["outputs"][0]["data"]["text/plain"]
+    # `$i … $` is no formula.
+    notebook.show("c2")
+    expect(page.locator("details.labkernel-build").last).to_contain_text("while [ $i -lt 10000 ]", timeout=60_000)
+    expect(page.locator("mjx-container")).to_have_count(0, timeout=60_000)
+    notebook.shot(f"builds-{theme.lower()}")
+    page.evaluate(RUN_CELL, 4)
+    notebook.running("c4", "begun")
+    notebook.command("notebook:interrupt-kernel")
+    notebook.page.wait_for_function(ENDED, arg=4, timeout=120_000)
+    stopped, error = notebook.cells()["c4"]["outputs"]
+    assert "Build stopped after" in stopped["data"]["text/plain"]
+    assert (error["ename"], len(error["traceback"])) == ("Interrupted", 1)
+    notebook.show("c4")
+    notebook.shot(f"builds-stopped-{theme.lower()}")
+    notebook.save()
+    page.context.close()
+    again = open_notebook(name, kept=True, width=width)
+    again.show("c2")
+    expect(again.page.get_by_text("line 9999 of many").first).to_be_visible(timeout=60_000)
+
+
+RUN_CELL = """index => {
+  window.jupyterapp.shell.currentWidget.content.activeCellIndex = index;
+  window.jupyterapp.commands.execute('notebook:run-cell');
+}"""
+ENDED = """index => {
+  const cell = [...window.jupyterapp.shell.currentWidget.content.model.cells][index];
+  return cell.executionCount !== null && cell.executionState === 'idle';
+}"""
+
+
+def _run(notebook: Any, index: int) -> None:
+    notebook.page.evaluate(RUN_CELL, index)
+    notebook.page.wait_for_function(ENDED, arg=index, timeout=120_000)
+
+
 def _mimes(page: Any, *wanted: str) -> None:
     same = f"wanted => JSON.stringify(({MIMES})()) === JSON.stringify(wanted)"
     page.wait_for_function(same, arg=list(wanted), timeout=60_000)
