@@ -80,7 +80,14 @@ STOPPED = "%%dockerfile -t stopped\nFROM lab/busybox\nRUN echo begun; sleep 600"
 def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int) -> None:
     """A long build folds, much output stays a tail, a failure shows the cell's lines, the stop button one line; all of
     it is there again without a kernel."""
-    cells = ("%load_ext labkernel", FORTY, FAILING, "%container debug", STOPPED)
+    cells = (
+        "%load_ext labkernel",
+        FORTY,
+        FAILING,
+        "%container debug",
+        STOPPED,
+        "from IPython.display import HTML\nHTML('$a$')",
+    )
     name = f"builds-{theme.lower()}.ipynb"
     notebook = open_notebook(name, *cells, width=width)
     page = notebook.page
@@ -95,10 +102,14 @@ def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int
     told = "".join(made["c2"]["outputs"][1]["traceback"])
     assert "4 | >>> RUN i=0" in told
     assert "failed at line 4 of" in made["c3"]["outputs"][0]["data"]["text/plain"]
-    # `$i … $` is no formula.
+    # `$i … $` is no formula, and by the time a formula is drawn below it, it would have become one.
     notebook.show("c2")
+    _run(notebook, 5)
     expect(page.locator("details.labkernel-build").last).to_contain_text("while [ $i -lt 10000 ]", timeout=60_000)
-    expect(page.locator("mjx-container")).to_have_count(0, timeout=60_000)
+    notebook.show("c5")
+    expect(page.locator(".jp-CodeCell").last.locator("mjx-container")).to_have_count(1, timeout=60_000)
+    expect(page.locator("details.labkernel-build mjx-container")).to_have_count(0, timeout=60_000)
+    notebook.show("c2")
     notebook.shot(f"builds-{theme.lower()}")
     page.evaluate(RUN_CELL, 4)
     notebook.running("c4", "begun")
