@@ -469,7 +469,10 @@ class VMs:
         for path in self._unneeded(all=all):
             with contextlib.suppress(OSError):
                 freed += path.stat().st_blocks * 512
-                path.unlink()
+                if path.is_dir():
+                    path.rmdir()
+                else:
+                    path.unlink()
         return {"VMsDeleted": deleted, "SpaceReclaimed": freed}
 
     def leftovers(self) -> Sequence[Path]:
@@ -485,7 +488,7 @@ class VMs:
     def _unneeded(self, *, all: bool) -> Sequence[Path]:
         used = {vm.record["machine"]["disk"] for vm in self._all()}
         kept = set() if all else {str(self._disk_path(image)) for image in self.images.list(all=True)}
-        found = [path for path in self.layout.vm.glob("disks/*") if str(path) not in used | kept]
+        found = [path for path in self.layout.vm.glob("disks/*") if str(path) not in used | kept and not _is_new(path)]
         return [*found, *(self.layout.vm.glob("templates/*") if all else ())]
 
     def usage(self) -> dict[str, int]:
@@ -552,6 +555,13 @@ class VMs:
                 for warning in made.get("warnings") or ():
                     notify(warning)
         return path, path.stat().st_blocks * 512
+
+
+def _is_new(path: Path) -> bool:
+    """A disk that is being made: its names during that are known to nobody else."""
+    with contextlib.suppress(OSError):
+        return path.suffix in (".partial", ".merged") and time.time() - path.stat().st_mtime < LEFTOVER_AGE_S
+    return False
 
 
 def _feed(attachment: Attachment, source: bytes | BinaryIO) -> None:

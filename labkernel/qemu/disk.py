@@ -12,7 +12,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,17 +45,18 @@ def make_disk(
     """Write the root file system of `lowers` (overlay lower directories, top first) to the file `out`.
 
     `owner_xattr` names the attribute in which the intended owner of a file is recorded (`uid:gid`) where the driver
-    cannot set it: on the disk the owner is right. The file appears complete or not at all. Returns
+    cannot set it: on the disk the owner is right. The file appears complete or not at all, and one task at a time makes
+    it (the caller holds its lock). Returns
     `{"size_bytes": bytes on disk, "warnings": […]}`. Mounts an overlay in the calling
     process's mount namespace when there is more than one layer, so it needs CAP_SYS_ADMIN there for that.
     Raises VMError (no mke2fs, or it failed), DiskFull.
     """
     program = find_mke2fs()
-    partial = f"{out}.{os.getpid()}.partial"
+    partial = f"{out}.partial"  # the caller's lock makes it ours: what a killed task left is written over
     try:
         with open(partial, "wb") as file:
             os.truncate(file.fileno(), size_bytes)
-        with _merged(lowers, userxattr=userxattr) as source:
+        with _merged(lowers, f"{out}.merged", userxattr=userxattr) as source:
             owners = _recorded_owners(source, owner_xattr) if owner_xattr else []
             _mke2fs(program, source, partial)
         warnings = _set_owners(owners, partial, owner_xattr or "")
@@ -70,13 +70,13 @@ def make_disk(
 
 
 @contextlib.contextmanager
-def _merged(lowers: Sequence[str], *, userxattr: bool) -> Iterator[str]:
+def _merged(lowers: Sequence[str], target: str, *, userxattr: bool) -> Iterator[str]:
     if len(lowers) == 1:
         yield lowers[0]
         return
     from labkernel.linux import mounts
 
-    target = tempfile.mkdtemp(prefix="labkernel-disk-")
+    os.makedirs(target, mode=0o700, exist_ok=True)  # there, and empty, when a task before was killed
     try:
         mounts.mount_overlay(target, list(lowers), None, None, userxattr=userxattr)
         try:

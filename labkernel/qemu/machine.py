@@ -17,7 +17,7 @@ from typing import Any
 
 from labkernel.errors import LabkernelError
 
-from . import guest, kernel, kvm, template
+from . import guest, kernel, kvm, loaded, template
 from .command import Machine
 
 MEMORY_FLOOR_MIB = 96
@@ -74,13 +74,24 @@ class Machines:
         """How to start `wanted`, of which memory, processors, disk, network and ports are given. Raises VMError."""
         machine, found, verdict = self.prepare(wanted, given_kernel)
         saved = None if cold else self._template(machine, found)
+        first = machine if saved is not None else self._mapped(machine)
         slow = dataclasses.replace(machine, accelerator="tcg")
         return {
-            "attempts": [_attempt(machine, saved), _attempt(slow, None)],
+            "attempts": [_attempt(first, saved), _attempt(slow, None)],
             "accelerator_reason": verdict.reason,
             "kernel": found.release,
             "kernel_source": found.source,
         }
+
+    def _mapped(self, machine: Machine) -> Machine:
+        """`machine` with the kernel in its memory from the start, where that can be."""
+        try:
+            with self._lock("vm-kernel"):
+                found = loaded.get_loaded(machine.kernel, machine.memory_mib)
+        except OSError as err:
+            self.notify(f"the kernel is copied into each machine: {err}")
+            return machine
+        return machine if found is None else dataclasses.replace(machine, kernel=found.entry, memory=found.memory)
 
     def _template(self, machine: Machine, found: kernel.Kernel) -> Path | None:
         path = template.template_path(

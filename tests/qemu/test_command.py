@@ -15,7 +15,7 @@ def following(argv: list[str], option: str) -> list[str]:
 
 
 def test_tcg_keeps_its_translation_cache_small() -> None:
-    assert following(TCG.argv(), "-accel") == ["tcg,tb-size=64"]
+    assert following(TCG.argv(), "-accel") == ["tcg,tb-size=32"]
 
 
 def test_kvm_uses_the_host_processor() -> None:

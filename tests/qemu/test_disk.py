@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,21 @@ def test_what_does_not_fit_leaves_nothing(layer: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="no space left"):
         disk.make_disk(lowers=[str(layer)], out=str(tmp_path / "disk.img"), size_bytes=2 << 20)
     assert os.listdir(tmp_path) == ["layer"]
+
+
+def test_what_a_killed_task_left_is_used_and_removed(layer: Path, tmp_path: Path) -> None:
+    # Killed at its worst moment: a half-written file, and the directory on which the layers were merged.
+    (tmp_path / "disk.img.partial").write_bytes(b"half" * 1000)
+    (tmp_path / "disk.img.merged").mkdir()
+    below = tmp_path / "below"
+    below.mkdir()
+    (below / "lower").write_text("from below\n")
+    out = tmp_path / "disk.img"
+    call = f"lowers=[{str(layer)!r}, {str(below)!r}], out={str(out)!r}"
+    line = f"from labkernel.qemu import disk; disk.make_disk({call})"
+    if os.geteuid() != 0:
+        pytest.skip("merging layers needs a mount namespace of root")
+    done = subprocess.run(["unshare", "-m", sys.executable, "-c", line], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert debugfs(out, "cat /lower") == "from below\n"
+    assert sorted(os.listdir(tmp_path)) == ["below", "disk.img", "layer"]
