@@ -56,6 +56,9 @@ __all__ = [
 
 _THROTTLED_SHARE, _THROTTLED_AGAIN_S = 0.05, 10.0
 _FEW_TARGETS, _DETAIL_S = 20, 2.0
+_REST_S, _STILL_READINGS = 1.0, 3
+CORE_SHARE = 0.01  # of a core's time that a sampler takes
+_LEARNING = 0.1  # how much one round of readings weighs in what a round is held to cost
 _STATE_FOLLOWS_S = 5.0  # how long a state may say "running" of a container whose processes are gone
 
 
@@ -155,6 +158,8 @@ class _Target:
         self.ooms = 0
         self.before: Sample | None = None
         self.throttled_at = float("-inf")
+        self.rest_until = 0.0
+        self.cpu_usec, self.still = -1, 0
 
     def tick(self, now: float) -> None:
         if self.reader is None and now >= self.retry_at:
@@ -172,6 +177,15 @@ class _Target:
             self.ooms = sample.oom_kills or 0
             self.series.mark(Event(sample.time_s, "oom"))
         self._mark_throttling(sample)
+        if self.detail_s:
+            self._rest(now, sample.cpu_usec)
+
+    def _rest(self, now: float, cpu_usec: int) -> None:
+        """One of hundreds that has used no CPU time for some readings is left alone for a while."""
+        self.still = self.still + 1 if cpu_usec == self.cpu_usec else 0
+        self.cpu_usec = cpu_usec
+        if self.still >= _STILL_READINGS:
+            self.rest_until = now + _REST_S
 
     def _mark_throttling(self, sample: Sample) -> None:
         """Mark the moment from which the CPU limit holds it back; again only after a while without."""
@@ -243,14 +257,28 @@ class Sampler:
 
     A target may start later, end, and start again; one that fails is a gap. The thread is a daemon: it ends with
     `stop()`, and never keeps an interpreter alive. `retry_s` is how often a target that is not there is looked for.
+
+    It takes no more than `core_share` of a core's time (1 is a whole one): where `hz` would take more, it reads less
+    often, and `rate_hz` says how often. Beyond twenty targets, those that use no CPU time are read once a second.
     """
 
     def __init__(
-        self, *things: Any, hz: float = 5.0, window_s: float = 600.0, net: bool = False, retry_s: float = 0.5
+        self,
+        *things: Any,
+        hz: float = 5.0,
+        window_s: float = 600.0,
+        net: bool = False,
+        retry_s: float = 0.5,
+        core_share: float = CORE_SHARE,
     ) -> None:
         if not 0.1 <= hz <= 200:
             raise UsageError(f"hz={hz:g} is not between 0.1 and 200", resolution="1 to 20 samples a second is usual")
+        if core_share <= 0:
+            raise UsageError(f"core_share={core_share:g} is not above 0")
         self.interval_s = 1.0 / hz
+        self.core_share = core_share
+        self._cost_s = 0.0  # CPU time of a round of readings, of late
+        self._cpu_s = 0.0  # of its thread, up to the last round
         self._capacity = max(2, int(window_s * hz))
         self._net = net
         self._retry_s = retry_s
@@ -283,6 +311,18 @@ class Sampler:
         return [target.series for target in self._targets]
 
     @property
+    def rate_hz(self) -> float:
+        """How often it reads now: as often as was asked for, or as its share of a core allows."""
+        return 1.0 / max(self.interval_s, self._cost_s / self.core_share)
+
+    def note(self) -> str:
+        """A sentence where it reads clearly less often than was asked for, else ""."""
+        if self.rate_hz * self.interval_s > 0.9:
+            return ""
+        rates = f"{self.rate_hz:.2g} times a second instead of {1 / self.interval_s:g}"
+        return f"read {rates}: more would take over {self.core_share * 100:g} % of a core"
+
+    @property
     def running(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
@@ -309,10 +349,10 @@ class Sampler:
         self.stop()
 
     def _run(self) -> None:
-        due = time.monotonic()
+        due, self._cpu_s = time.monotonic(), time.thread_time()
         while True:
-            self.tick()
-            due += self.interval_s
+            self._round()
+            due += 1.0 / self.rate_hz
             now = time.monotonic()
             if due < now:  # the machine was asleep or busy: no burst of readings to catch up
                 due = now
@@ -320,8 +360,17 @@ class Sampler:
                 break
         self.tick()
 
+    def _round(self) -> None:
+        """Read the targets that do not rest."""
+        now = time.monotonic()
+        for target in self._targets:
+            if now >= target.rest_until:
+                target.tick(now)
+        before, self._cpu_s = self._cpu_s, time.thread_time()  # the wait before it is part of what a round costs
+        self._cost_s += (self._cpu_s - before - self._cost_s) * _LEARNING
+
     def tick(self) -> None:
-        """Read every target once, in the calling thread (what the thread does each time)."""
+        """Read every target once, in the calling thread."""
         now = time.monotonic()
         for target in self._targets:
             target.tick(now)
@@ -340,10 +389,12 @@ class Sampler:
         return history_figure(self.all_series())
 
     def __repr__(self) -> str:
-        return table_text(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
+        table = table_text(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
+        return "\n".join(filter(None, (table, self.note())))
 
     def _repr_html_(self) -> str:
-        return table_html(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
+        rows = [summary(series) for series in self.all_series()]
+        return table_html(SUMMARY_HEADER, rows, caption=self.note() or None)
 
     def to_csv(self, stream: IO[str]) -> None:
         """All samples as CSV with a header line; unknown figures are empty."""

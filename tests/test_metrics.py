@@ -114,6 +114,26 @@ def test_of_hundreds_only_what_moves_is_read_each_time(tmp_path: Path, version: 
     reader.close()
 
 
+def test_what_uses_no_cpu_time_is_read_in_detail_five_times_as_seldom(tmp_path: Path) -> None:
+    reader = CgroupReader(1, {"any": str(folder(tmp_path, V1))})
+    reader.detail_s = 3600.0
+    assert reader.read() is not None
+    folder(tmp_path, {**V1, "pids.current": "50\n"})
+    for hours, cpu, pids in ((2, "", 3), (2, "9000000", 50)):
+        reader._detail_at -= hours * 3600.0
+        if cpu:
+            (tmp_path / "cpuacct.usage").write_text(cpu)
+        sample = reader.read()
+        assert sample is not None
+        assert sample.pids == pids
+    (tmp_path / "pids.current").write_text("51\n")
+    reader._detail_at -= 6 * 3600.0
+    sample = reader.read()
+    assert sample is not None
+    assert sample.pids == 51, "in the end all the same"
+    reader.close()
+
+
 def test_parsers() -> None:
     assert field(b"a 1\nab 2\nb 3", b"a") == 1
     assert field(b"a 1\nab 2\nb 3", b"b") == 3
@@ -303,6 +323,45 @@ def test_a_target_starts_late_ends_and_starts_again(tmp_path: Path) -> None:
     assert [point is None for point in series.points] == [False, False, True, False]
     assert math.isnan(series.cpu_percent()[1][1])
     target.close()
+
+
+def test_of_hundreds_those_at_rest_are_left_alone_for_a_while(tmp_path: Path) -> None:
+    """Not by hand, though: tick() reads all."""
+    containers = [FakeContainer(tmp_path / f"cg{number}") for number in range(21)]
+    sampler = Sampler(*containers)
+    for container in containers:
+        container.start()
+    busy = tmp_path / "cg3/cpuacct.usage"
+    for turn in range(10):
+        busy.write_text(f"{turn + 1}000000\n")
+        sampler._round()
+    seen = [len(series.points) for series in sampler.all_series()]
+    assert seen[3] == 10
+    assert {*seen[:3], *seen[4:]} == {4}, "one reading, and three that were the same"
+    sampler.tick()
+    assert [len(series.points) for series in sampler.all_series()] == [count + 1 for count in seen]
+    few = Sampler(containers[0])
+    for _ in range(10):
+        few._round()
+    assert len(few.all_series()[0].points) == 10, "of a few, each reading counts"
+    sampler.stop()
+    few.stop()
+
+
+def test_a_sampler_keeps_to_its_share_of_a_core_and_says_so(tmp_path: Path) -> None:
+    containers = [FakeContainer(tmp_path / f"cg{number}") for number in range(3)]
+    sampler = Sampler(*containers, hz=20, core_share=1e-6)
+    assert (sampler.rate_hz, sampler.note()) == (20.0, "")
+    for container in containers:
+        container.start()
+    sampler._round()
+    assert sampler.rate_hz < 1
+    assert "instead of 20" in sampler.note()
+    assert sampler.note() in repr(sampler)
+    assert sampler.note() in sampler._repr_html_()
+    sampler.stop()
+    with pytest.raises(UsageError, match="core_share"):
+        Sampler(core_share=0)
 
 
 def test_a_machine_has_its_memory_as_limit_and_may_start_later() -> None:

@@ -93,7 +93,7 @@ class Bench:
             # As with docker, what could not be started stays created; nobody asked for this one.
             self._containers.get(name).remove(force=True)
             raise
-        sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.002)
+        sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.002, core_share=1.0)
         try:
             series = sampler.add(container, kind="container")
             sampler.start()
@@ -124,7 +124,7 @@ class Bench:
             container.remove(force=True)
 
     def run_vm(self, command: list[str], number: int, settings: Mapping[str, Any]) -> Run:
-        sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.01)
+        sampler = Sampler(hz=SAMPLES_PER_SECOND, window_s=self.timeout_s, retry_s=0.01, core_share=1.0)
         followed: list[Series] = []
         asked: list[float] = []
 

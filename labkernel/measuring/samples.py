@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 _TICK_USEC = 1_000_000 // os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_DESCRIPTORS = 16384
+_STILL_FACTOR = 5  # what used no CPU time since did hardly anything else
 _UNLIMITED = 1 << 60  # cgroup v1 has no word for "none": it shows the largest page-aligned number
 
 
@@ -207,8 +208,8 @@ class CgroupReader:
     are read as well, which keeps the namespace alive until `close()`. No privileges needed.
 
     What is dear to read (memory.stat, block I/O, pressure, OOM kills, the network), and the number of processes, is
-    read at most every `detail_s` seconds and repeated in between: CPU, memory and, where there is a CPU limit,
-    throttling are always fresh. That is how hundreds can be followed.
+    read at most every `detail_s` seconds (five times as seldom while no CPU time is used) and repeated in between: CPU,
+    memory and, where there is a CPU limit, throttling are always fresh. That is how hundreds can be followed.
     """
 
     detail_s = 0.0
@@ -222,7 +223,7 @@ class CgroupReader:
             self._open(name)
         self._net = _NetCounters(net_pid) if net_pid else None
         self._detail: _Detail | None = None
-        self._detail_at = 0.0
+        self._detail_at, self._detail_cpu = float("-inf"), -1
         # Read each time, twenty times a second of hundreds of targets: without a look-up by name.
         self._cpu = self._files.fds.get("cpuacct.usage" if self._v1 else "cpu.stat", -1)
         self._memory = self._files.fds.get("memory.usage_in_bytes" if self._v1 else "memory.current", -1)
@@ -247,9 +248,8 @@ class CgroupReader:
         cpu = int(os.pread(self._cpu, 32, 0)) // 1000
         usage = int(os.pread(self._memory, 32, 0)) if self._memory >= 0 else 0
         detail = self._detail
-        if detail is None or now - self._detail_at >= self.detail_s:
+        if self._is_due(now, cpu) or detail is None:
             detail = self._detail = self._detail_v1()
-            self._detail_at = now
             throttled = detail.throttled_usec
         else:
             throttled = self._throttled_v1() if detail.limited else detail.throttled_usec
@@ -265,22 +265,29 @@ class CgroupReader:
             return None
         usage = int(os.pread(self._memory, 32, 0)) if self._memory >= 0 else 0
         detail = self._detail
-        if detail is None or now - self._detail_at >= self.detail_s:
+        if self._is_due(now, used) or detail is None:
             detail = self._detail = self._detail_v2()
-            self._detail_at = now
         return _sample(now, used, usage, field(stat, b"throttled_usec"), detail)
 
-    def _throttled_v1(self) -> int | None:
-        throttled = field(self._files.read("cpu.stat", 512), b"throttled_time")
+    def _is_due(self, now: float, cpu: int) -> bool:
+        """Whether to read what is dear; the caller then does."""
+        age = now - self._detail_at
+        if age < self.detail_s or (cpu == self._detail_cpu and age < self.detail_s * _STILL_FACTOR):
+            return False
+        self._detail_at, self._detail_cpu = now, cpu
+        return True
+
+    def _throttled_v1(self, stat: bytes | None = None) -> int | None:
+        throttled = field(self._files.read("cpu.stat", 512) if stat is None else stat, b"throttled_time")
         return None if throttled is None else throttled // 1000
 
     def _detail_v1(self) -> _Detail:
         read = self._files.read
-        stat = read("memory.stat")
+        stat, cpu_stat = read("memory.stat"), read("cpu.stat", 512)
         io = read("blkio.throttle.io_service_bytes_recursive") or read("blkio.throttle.io_service_bytes")
         return _Detail(
             number(read("pids.current", 32)),
-            self._throttled_v1(),
+            self._throttled_v1(cpu_stat),
             self._net.read() if self._net else None,
             field(stat, b"total_inactive_file") or 0,
             _sum_words(io, b" Read ") + _sum_words(io, b" Write ") if io else None,
@@ -289,7 +296,7 @@ class CgroupReader:
             field(read("memory.oom_control", 128), b"oom_kill"),
             field(stat, b"total_cache"),
             self._pressure(),
-            limited=bool(field(read("cpu.stat", 512), b"nr_periods")),  # counts only where there is a limit
+            limited=bool(field(cpu_stat, b"nr_periods")),  # counts only where there is a limit
         )
 
     def _detail_v2(self) -> _Detail:
