@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..display import human_memory
-from ..errors import LabkernelError, UsageError
+from ..errors import LabkernelError, NoSuchContainer, NoSuchVM, UsageError
 
 _MONO = "font-family:var(--jp-code-font-family, monospace);font-size:12px"
 _MUTED = "color:var(--jp-ui-font-color2, #666)"
@@ -93,12 +93,13 @@ def processes(engine: Any, thing: Any = None) -> ProcessTree:
     """The processes of a container or VM (or its name); without one, those of the engine: keeper, supervisor and all
     that runs below them. Raises NoSuchContainer, UsageError for something that has no processes."""
     if isinstance(thing, str):
-        thing = engine.containers.get(thing)
+        thing = _find(engine, thing)
     if thing is None:
         labels: dict[int, str] = {}
         for container in engine.containers.list():
             if pid := int((container.runtime_state() or {}).get("pid") or 0):
                 labels[pid] = container.name
+        labels |= {vm.pid: f"{vm.name} (VM)" for vm in engine.vms.list() if vm.pid}
         return ProcessTree("the engine and what it runs", [_own_tree(engine, labels)])
     kind = getattr(thing, "kind", "")
     state = thing.runtime_state() if callable(getattr(thing, "runtime_state", None)) and kind != "vm" else {}
@@ -108,6 +109,18 @@ def processes(engine: Any, thing: Any = None) -> ProcessTree:
     name = str(getattr(thing, "name", main))
     found = [_tree(main, {main: name})] if main else []
     return ProcessTree(f"processes of {name}", [root for root in found if root.command])
+
+
+def _find(engine: Any, name: str) -> Any:
+    """The container of this name or, where there is none, the virtual machine."""
+    try:
+        return engine.containers.get(name)
+    except NoSuchContainer:
+        try:
+            return engine.vms.get(name)
+        except NoSuchVM:
+            pass
+        raise
 
 
 def _own_tree(engine: Any, labels: dict[int, str]) -> Process:
@@ -149,14 +162,15 @@ def _inside(pid: int) -> int:
 
 # -- networks
 
-_WIDTH, _ROW, _TOP = 860, 46, 54
+_WIDTH, _ROW, _TOP = 900, 46, 54
+_MACHINES = "qemu"  # stands for a driver: the networks of virtual machines, one for each
 _INK, _SOFT, _LINE = "#1b1f24", "#57606a", "#8b949e"
 _COLOURS = ("#0072B2", "#009E73", "#B3589A", "#9A6700", "#2B8CBE", "#555555")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A container in a network: its address there, and the ports that are published on this machine."""
+    """A container or machine in a network: its address there, and the ports that are published on this machine."""
 
     name: str
     address: str
@@ -173,7 +187,8 @@ class Net:
 
 @dataclass(frozen=True, repr=False)
 class NetworkMap:
-    """Networks and who is in them. Two containers can talk when they share a network that is not `none`."""
+    """Networks and who is in them. Two containers can talk when they share a network that is not `none`; a virtual
+    machine is alone in the user-mode network of its QEMU."""
 
     nets: Sequence[Net]
 
@@ -238,8 +253,10 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
         dash = "" if net.driver != "host" else " stroke-dasharray='5 4'"
         parts.append(f"<path d='M140 {machine_y} C 190 {machine_y}, 190 {y}, 240 {y}' fill='none' "
                      f"stroke='{_LINE}' stroke-width='1.6'{dash}/>")  # fmt: skip
-    what = {"null": "loopback only", "host": "the machine's own"}.get(net.driver, net.driver)
-    parts.append(_box(240, y - 23, 200, 46, net.name, net.subnet or what, colour, filled=True))
+    what = {"null": "loopback only", "host": "the machine's own", _MACHINES: "each in a network of its own"}
+    parts.append(
+        _box(240, y - 23, 200, 46, net.name, net.subnet or what.get(net.driver, net.driver), colour, filled=True)
+    )
     if not net.members:
         parts.append(f"<text x='560' y='{y + 4}' fill='{_SOFT}'>nobody</text>")
     for place, member in enumerate(net.members):
@@ -248,13 +265,16 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
         parts.append(f"<path d='{line}' fill='none' stroke='{colour}' stroke-width='1.6'/>")
         parts.append(_box(550, at - 19, 180, 38, member.name, member.address, colour, filled=False))
         if member.ports:
-            parts.append(f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{html.escape(member.ports)}</text>")
+            parts.append(
+                f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{html.escape(_cut(member.ports, 27))}</text>"
+            )
     return "".join(parts)
 
 
 def network_map(engine: Any) -> NetworkMap:
-    """All networks of an engine and the running containers in them, with addresses and published ports."""
+    """All networks of an engine and the running containers and machines in them, with addresses and published ports."""
     containers = {container.id: container for container in engine.containers.list()}
+    machines = list(engine.vms.list())
     nets = []
     for network in engine.networks.list():
         attrs = network.attrs
@@ -273,8 +293,17 @@ def network_map(engine: Any) -> NetworkMap:
                 for container in containers.values()
                 if container.name not in named and (container.attrs["HostConfig"].get("NetworkMode") == mode)
             ]
+        if driver == "null":
+            members += [Member(f"{vm.name} (VM)", "") for vm in machines if not _address(vm)]
         nets.append(Net(network.name, driver, ", ".join(filter(None, subnets)), tuple(members)))
-    return NetworkMap(nets)
+    linked = tuple(Member(f"{vm.name} (VM)", _address(vm), _published(vm)) for vm in machines if _address(vm))
+    return NetworkMap([*nets, Net("virtual machines", _MACHINES, "", linked)] if linked else nets)
+
+
+def _address(vm: Any) -> str:
+    """The machine's address, and whether it gets out: published ports alone open no way for it (QEMU's restrict)."""
+    address = str((vm.attrs.get("NetworkSettings") or {}).get("IPAddress") or "")
+    return f"{address}, no way out" if address and vm.network_mode == "none" else address
 
 
 def _published(container: Any) -> str:

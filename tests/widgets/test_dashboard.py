@@ -130,14 +130,34 @@ def test_the_map_names_addresses_and_ports() -> None:
         SimpleNamespace(name="front", attrs=attrs("bridge", IPAM=subnet, Containers=inside)),
         SimpleNamespace(name="none", attrs=attrs("null", Containers={})),
     ]
+    machines = [
+        SimpleNamespace(
+            name=name,
+            network_mode=mode,
+            attrs={"NetworkSettings": {"IPAddress": address, "Ports": ports if address else {}}},
+        )
+        for name, mode, address in (("out", "bridge", "10.0.2.15"), ("in", "none", "10.0.2.15"), ("off", "none", ""))
+    ]
     engine = SimpleNamespace(
-        containers=SimpleNamespace(list=lambda: [web, alone]), networks=SimpleNamespace(list=lambda: networks)
+        containers=SimpleNamespace(list=lambda: [web, alone]),
+        networks=SimpleNamespace(list=lambda: networks),
+        vms=SimpleNamespace(list=lambda: machines),
     )
     found = network_map(engine)
     assert list(found.nets) == [
         Net("front", "bridge", "10.9.0.0/24", (Member("web", "10.9.0.2", "8080→80/tcp"),)),
-        Net("none", "null", "", (Member("alone", ""),)),
+        Net("none", "null", "", (Member("alone", ""), Member("off (VM)", ""))),
+        Net(
+            "virtual machines",
+            "qemu",
+            "",
+            (
+                Member("out (VM)", "10.0.2.15", "8080→80/tcp"),
+                Member("in (VM)", "10.0.2.15, no way out", "8080→80/tcp"),
+            ),
+        ),
     ]
+    assert "each in a network of its own" in found.svg()
     assert "web  10.9.0.2  published: 8080→80/tcp" in repr(found)
     assert found.svg().startswith("<svg")
     assert repr(NetworkMap([])) == "no networks"
