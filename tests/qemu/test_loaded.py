@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 
 import pytest
 
 from labkernel.qemu import loaded, unpack
+from labkernel.qemu.command import Machine
 from labkernel.qemu.kernel import get_kernel
+from labkernel.qemu.machine import Machines
 
 MIB = 1 << 20
 NOTE = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", 16 * MIB)  # where a PVH kernel begins
@@ -91,3 +94,20 @@ def test_a_real_kernel(kernels: Path) -> None:
     assert found is not None
     assert unpack.has_pvh_entry(found.entry.read_bytes())
     assert b"Linux version " in found.memory.read_bytes()
+
+
+def test_a_cold_machine_maps_its_kernel_and_may_fall_back_to_a_copy(
+    vm_dir: Path, kernels: Path, tmp_path: Path
+) -> None:
+    if get_kernel(kernels, notify=lambda _line: None, fetch=False).format != "vmlinux":
+        pytest.skip("this machine's kernel has no PVH entry")
+    said: list[str] = []
+    machines = Machines(vm_dir, tmp_path, lambda _name: contextlib.nullcontext(), said.append, pytest.fail)
+    wanted = Machine("", "", 128, Path(), Path(), Path("/disk"))
+    first, second = (each["argv"] for each in machines.plan(wanted, cold=True)["attempts"])
+    memory = next(word for word in first if word.startswith("memory-backend-file,"))
+    assert memory.endswith("/loaded,share=off")
+    assert first[first.index("-kernel") + 1].endswith("/entry")
+    assert second[second.index("-kernel") + 1].endswith("/image")
+    assert any(word.startswith("memory-backend-ram,") for word in second)
+    assert not said
