@@ -112,7 +112,7 @@ function view(model, store, el) {
     if (wanted !== drawn) {
       drawn = wanted;
       rows = new Map();
-      const head = make("tr", {}, ...titles[shown].map((title) => make("th", {}, title.toLowerCase())), make("th", {}));
+      const head = make("tr", {}, ...titles[shown].map((title) => make("th", {}, title.toLowerCase())), make("th", { class: "acts" }));
       const lines = list.map((row) => {
         const cells = row.cells.map((_, i) => make("td", i === 0 ? { class: "name" } : {}));
         const acts = make("td", { class: "acts" });

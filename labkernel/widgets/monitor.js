@@ -373,9 +373,12 @@ function limitLines(c, limits, store, box, colours, unit) {
   }
 }
 
+/** @param {string} name */
+const shortened = (name) => (name.length > 24 ? `${name.slice(0, 23)}…` : name);
+
 /** Who has this limit, where not all have it. @param {number} limit @param {number[]} limits @param {Store} store */
 function whose(limit, limits, store) {
-  const names = store.targets.filter((_, index) => limits[index] === limit).map((target) => target.name);
+  const names = store.targets.filter((_, index) => limits[index] === limit).map((target) => shortened(target.name));
   if (names.length === store.targets.length) return "";
   return `${names.slice(0, 2).join(", ")}${names.length > 2 ? ` +${names.length - 2}` : ""}: `;
 }

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..display import human_memory
+from ..display import NO_MATH, human_memory
 from ..errors import LabkernelError, NoSuchContainer, NoSuchVM, UsageError
 
 _MONO = "font-family:var(--jp-code-font-family, monospace);font-size:12px"
+_VM = " (VM)"  # after a name: it is a virtual machine
 _MUTED = "color:var(--jp-ui-font-color2, #666)"
 
 
@@ -63,7 +64,7 @@ class ProcessTree:
         count = sum(root.count for root in self.roots)
         many = "1 process" if count == 1 else f"{count} processes"
         head = f"<div><b>{html.escape(self.title)}</b> <span style='{_MUTED}'>{many}</span></div>"
-        return f"<div class='labkernel-processes'>{head}{body}</div>"
+        return f"<div class='labkernel-processes {NO_MATH}'>{head}{body}</div>"
 
 
 def _words(process: Process) -> str:
@@ -99,7 +100,7 @@ def processes(engine: Any, thing: Any = None) -> ProcessTree:
         for container in engine.containers.list():
             if pid := int((container.runtime_state() or {}).get("pid") or 0):
                 labels[pid] = container.name
-        labels |= {vm.pid: f"{vm.name} (VM)" for vm in engine.vms.list() if vm.pid}
+        labels |= {vm.pid: f"{vm.name}{_VM}" for vm in engine.vms.list() if vm.pid}
         return ProcessTree("the engine and what it runs", [_own_tree(engine, labels)])
     kind = getattr(thing, "kind", "")
     state = thing.runtime_state() if callable(getattr(thing, "runtime_state", None)) and kind != "vm" else {}
@@ -131,7 +132,9 @@ def _own_tree(engine: Any, labels: dict[int, str]) -> Process:
     for supervisor in (root, *root.children):
         for child in supervisor.children if supervisor.label == "supervisor" else ():
             # What a container's process is called before it becomes one: a child that waits, in namespaces of its own.
-            child.label = child.label or ("waiting for a container" if child.inside != child.pid else "worker")
+            waits = "waiting for a container" if child.inside != child.pid else "worker"
+            watches = any(below.label.endswith(_VM) for below in child.children)
+            child.label = child.label or ("monitor of a machine" if watches else waits)
     return root
 
 
@@ -242,7 +245,7 @@ def _box(x: float, y: float, w: float, h: float, name: str, below: str, colour: 
     return f"<rect {place} fill='{fill}' stroke='{colour}' stroke-width='1.6'/>{words}"
 
 
-def _cut(text: str, length: int = 24) -> str:
+def _cut(text: str, length: int = 21) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -265,9 +268,8 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
         parts.append(f"<path d='{line}' fill='none' stroke='{colour}' stroke-width='1.6'/>")
         parts.append(_box(550, at - 19, 180, 38, member.name, member.address, colour, filled=False))
         if member.ports:
-            parts.append(
-                f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{html.escape(_cut(member.ports, 27))}</text>"
-            )
+            ports = html.escape(_cut(member.ports.replace("/tcp", ""), 25))
+            parts.append(f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{ports}</text>")
     return "".join(parts)
 
 
@@ -294,9 +296,9 @@ def network_map(engine: Any) -> NetworkMap:
                 if container.name not in named and (container.attrs["HostConfig"].get("NetworkMode") == mode)
             ]
         if driver == "null":
-            members += [Member(f"{vm.name} (VM)", "") for vm in machines if not _address(vm)]
+            members += [Member(f"{vm.name}{_VM}", "") for vm in machines if not _address(vm)]
         nets.append(Net(network.name, driver, ", ".join(filter(None, subnets)), tuple(members)))
-    linked = tuple(Member(f"{vm.name} (VM)", _address(vm), _published(vm)) for vm in machines if _address(vm))
+    linked = tuple(Member(f"{vm.name}{_VM}", _address(vm), _published(vm)) for vm in machines if _address(vm))
     return NetworkMap([*nets, Net("virtual machines", _MACHINES, "", linked)] if linked else nets)
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from waiting import wait_until
 
+from labkernel.display import table_html
 from labkernel.engine import Engine
-from labkernel.errors import LabkernelError, UsageError
+from labkernel.errors import LabkernelError, NoSuchContainer, NoSuchVM, UsageError
 from labkernel.widgets.dashboard import Dashboard
-from labkernel.widgets.trees import Member, Net, NetworkMap, network_map, processes
+from labkernel.widgets.trees import Member, Net, NetworkMap, Process, ProcessTree, network_map, processes
 
 
 class View:
@@ -161,3 +162,33 @@ def test_the_map_names_addresses_and_ports() -> None:
     assert "web  10.9.0.2  published: 8080→80/tcp" in repr(found)
     assert found.svg().startswith("<svg")
     assert repr(NetworkMap([])) == "no networks"
+
+
+def test_a_command_with_dollars_is_no_formula() -> None:
+    """MathJax sets what stands between two dollars, unless a class forbids it."""
+    found = ProcessTree("p", [Process(7, 7, "sh -c echo $A $B", 0, 0.0)])
+    for shown in (found._repr_html_(), table_html(("COMMAND",), [("echo $A $B",)])):
+        assert "mathjax_ignore" in shown.partition(">")[0]
+        assert "$A $B" in shown
+
+
+def test_a_machine_is_named_in_the_tree_and_found_by_name() -> None:
+    class Names:
+        def __init__(self, error: type[Exception], **known: Any) -> None:
+            self.error, self.known = error, known
+
+        def get(self, name: str) -> Any:
+            if name not in self.known:
+                raise self.error(name)
+            return self.known[name]
+
+        def list(self) -> list[Any]:
+            return list(self.known.values())
+
+    vm = SimpleNamespace(kind="vm", name="box", pid=os.getpid())
+    engine = SimpleNamespace(containers=Names(NoSuchContainer), vms=Names(NoSuchVM, box=vm))
+    engine.runtime = SimpleNamespace(ensure=lambda: SimpleNamespace(keeper_pid=os.getppid(), pid=os.getppid()))
+    assert processes(engine, "box").roots[0].label == "box"
+    assert "[box (VM)]" in repr(processes(engine))
+    with pytest.raises(NoSuchContainer):
+        processes(engine, "nobody")
