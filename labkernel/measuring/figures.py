@@ -335,20 +335,27 @@ _CPU_POINTS = 113.0  # the height of the CPU panel, about
 _LETTER_SHARE = 0.0085  # the width of a letter, as a part of the axes' width
 
 
+_NAME_LENGTH = 24
+_LEGEND_POINTS, _HEADLINE_POINTS = 6.2, 9.0  # width of a letter
+
+
 def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     """CPU, memory, throttling and processes over time, with limits as lines and start, stop and OOM marked."""
     throttled = any(s.limits.cpus for s in series) or any(_any_throttled(s) for s in series)
     panels = ["cpu", "memory", *(["throttled"] if throttled else []), "pids"]
     origin = min((s.samples[0].time_s for s in series if s.samples), default=0.0)
     heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
-    columns = min(4, len(series))
+    longest = max((len(shortened(s.name, _NAME_LENGTH)) for s in series), default=0)
+    columns = min(4 if longest <= 14 else 3 if longest <= 18 else 2, len(series))
     legend_rows = 0 if len(series) < 2 else math.ceil(len(series) / columns) - 1  # one fits beside the headline
     figure = new_figure(9.0, 0.9 + 1.05 * sum(heights) + 0.22 * legend_rows)
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
     for axes, name in zip([row[0] for row in grid], panels, strict=True):
         _draw_history(axes, series, name, origin)
     grid[-1][0].set_xlabel("seconds", color=INK, fontsize=9.5)
-    headline(figure, title or ", ".join(s.name for s in series))
+    beside = columns * (longest + 6) * _LEGEND_POINTS if len(series) > 1 else 0  # how wide the legend is, in points
+    room = int((9.0 * 72 - beside) / _HEADLINE_POINTS)
+    headline(figure, shortened(title or ", ".join(s.name for s in series), max(room, 16)))
     if len(series) > 1:
         handles, labels = grid[0][0].get_legend_handles_labels()
         place: Any = {"loc": "outside upper right", "ncols": columns, "frameon": False, "labelcolor": INK}
@@ -384,7 +391,14 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
         colour = PALETTE[index % len(PALETTE)]
         times, values = _history_points(one, name, origin)
         top = max([top, *(v for v in values if v == v)])
-        axes.plot(times, values, color=colour, linestyle=_dashes(index), linewidth=1.6, label=plain(one.name))
+        axes.plot(
+            times,
+            values,
+            color=colour,
+            linestyle=_dashes(index),
+            linewidth=1.6,
+            label=plain(shortened(one.name, _NAME_LENGTH)),
+        )
         for event in one.events if name == "cpu" or len(series) == 1 else ():
             line = LIMIT if event.kind == "oom" else colour
             axes.axvline(event.time_s - origin, color=line, linewidth=0.9, linestyle=":", alpha=0.8)
@@ -407,7 +421,11 @@ def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) ->
     above = []
     for limit, names in sorted(holders.items()):
         more = f" +{len(names) - 2}" if len(names) > 2 else ""
-        whose = "" if len(names) == len(series) else f"{', '.join(shortened(name, 24) for name in names[:2])}{more}: "
+        whose = (
+            ""
+            if len(names) == len(series)
+            else f"{', '.join(shortened(name, _NAME_LENGTH) for name in names[:2])}{more}: "
+        )
         words = plain(f"{whose}limit {limit:g}{' MiB' if name == 'memory' else ' %'}")
         if limit < 8 * top:
             _limit(axes, limit, words)

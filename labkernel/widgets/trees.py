@@ -268,7 +268,7 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
         parts.append(f"<path d='{line}' fill='none' stroke='{colour}' stroke-width='1.6'/>")
         parts.append(_box(550, at - 19, 180, 38, member.name, member.address, colour, filled=False))
         if member.ports:
-            ports = html.escape(_cut(member.ports.replace("/tcp", ""), 25))
+            ports = html.escape(_cut(member.ports.replace("/tcp", ""), 21))
             parts.append(f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{ports}</text>")
     return "".join(parts)
 

@@ -234,6 +234,24 @@ def test_more_curves_than_colours_are_told_apart() -> None:
     assert "nothing was measured" in history_figure([Series("c", 10)]).axes[0].texts[0].get_text()
 
 
+@pytest.mark.parametrize("count", [2, 8, 20])
+@pytest.mark.parametrize("name", ["worker", "a-container-with-a-name-that-somebody-chose-for-its-beauty"])
+def test_names_of_any_length_leave_headline_and_legend_apart(name: str, count: int) -> None:
+    from labkernel.measuring.figures import history_figure
+
+    many = [Series(f"{name}-{number}" if number else name, 10) for number in range(count)]
+    for series in many:
+        series.points.extend(Sample(float(i), i, i << 20) for i in range(3))
+    figure = history_figure(many, title="monitor of " + ", ".join(series.name for series in many))
+    figure.canvas.draw()  # the places of things are known when it was drawn
+    [headline] = [text for text in figure.texts if text.get_text().startswith("monitor of")]
+    title, legend = headline.get_window_extent(), figure.legends[0].get_window_extent()
+    assert not title.overlaps(legend)
+    assert title.x0 >= 0
+    assert figure.bbox.x0 <= legend.x0
+    assert legend.x1 <= figure.bbox.x1
+
+
 def test_a_figure_shows_itself_without_inline_plots() -> None:
     from IPython.core.formatters import DisplayFormatter
 
