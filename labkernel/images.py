@@ -20,7 +20,6 @@ from .errors import (
     DriverError,
     ImageError,
     InvalidReference,
-    LayerError,
     ManifestError,
     NoSuchImage,
     RegistryError,
@@ -310,10 +309,10 @@ class Images:
             refuse_host(self.driver)
         self._claim_layers()
         paths = [self.layer_path(layer) for layer in reversed(image.layers)]
-        # From the bottom: a directory that a layer's tar leaves out gets its attributes from the layers below.
-        for index in range(len(paths) - 1, -1, -1):
-            if not os.path.isdir(paths[index]):
-                self.unpack(image.layers[len(paths) - 1 - index], paths[index + 1 :])
+        if not all(map(os.path.isdir, paths)):
+            from .imaging.unpacking import unpack_missing
+
+            unpack_missing(self, image.layers)
         # A layer that occurs twice (two empty ones) counts at its top place: overlay refuses a directory twice.
         return list(dict.fromkeys(paths))
 
@@ -322,35 +321,15 @@ class Images:
 
         `lowers` are the directories of the layers below it, top first.
         """
+        from .imaging.unpacking import unpack_into
+
         self._claim_layers()
         target = self.layer_path(layer)
         with self.locks.exclusive(f"layer-{target.name}"):
             if target.is_dir():
                 return target
-            if not self.blobs.has(layer.digest):
-                raise StoreError(
-                    f"the blob of layer {layer.digest} is missing",
-                    resolution="`labkernel system check` lists what is damaged; get or build the image again",
-                )
             with temporary_directory(self.layout, "layer") as work:
-                # Inside, since the task sets the mode of the layer's root directory, and `work` has to stay private.
-                directory = work / "root"
-                directory.mkdir(mode=0o755)
-                try:
-                    done = self.runtime.task(
-                        "labkernel.oci.layer:apply_layer",
-                        blob=str(self.blobs.path(layer.digest)),
-                        target=str(directory),
-                        media_type=layer.media_type,
-                        diff_id=layer.diff_id,
-                        lowers=[str(path) for path in lowers],
-                        **self.unpack_options,
-                    )
-                except LayerError:
-                    # A damaged disk and a damaged image call for different remedies.
-                    self.blobs.verify(layer.digest)
-                    raise
-                self.place_layer(layer, directory, done)
+                self.place_layer(layer, *unpack_into(self, layer, work, lowers))
         return target
 
     def place_layer(self, layer: LayerInfo, directory: Path, done: Mapping[str, Any]) -> None:

@@ -357,6 +357,49 @@ def test_layers_are_unpacked_once_top_first(images: Images) -> None:
 
 
 @needs_root
+def test_several_layers_are_unpacked_at_once(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    run, both = images.runtime.task, threading.Barrier(2)
+
+    def task(call: str, /, **args: Any) -> Any:
+        both.wait(timeout=60)
+        return run(call, **args)
+
+    monkeypatch.setattr(images.runtime, "task", task)
+    layers = [layer_of(images, {"a": b"1"}), layer_of(images, {"b": b"2"})]
+    image = images.commit_layers(new_document(), layers, ["web"])
+    assert [os.listdir(path) for path in images.layer_dirs(image)] == [["b"], ["a"]]
+    assert os.listdir(images.layout.tmp) == []
+
+
+@needs_root
+def test_a_directory_a_layer_leaves_out_is_as_below_also_when_both_are_unpacked_at_once(images: Images) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("d")
+        member.type, member.mode, member.uid, member.mtime = tarfile.DIRTYPE, 0o1771, 7, 1000
+        archive.addfile(member)
+    blob = images.blobs.put(buffer.getvalue())
+    lowest = LayerInfo(blob.digest, blob.digest, "application/vnd.oci.image.layer.v1.tar", blob.size_bytes)
+    layers = [lowest, layer_of(images, {"d/a": b"1"}), layer_of(images, {"d/b": b"2"})]
+    image = images.commit_layers(new_document(), layers, ["web"])
+    for path in images.layer_dirs(image):
+        status = (path / "d").stat()
+        assert (status.st_mode & 0o7777, status.st_uid, status.st_mtime) == (0o1771, 7, 1000)
+    assert os.listdir(images.layout.tmp) == []
+
+
+@needs_root
+def test_a_bad_layer_among_several_leaves_nothing_half_done(images: Images) -> None:
+    bad = layer_of(images, {"b": b"2"})._replace(diff_id="sha256:" + "1" * 64)
+    image = images.commit_layers(new_document(), [layer_of(images, {"a": b"1"}), bad], ["web"])
+    with pytest.raises(LayerError, match="its config says"):
+        images.layer_dirs(image)
+    assert not images.layer_path(bad).exists()
+    assert os.listdir(images.layout.tmp) == []
+
+
+@needs_root
 def test_threads_that_ask_at_once_unpack_once(images: Images) -> None:
     image = make(images, "web")
     threads = [threading.Thread(target=images.layer_dirs, args=(image,)) for _ in range(8)]

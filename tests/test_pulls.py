@@ -107,6 +107,43 @@ def test_pull_push_and_pull_again_with_docker_registry(fresh_engine: Engine, fak
         assert not engine.pulls.pull(f"{domain}/course/web@{made.digest}").new
 
 
+def test_a_layer_is_unpacked_to_its_end_while_its_blob_becomes_durable_and_is_seen_after(
+    fresh_engine: Engine, fake: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MadeImage({"etc/one": os.urandom(300_000)})
+    fake.hold(made, "v1")
+    images = fresh_engine.images
+    seen: list[bool] = []
+    fsync = os.fsync
+
+    def slow_disk(fd: int) -> None:
+        if "/tmp/blob-" in os.readlink(f"/proc/self/fd/{fd}") and os.fstat(fd).st_size > 300_000:
+            deadline = time.monotonic() + 60
+            while not seen:
+                assert time.monotonic() < deadline, "the layer waits for its blob"
+                time.sleep(0.01)
+            assert not os.listdir(images.layout.layers)
+        fsync(fd)
+
+    apply, place = images.runtime.task, images.place_layer
+
+    def task(call: str, /, **args: Any) -> Any:
+        try:
+            return apply(call, **args)
+        finally:
+            seen.append(True)
+
+    def placed(layer: Any, directory: Path, done: Any) -> None:
+        assert images.blobs.has(layer.digest)
+        place(layer, directory, done)
+
+    monkeypatch.setattr(os, "fsync", slow_disk)
+    monkeypatch.setattr(images.runtime, "task", task)
+    monkeypatch.setattr(images, "place_layer", placed)
+    pulled = fresh_engine.pulls.pull(f"{fake.domain}/web:v1")
+    assert (images.layer_path(pulled.image.layers[0]) / "etc/one").stat().st_size == 300_000
+
+
 def test_basic_authentication_of_docker_registry(
     fresh_engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,7 @@ from ..oci.registry import Refused, Registry
 from ..oci.tarstream import GrowingFile
 from ..store.blobs import temporary_directory
 from ..store.catalog import LayerInfo
+from . import unpacking
 from .removal import drop_unneeded
 
 if TYPE_CHECKING:
@@ -319,7 +320,12 @@ class _Job:
                 for future in done:
                     future.result()
             if self._unpack:
-                self._settle(layers)
+                unpacking.settle(
+                    self._images,
+                    [layer.info for layer in layers],
+                    {layer.info.diff_id: layer.unpacked for layer in layers if layer.unpacked is not None},
+                    self._new_layers.append,
+                )
             for layer in layers:
                 layer.state.status = "Pull complete" if self._unpack else "Download complete"
             watch(states)
@@ -340,14 +346,14 @@ class _Job:
                 if images.blobs.size(info.digest) != info.size_bytes:
                     raise ManifestError(f"layer {info.digest} has not the {info.size_bytes} bytes the manifest says")
                 layer.state.status = "Already exists"
-                unpacking = self._start_unpacking(layer, images.blobs.path(info.digest))
-                if unpacking is not None:
-                    unpacking.end()
+                task = self._start_unpacking(layer, images.blobs.path(info.digest))
+                if task is not None:
+                    task.end()
             else:
-                unpacking = self._download(layer)
-        if unpacking is not None:
+                task = self._download(layer)
+        if task is not None:
             layer.state.status = "Extracting"
-            layer.unpacked = unpacking.result()
+            layer.unpacked = task.result()
             if not layer.unpacked[1]["undescribed"]:
                 self._place(layer)
         # At once: who waits for another's layer while holding a lock may wait for ever.
@@ -356,32 +362,33 @@ class _Job:
     def _download(self, layer: _Layer) -> _Unpacking | None:
         info, images, state = layer.info, self._images, layer.state
         state.status = "Downloading"
-        unpacking: _Unpacking | None = None
+        task: _Unpacking | None = None
 
         def count(more: int) -> None:
             state.current += more
 
         try:
             with images.blobs.writer(info.digest, size_bytes=info.size_bytes) as out:
-                unpacking = self._start_unpacking(layer, out.path)
+                task = self._start_unpacking(layer, out.path)
 
                 def write(piece: memoryview) -> None:
                     out.write(piece)
-                    if unpacking is not None:
-                        unpacking.wake()
+                    if task is not None:
+                        task.wake()
 
                 transfer.download(
                     self._registry, self._wanted.path, info.digest, info.size_bytes, write, progress=count
                 )
+                if task is not None and out.digest == info.digest:
+                    # Verified: the rest is unpacked while the disk takes the blob.
+                    task.end()
             self._new_blobs.append(info.digest)
         except BaseException:
-            if unpacking is not None:
-                unpacking.give_up()
+            if task is not None:
+                task.give_up()
             raise
         state.status = "Download complete"
-        if unpacking is not None:
-            unpacking.end()
-        return unpacking
+        return task
 
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
@@ -417,27 +424,6 @@ class _Job:
         layer.work.close()
         layer.state.status = "Pull complete"
 
-    def _settle(self, layers: list[_Layer]) -> None:
-        """What is not in its place yet, from the bottom: layers of other processes, and those that need lower ones."""
-        images = self._images
-        lowers: list[Path] = []
-        for layer in layers:
-            target = images.layer_path(layer.info)
-            if layer.unpacked is not None:
-                directory, done = layer.unpacked
-                images.runtime.task(
-                    "labkernel.oci.layer:adopt_attributes",
-                    target=str(directory),
-                    paths=done["undescribed"],
-                    lowers=[str(path) for path in lowers],
-                )
-                with images.locks.exclusive(f"layer-{target.name}"):
-                    self._place(layer)
-            elif not target.is_dir():
-                images.unpack(layer.info, lowers)
-                self._new_layers.append(layer.info.diff_id)
-            lowers.insert(0, target)
-
 
 class _Unpacking:
     """A task that unpacks a layer while its blob arrives."""
@@ -464,7 +450,7 @@ class _Unpacking:
         self._tell(b".")
 
     def end(self) -> None:
-        """The file is complete and verified."""
+        """The file is complete and verified, if not yet durable."""
         os.set_blocking(self._wake, True)
         self._tell(GrowingFile.END)
 

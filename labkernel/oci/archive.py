@@ -218,7 +218,8 @@ class _Reading:
 
     def archive(self, fd: int) -> _Contents:
         """Store the files, keep the documents. Raises ImageError."""
-        stream = BlobStream(fd, max_bytes=_MAX_BYTES)
+        # Each file in it is hashed for itself; the whole archive's digest is nobody's.
+        stream = BlobStream(fd, max_bytes=_MAX_BYTES, hashed=False)
         contents = _Contents({}, {})
         links: dict[str, str] = {}
         try:
