@@ -1,12 +1,14 @@
 """Pulls, pushes and loads beside skopeo, docker and podman on a loopback registry: medians, ratios, our peak memory.
 
-    python benchmarks/registry.py [--runs N] [--work DIR] [--json FILE]
+    python benchmarks/registry.py [--runs N] [--work DIR] [--disk] [--json FILE]
 
 The registry is Debian's docker-registry on a free port of 127.0.0.1. The image is of directories of this machine: a
 Debian with Python in six layers (some 200 MB compressed; `--small` about half). Rounds are interleaved, so that what
 else the machine does falls on all. Whole commands are timed, process start included, for the peers and for us; `in
 process` is what a notebook sees. Stores lie below --work: on a file system where making a file is slow, that is all one
-measures.
+measures. `--disk` makes one for the purpose, an ext4 with a journal in a file (root only). An ext4 without a journal
+passes over each inode number that was freed within the last minutes (find_inode_bit in the kernel's fs/ext4/ialloc.c),
+and images are removed between rounds: making a file then costs ten times as much, for all alike.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ def command(*argv: str, env: dict[str, str] | None = None) -> tuple[float, int]:
 class Bench:
     """The image in a registry, our store beside it, and the peers that are here."""
 
-    def __init__(self, work: Path, layout: Path, domain: str, stack: ExitStack) -> None:
+    def __init__(self, work: Path, runroot: Path, layout: Path, domain: str, stack: ExitStack) -> None:
         self.work, self.layout, self.domain = work, layout, domain
         self.name = f"{domain}/bench/python:latest"
         self.env = {
@@ -162,6 +164,7 @@ class Bench:
             "LABKERNEL_ROOT": str(work / "root"),
             "LABKERNEL_RUNTIME_DIR": str(work / "run"),
         }
+        self.podman = ["podman", f"--root={work}/podman", f"--runroot={runroot}"]
         self.cli = [sys.executable, "-m", "labkernel.cli"]
         self.peak_kib = 0
         self.count = 0
@@ -227,9 +230,8 @@ class Bench:
             return command(self.docker.client, "-H", self.docker.host, "pull", "-q", self.name)[0]
 
         def podman() -> float:
-            storage = [f"--root={self.work}/podman", f"--runroot={self.work}/podman-run"]
-            subprocess.run(["podman", *storage, "rmi", "-af"], capture_output=True, check=False)
-            return command("podman", *storage, "pull", "-q", "--tls-verify=false", self.name)[0]
+            subprocess.run([*self.podman, "rmi", "-af"], capture_output=True, check=False)
+            return command(*self.podman, "pull", "-q", "--tls-verify=false", self.name)[0]
 
         rows = {"labkernel": ours, "labkernel in process": lambda: self.inside(unpack=True)}
         if shutil.which("podman"):
@@ -290,9 +292,8 @@ class Bench:
             return command(self.docker.client, "-H", self.docker.host, "load", "-q", "-i", str(archive))[0]
 
         def podman() -> float:
-            storage = [f"--root={self.work}/podman", f"--runroot={self.work}/podman-run"]
-            subprocess.run(["podman", *storage, "rmi", "-af"], capture_output=True, check=False)
-            return command("podman", *storage, "load", "-q", "-i", str(archive))[0]
+            subprocess.run([*self.podman, "rmi", "-af"], capture_output=True, check=False)
+            return command(*self.podman, "load", "-q", "-i", str(archive))[0]
 
         rows = {"labkernel": ours, "labkernel, unpacked": unpacked}
         if shutil.which("podman"):
@@ -313,26 +314,50 @@ class Bench:
         return medians
 
 
+@contextmanager
+def own_disk(work: Path) -> Iterator[Path]:
+    """A new ext4 with a journal, in a file below `work`."""
+    image, place = work / "disk.img", work / "disk"
+    with image.open("wb") as file:
+        file.truncate(40 << 30)  # a hole: it takes what is written
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        yield place
+    finally:
+        # podman leaves its storage mounted on itself.
+        subprocess.run(["umount", place / "podman/overlay"], capture_output=True, check=False)
+        subprocess.run(["umount", place], check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--work", type=Path, help="directory for image, registry and stores (default: a new one)")
     parser.add_argument("--small", action="store_true", help="about half the bytes")
+    parser.add_argument(
+        "--disk", action="store_true", help="stores on a new ext4 with a journal, in a file (root only)"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     for needed in ("docker-registry", "skopeo"):
         if shutil.which(needed) is None:
             sys.exit(f"{needed} is not installed: apt-get install docker-registry skopeo")
-    work = Path(tempfile.mkdtemp(prefix="bench-registry-", dir=args.work))
-    # Docker's directory too: stores on different file systems cannot be compared.
-    tempfile.tempdir = str(work)
+    # podman's must be short, wherever the rest is.
+    runroot = Path(tempfile.mkdtemp(prefix="lk-"))
+    top = work = Path(tempfile.mkdtemp(prefix="bench-registry-", dir=args.work))
     try:
         with ExitStack() as stack:
+            if args.disk:
+                work = stack.enter_context(own_disk(top))
+            # Docker's directory too: stores on different file systems cannot be compared.
+            tempfile.tempdir = str(work)
             layout = work / "layout"
             size = in_a_child(layout, 60_000_000 if args.small else 130_000_000)
             print(f"image: {size / 1e6:.0f} MB compressed, {len(SOURCES)} layers; stores in {work}")
             domain = stack.enter_context(registry(work))
-            bench = Bench(work, layout, domain, stack)
+            bench = Bench(work, runroot, layout, domain, stack)
             command("skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}:latest", f"docker://{bench.name}")
             found = {
                 "fetch": bench.measure("fetch without unpacking", bench.fetch(), args.runs),
@@ -348,7 +373,8 @@ def main() -> None:
     finally:
         # podman leaves its storage mounted on itself.
         subprocess.run(["umount", f"{work}/podman/overlay"], capture_output=True, check=False)
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(top, ignore_errors=True)
+        shutil.rmtree(runroot, ignore_errors=True)
 
 
 if __name__ == "__main__":
