@@ -182,6 +182,7 @@ class Builds:
         freed = self.images.sweep() if count else 0
         mounts, bytes_ = prune_cache_mounts(self.layout, self.runtime)
         deleted = [f"{count} steps"] if count else []
+        self.db.add_event("builder", "prune", "", {"reclaimed": str(freed + bytes_)})
         return {
             "CachesDeleted": [*deleted, *(f"cache mount {name}" for name in mounts)],
             "SpaceReclaimed": freed + bytes_,
@@ -300,7 +301,7 @@ class _Build:
             state.document[INLINE] = {"rows": inline_rows(images, keys, state.layers)}
         image = images.commit_layers(state.document, state.layers, tags)
         for tag in tags:
-            images.db.add_event("image", "tag", image.id, {"name": reference.parse_tag(tag).familiar})
+            images.tell(image, "tag", reference.parse_tag(tag).familiar)
         export_caches(images, caches, keys, notify=self._warn)
         return image
 

@@ -27,7 +27,7 @@ from .errors import (
     TaskError,
     UsageError,
 )
-from .events import container_attributes, insert_event
+from .events import container_attributes, insert_event, remembered_attributes
 from .imaging.provision import (
     Programs,
     RootDirectory,
@@ -265,6 +265,7 @@ class Containers:
                 self.remove(container)
                 deleted.append(container.id)
                 reclaimed += size
+        self.db.add_event("container", "prune", "", {"reclaimed": str(reclaimed)})
         return {"ContainersDeleted": deleted, "SpaceReclaimed": reclaimed}
 
     # -- what Container calls ---------------------------------------------------------------------------------------
@@ -339,7 +340,7 @@ class Containers:
         try:
             with self.db.transaction() as tx:
                 tx.execute("UPDATE containers SET name = ? WHERE id = ?", (name, container.id))
-                about = container_attributes(name, container.image_ref, container.labels)
+                about = remembered_attributes(name, container.image_ref, container.record)
                 insert_event(tx, "container", "rename", container.id, {**about, "oldName": f"/{container.name}"})
         except sqlite3.IntegrityError:
             raise self._name_taken(name) from None
@@ -453,7 +454,7 @@ class Containers:
                         (id, chosen, image.id, ref, created_at, text),
                     )
                     self.networks.join(tx, id, record["settings"])
-                    insert_event(tx, "container", "create", id, container_attributes(chosen, ref, record["labels"]))
+                    insert_event(tx, "container", "create", id, remembered_attributes(chosen, ref, record))
             except sqlite3.IntegrityError:
                 if name is not None and not self._drop_if_gone(name):
                     raise self._name_taken(name) from None

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 Event = dict[str, Any]
 Found = list[Event]
 Lines = list[bytes]  # `list` is a method of Events
+Row = tuple[str, str, str, dict[str, Any]]  # type, action, actor, attributes
 
 KEPT = 10_000
 """As many events are kept; docker keeps 256."""
 _POLL_S = 0.05
 _PLACE = "events merged"
 _KIND = "\0type"  # no label is called so
+_MOUNTS = "\0mounts"
+_NETWORK = "\0network"
 _TYPES = ("container", "vm", "image", "volume", "network", "daemon", "builder", "plugin")
 _FILTERS = ("container", "daemon", "event", "image", "label", "network", "plugin", "scope", "type", "volume")
 
@@ -146,30 +149,52 @@ def _insert(tx: sqlite3.Connection, line: bytes, known: dict[str, dict[str, Any]
         moment, action, id, attributes, *kind = json.loads(line)
     except ValueError:
         return False  # a write that a full disk cut short
-    if kind:
-        tx.execute(
-            "INSERT INTO events (time_ns, type, action, actor, attributes) VALUES (?, ?, ?, ?, ?)",
-            (moment, kind[0], action, id, json.dumps(attributes)),
-        )
-        return True
-    if id not in known:
-        known[id] = _about(tx, id)
-    about = known[id]
+    whom = attributes.get("container", "") if kind else id
+    if whom not in known:
+        known[whom] = _about(tx, whom)
+    about = known[whom]
     if about is None:
         return False  # a step of a build: not a container anybody knows of
-    kind = about.get(_KIND, "container")
-    told = {name: value for name, value in about.items() if name != _KIND}
-    tx.execute(
+    if kind:
+        rows = [(kind[0], action, id, attributes)]
+    else:
+        own = (about.get(_KIND, "container"), action, id, {**_shown(about), **attributes})
+        rows = _with_belongings(tx, own, about)
+    tx.executemany(
         "INSERT INTO events (time_ns, type, action, actor, attributes) VALUES (?, ?, ?, ?, ?)",
-        (moment, kind, action, id, json.dumps({**told, **attributes})),
+        [(moment, type, each, actor, json.dumps(told)) for type, each, actor, told in rows],
     )
     return True
+
+
+def _with_belongings(tx: sqlite3.Connection, own: Row, about: dict[str, Any]) -> list[Row]:
+    """A start comes after what the container is joined to, an end before what it leaves: volumes, and the networks
+    `none` and `host`, of which the supervisor has nothing to tell."""
+    _, action, id, _ = own
+    if action not in ("start", "die"):
+        return [own]
+    begins = action == "start"
+    rows: list[Row] = []
+    network = about.get(_NETWORK)
+    if network and (row := tx.execute("SELECT id FROM networks WHERE name = ?", (network,)).fetchone()) is not None:
+        told = {"container": id, "name": network, "type": "null" if network == "none" else network}
+        rows.append(("network", "connect" if begins else "disconnect", row["id"], told))
+    for volume, destination, writable in about.get(_MOUNTS) or ():
+        told = {"container": id, "driver": "local"}
+        if begins:
+            told |= {"destination": destination, "propagation": "", "read/write": str(writable).lower()}
+        rows.append(("volume", "mount" if begins else "unmount", volume, told))
+    return [*rows, own] if begins else [own, *rows]
+
+
+def _shown(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if not name.startswith("\0")}
 
 
 def _about(tx: sqlite3.Connection, id: str) -> dict[str, Any] | None:
     row = tx.execute("SELECT name, image_ref, settings FROM containers WHERE id = ?", (id,)).fetchone()
     if row is not None:
-        return container_attributes(row["name"], row["image_ref"], json.loads(row["settings"]).get("labels"))
+        return remembered_attributes(row["name"], row["image_ref"], json.loads(row["settings"]))
     # A virtual machine, or gone already: what was said when it was made, or renamed last.
     row = tx.execute(
         "SELECT type, attributes FROM events WHERE actor = ? AND type IN ('container', 'vm')"
@@ -188,6 +213,22 @@ def container_attributes(name: str, image: str, labels: Mapping[str, str] | None
     return {**(labels or {}), "image": image, "name": name}
 
 
+def remembered_attributes(name: str, image: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and what nobody is shown: what comes and goes with each run of the container. Kept with the events that
+    make and rename it, since one that removes itself has no row any more when its start is taken over."""
+    found: dict[str, Any] = container_attributes(name, image, record.get("labels"))
+    mounts = [
+        (each["name"], each["destination"], bool(each["rw"]))
+        for each in record.get("mounts") or ()
+        if each["type"] == "volume"
+    ]
+    if mounts:
+        found[_MOUNTS] = mounts
+    if (network := (record.get("settings") or {}).get("network_mode")) in ("none", "host"):
+        found[_NETWORK] = network
+    return found
+
+
 def insert_event(
     tx: sqlite3.Connection, type: str, action: str, actor: str, attributes: Mapping[str, Any] | None = None
 ) -> None:
@@ -199,12 +240,12 @@ def insert_event(
 
 
 def _event(row: Any) -> Event:
-    attributes = json.loads(row["attributes"] or "{}")
+    attributes = _shown(json.loads(row["attributes"] or "{}"))
     older: Event = {}
     if row["type"] in ("container", "image"):
-        older = {"status": row["action"], "id": row["actor"]}
-    if row["type"] == "container":
-        older["from"] = attributes.get("image", "")
+        older = {"status": row["action"], **({"id": row["actor"]} if row["actor"] else {})}
+    if row["type"] == "container" and "image" in attributes:
+        older["from"] = attributes["image"]
     return {
         **older,
         "Type": row["type"],

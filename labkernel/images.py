@@ -7,6 +7,7 @@ leaves at most content that nothing names, which `prune` and `remove` collect. C
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from .errors import (
     DriverError,
     ImageError,
     InvalidReference,
+    LabkernelError,
     ManifestError,
     NoSuchImage,
     RegistryError,
@@ -191,13 +193,21 @@ class Images:
             steps[-1].update({"Id": image.id, "Tags": image.tags or None})
         return steps[::-1]
 
+    def tell(self, image: Image, action: str, name: str) -> None:
+        """Record an event of an image, with its labels. One whose config is damaged can be untagged all the same."""
+        labels: dict[str, str] = {}
+        with contextlib.suppress(LabkernelError, OSError, ValueError):
+            labels = image.labels
+        self.db.add_event("image", action, image.id, {**labels, "name": name})
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     def tag(self, ref: str, name: str) -> None:
         """Give a stored image the name `name` (`:latest` filled in), taking it from the image that had it."""
         target = str(reference.parse_tag(name))
-        self.catalog.tag(target, self.get(ref).id)
-        self.db.add_event("image", "tag", self.get(ref).id, {"name": reference.parse(target).familiar})
+        image = self.get(ref)
+        self.catalog.tag(target, image.id)
+        self.tell(image, "tag", reference.parse(target).familiar)
 
     def remove(self, ref: str, *, force: bool = False) -> Records:
         """Remove a name, and with its last name the image: records `{"Untagged": …}` and `{"Deleted": …}`.
@@ -411,7 +421,9 @@ class Images:
                 self._drop_unnamed(layer)
                 raise
             image = self.commit_layers(document, [layer], [name] if name else [])
-        self.db.add_event("image", "import", image.id, {"name": name or image.id})
+        if name:
+            self.tell(image, "tag", reference.parse_tag(name).familiar)
+        self.tell(image, "import", name or image.id)
         return image
 
     def export_rootfs(self, ref: str, out: BinaryIO) -> None:
@@ -450,7 +462,7 @@ class Images:
                     loaded.append(self.register(item.config, item.manifest, layers, item.tags))
                     id = loaded[-1].id
                     notify(f"Loaded image: {', '.join(tags)}" if tags else f"Loaded image ID: {id}")
-                    self.db.add_event("image", "load", id, {"name": tags[0] if tags else id})
+                    self.tell(loaded[-1], "load", tags[0] if tags else id)
         except BaseException:
             drop_unneeded(self, [], stored)
             raise
@@ -482,7 +494,8 @@ class Images:
                 entry.tags.append(name)
         save_archive(self.blobs, list(saved.values()), out)
         for entry in saved.values():
-            self.db.add_event("image", "save", entry.config, {"name": entry.tags[0] if entry.tags else entry.config})
+            name = reference.parse(entry.tags[0]).familiar if entry.tags else entry.config
+            self.tell(self.get(entry.config), "save", name)
 
     def catalog_row(self, image: Image) -> ImageRow:
         """The stored row of an image. Raises NoSuchImage when it has been removed meanwhile."""

@@ -172,6 +172,7 @@ class Networks:
                 with contextlib.suppress(NoSuchNetwork, ConflictError):
                     self.remove(network)
                     deleted.append(network.name)
+        self.db.add_event("network", "prune", "", {"reclaimed": "0"})
         return {"NetworksDeleted": deleted}
 
     # -- what Network calls -----------------------------------------------------------------------------------------

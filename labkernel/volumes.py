@@ -105,6 +105,7 @@ class Volumes:
                 reclaimed += volume.size_bytes()
                 volume.remove()
                 deleted.append(volume.name)
+        self.db.add_event("volume", "prune", "", {"reclaimed": str(reclaimed)})
         return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
 
     def remove(self, name: str, *, force: bool = False) -> None:

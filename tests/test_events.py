@@ -12,7 +12,7 @@ import pytest
 from waiting import wait_until
 
 from labkernel.engine import Engine
-from labkernel.errors import UsageError
+from labkernel.errors import LabkernelError, UsageError
 
 
 def actions(engine: Engine, since: float, **filters: Any) -> list[str]:
@@ -53,6 +53,93 @@ def test_out_of_memory(engine: Engine, needs: Any) -> None:
     with pytest.raises(Exception, match="non-zero"):
         engine.containers.run("busybox", ["sh", "-c", "x=$(yes)"], mem_limit="8m", name="greedy")
     assert actions(engine, since, container="greedy", event=["oom", "die"]) == ["oom", "die"]
+
+
+def told(engine: Engine, since: float, **filters: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    return [
+        (event["Type"], event["Action"], event["Actor"]["Attributes"])
+        for event in engine.history.list(since=since, filters=filters or None)
+    ]
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_volumes_and_networks_come_and_go_with_a_run(engine: Engine, remove: bool) -> None:
+    """As dockerd tells it, also of a container that has no row any more when the supervisor's lines are read."""
+    engine.volumes.create("events-v")
+    since = time.time()
+    volumes = {"events-v": {"bind": "/data", "mode": "ro"}, "/tmp": {"bind": "/host", "mode": "rw"}}
+    container = engine.containers.create(
+        "busybox", ["true"], name="joined", volumes=volumes, network_mode="none", auto_remove=remove
+    )
+    container.start()
+    wait_until(lambda: "unmount" in actions(engine, since))
+    wait_until(lambda: not remove or "destroy" in actions(engine, since))
+    found = told(engine, since)
+    assert [(kind, action) for kind, action, _ in found if kind != "container"] == [
+        ("network", "connect"),
+        ("volume", "mount"),
+        ("network", "disconnect"),
+        ("volume", "unmount"),
+    ]
+    order = [action for _, action, _ in found]
+    assert order[:6] == ["create", "connect", "mount", "start", "die", "disconnect"]
+    given = {action: attributes for _, action, attributes in found}
+    assert given["connect"] == {"container": container.id, "name": "none", "type": "null"} == given["disconnect"]
+    mounted = {"destination": "/data", "propagation": "", "read/write": "false"}
+    assert given["mount"] == {"container": container.id, "driver": "local", **mounted}
+    assert given["unmount"] == {"container": container.id, "driver": "local"}
+    assert set(given["create"]) == {"image", "name"}, "what is kept for later is not shown"
+    assert told(engine, since, volume="events-v") == [row for row in found if row[0] == "volume"]
+    if not remove:
+        container.remove()
+    engine.volumes.get("events-v").remove()
+
+
+def test_a_start_that_fails_ends_nothing(engine: Engine) -> None:
+    since = time.time()
+    container = engine.containers.create("busybox", ["/nosuch"])
+    with pytest.raises(LabkernelError):
+        container.start()
+    assert actions(engine, since, container=container.id) == ["create"]
+
+
+def test_pruning_is_told(engine: Engine) -> None:
+    since = time.time()
+    engine.containers.prune()
+    engine.volumes.prune({"label": "events=none"})
+    engine.networks.prune({"label": "events=none"})
+    engine.images.prune({"label": "events=none"})
+    found = [event for event in engine.history.list(since=since) if event["Action"] == "prune"]
+    assert [event["Type"] for event in found] == ["container", "volume", "network", "image"]
+    for event in found:
+        assert event["Actor"]["ID"] == ""
+        assert "id" not in event
+        assert int(event["Actor"]["Attributes"]["reclaimed"]) >= 0
+
+
+def test_images_are_told_with_their_labels(engine: Engine, tmp_path: Any) -> None:
+    since = time.time()
+    image = engine.builds.build("FROM busybox\nLABEL course=os\n", tags=["events-i"]).image
+    with open(tmp_path / "tar", "wb") as out:
+        engine.images.save(["events-i"], out)
+    engine.images.tag("events-i", "events-j:2")
+    container = engine.containers.create("events-j:2", ["true"], name="told-of")
+    container.commit("events-k", "3", message="why")
+    container.remove()
+    for name in ("events-k:3", "events-j:2", "events-i"):
+        engine.images.remove(name)
+    names = [(action, attributes["name"]) for _, action, attributes in told(engine, since, type="image")]
+    assert names[:5] == [
+        ("tag", "events-i:latest"),
+        ("save", "events-i:latest"),
+        ("tag", "events-j:2"),
+        ("tag", "events-k:3"),
+        ("untag", "events-k:3"),
+    ]
+    assert [attributes.get("course") for _, action, attributes in told(engine, since, event="tag")] == ["os"] * 3
+    (commit,) = told(engine, since, event="commit")
+    assert (commit[2]["imageRef"], commit[2]["comment"]) == ("events-k:3", "why")
+    assert image.id in [event["Actor"]["ID"] for event in engine.history.list(since=since, filters={"event": "delete"})]
 
 
 def test_filters(engine: Engine) -> None:
@@ -113,6 +200,7 @@ def test_steps_of_a_build_are_no_containers(engine: Engine) -> None:
     since = time.time()
     engine.builds.build("FROM busybox\nRUN echo once > /once\n", no_cache=True)
     assert actions(engine, since, type="container") == []
+    assert actions(engine, since, type="network") == []
 
 
 def test_a_line_cut_short_is_left_out(fresh_engine: Engine) -> None:

@@ -212,7 +212,7 @@ class _Job:
             keep = isinstance(err, RegistryError) and not isinstance(err, Refused)
             drop_unneeded(images, self._new_layers, [] if keep else self._new_blobs)
             raise
-        images.db.add_event("image", "pull", image.id, {"name": wanted.familiar})
+        images.tell(image, "pull", wanted.familiar)
         return Pulled(image, top, new=True)
 
     # -- documents -------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Pushes:
                 registry.put_manifest(wanted.path, wanted.tag or "latest", raw, media_type)
         name = f"{wanted.name}@{manifest.digest}"
         self.images.catalog.name_digest(name, image.id)
-        self.images.db.add_event("image", "push", image.id, {"name": wanted.familiar})
+        self.images.tell(image, "push", wanted.familiar)
         return Pushed(wanted.familiar, manifest.digest, len(raw))
 
 

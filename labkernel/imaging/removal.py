@@ -62,8 +62,11 @@ def prune_images(images: Images, filters: Mapping[str, Any]) -> dict[str, Any]:
         for tag in tags:
             records.append(_untagged(images, image, tag))
         images.catalog.delete(image.id)
+        images.db.add_event("image", "delete", image.id, {"name": image.id})
         records.append({"Deleted": image.id})
-    return {"ImagesDeleted": records, "SpaceReclaimed": sweep(images)}
+    freed = sweep(images)
+    images.db.add_event("image", "prune", "", {"reclaimed": str(freed)})
+    return {"ImagesDeleted": records, "SpaceReclaimed": freed}
 
 
 def sweep(images: Images) -> int:
@@ -156,7 +159,7 @@ def _remove_tree(images: Images, path: Path) -> None:
 
 def _untagged(images: Images, image: Image, name: str) -> dict[str, str]:
     familiar = reference.parse(name).familiar
-    images.db.add_event("image", "untag", image.id, {"name": familiar})
+    images.tell(image, "untag", familiar)
     return {"Untagged": familiar}
 
 

@@ -247,6 +247,7 @@ class Container:
     def resize(self, height: int, width: int) -> None:
         """Tell its terminal the new size in characters."""
         self._containers.runtime.resize(self.id, height, width)
+        self._containers.tell(self, "resize", height=str(height), width=str(width))
 
     # -- output -----------------------------------------------------------------------------------------------------
 
@@ -501,6 +502,7 @@ class Container:
 
         state = self.runtime_state()
         self._need_running(state["status"])
+        self._containers.tell(self, "top")
         titles, rows = process_table(state) if (ps_args or "-ef").strip() == "-ef" else ps_table(state, ps_args or "")
         return {"Titles": titles, "Processes": rows}
 

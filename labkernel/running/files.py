@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DriverError, LabkernelError, NotFoundError, UsageError
+from ..oci import reference
 from ..oci.config import add_history, apply_changes, timestamp
 from ..store.blobs import temporary_directory
 from ..store.catalog import LayerInfo
@@ -174,7 +175,10 @@ def commit(
         images.blobs.adopt(base / "blob", layer.digest, verify=False)
         name = f"{repository}:{tag}" if repository and tag else repository
         image = images.commit_layers(document, [*container.image.layers, layer], [name] if name else [])
-    service.tell(container, "commit", comment=message or "", imageID=image.id, imageRef=name or "")
+    familiar = reference.parse_tag(name).familiar if name else ""
+    if familiar:
+        images.tell(image, "tag", familiar)
+    service.tell(container, "commit", comment=message or "", imageID=image.id, imageRef=familiar)
     return image
 
 

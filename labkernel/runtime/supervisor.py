@@ -325,7 +325,6 @@ class Supervisor:
         inst.state.update(status="created" if not inst.state["started_at"] else "exited", pid=0, exit_code=code)
         inst.state.update(error=error.brief, finished_at=time.time())
         inst.try_save()
-        self.events.add("die", inst.id, exitCode=str(code))
         for conn in starters:
             conn.finish(protocol.encode_message(error.to_dict()))
         self._conclude(inst)
