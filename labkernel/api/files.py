@@ -13,6 +13,7 @@ from ..running.files import look as look_at
 from .call import Call
 from .containers import find
 from .routes import Route
+from .wire import WireBody
 
 if TYPE_CHECKING:
     from ..running.container import Container
@@ -58,7 +59,8 @@ async def put(call: Call) -> Any:
 
 
 def _put(call: Call, container: Container, path: str) -> None:
-    container.put_archive(path, iter(call.stream.read, b""))
+    body = call.stream
+    container.put_archive(path, body if isinstance(body, WireBody) else iter(body.read, b""))
 
 
 async def export(call: Call) -> Any:

@@ -31,6 +31,7 @@ from .threads import in_thread
 
 BUFFER_BYTES = 512 << 10
 LINE_MAX_BYTES = 4096
+LINE_BYTES = 8  # a chunk's line with the one that ends the chunk before, as docker's client sends them: \r\n8000\r\n
 DRAIN_S = 1.0
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
@@ -40,7 +41,7 @@ class Chunked:
 
     def __init__(self) -> None:
         self.ended = False
-        self._left = 0  # of the chunk at hand
+        self._left = 0  # of the chunk at hand, see `left`
         self._line = b""  # the beginning of a line whose end has not come yet
         self._after = False  # the empty line behind a chunk comes next
         self._trailer = False
@@ -69,6 +70,16 @@ class Chunked:
                 self._take(line)
         return found
 
+    @property
+    def left(self) -> int:
+        """So many bytes from here on are the body's."""
+        return self._left
+
+    def skip(self, count: int) -> None:
+        """`count` of them were taken without being shown."""
+        self._left -= count
+        self._after = not self._left
+
     def _take(self, line: bytes) -> None:
         if self._after:
             if line:
@@ -90,6 +101,14 @@ class Counted:
     def __init__(self, length: int) -> None:
         self._left = length
         self.ended = not length
+
+    @property
+    def left(self) -> int:
+        return self._left
+
+    def skip(self, count: int) -> None:
+        self._left -= count
+        self.ended = not self._left
 
     def feed(self, data: memoryview) -> list[memoryview]:
         piece = data[: self._left]
@@ -126,25 +145,56 @@ class WireBody:
                     return b"".join(pieces)
             return b""
 
+    def pour(self, fd: int) -> None:
+        """All that is left of the body into the pipe `fd`, mostly without looking at it: what the kernel has of a chunk
+        is spliced, and only the lines between chunks are read. Raises ClientGone, UsageError, and BrokenPipeError when
+        nobody reads the pipe any more."""
+        with self._reading:
+            while not self._form.ended:
+                if self._form.left and not self._rest:
+                    self._form.skip(self._splice(fd, self._form.left))
+                else:
+                    for piece in self._form.feed(self._receive(None, LINE_BYTES)):
+                        _write(fd, piece)
+                if self._form.ended:
+                    self._finish()
+
+    def _splice(self, fd: int, count: int) -> int:
+        while not (self._dropped or self._broken):
+            try:
+                moved = os.splice(self._sock.fileno(), fd, count)
+            except BlockingIOError:
+                _wait(None, (self._sock.fileno(), select.POLLIN))
+                continue
+            except BrokenPipeError:
+                raise
+            except OSError:
+                moved = 0
+            if moved:
+                return moved
+            self._broken = True
+        self._finish()
+        raise ClientGone("the client left before the end of the body")
+
     async def chunk(self) -> bytes:
         """The same on the event loop."""
         return await in_thread(self.read)
 
-    def _receive(self, until: float | None) -> memoryview:
+    def _receive(self, until: float | None, count: int = BUFFER_BYTES) -> memoryview:
         if self._rest:
             rest, self._rest = self._rest, b""
             return memoryview(rest)
         while not (self._dropped or self._broken):
             try:
-                count = self._sock.recv_into(self._buffer)
+                got = self._sock.recv_into(self._buffer, count)
             except BlockingIOError:
                 if not _wait(until, (self._sock.fileno(), select.POLLIN)):
                     break
                 continue
             except OSError:
-                count = 0
-            if count:
-                return self._buffer[:count]
+                got = 0
+            if got:
+                return self._buffer[:got]
             self._broken = True
         self._finish()
         raise ClientGone("the client left before the end of the body")
@@ -301,6 +351,11 @@ def _waiting(fd: int, sock: socket.socket) -> int:
             raise OSError(errno.EPIPE, "the client has left")
         if not ready[fd] & select.POLLIN:
             return 0
+
+
+def _write(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

@@ -283,9 +283,12 @@ def _pipe() -> tuple[int, int]:
 
 
 def _feed(fd: int, data: Any, errors: list[BaseException]) -> None:
-    """Bytes, a binary file or an iterable of bytes into the pipe; the other end may go away."""
+    """Bytes, a binary file, an iterable of bytes or what pours itself into the pipe; the other end may go away."""
     with os.fdopen(fd, "wb", buffering=0) as file:
         try:
+            if hasattr(data, "pour"):
+                data.pour(fd)
+                return
             for piece in _pieces(data):
                 view = memoryview(piece)
                 while view:

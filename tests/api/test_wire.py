@@ -10,14 +10,16 @@ import socket
 import struct
 import tarfile
 import termios
+import threading
 
 import pytest
 from daemons import Daemon, read_all
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from waiting import wait_until
 
-from labkernel.api.wire import Chunked, Counted
+from labkernel.api.errors import ClientGone
+from labkernel.api.wire import Chunked, Counted, WireBody
 from labkernel.engine import Engine
 from labkernel.errors import UsageError
 
@@ -72,6 +74,72 @@ def test_a_body_of_known_length_ends_there() -> None:
     assert [bytes(piece) for piece in form.feed(memoryview(b"defgh"))] == [b"de"]
     assert form.ended
     assert Counted(0).ended
+
+
+def poured(data: bytes, form: Chunked | Counted, *, step: int, rest: int = 0) -> tuple[bytes, BaseException | None]:
+    """What comes out of the pipe when `data` arrives in steps, its first `rest` bytes with the headers."""
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    ours.setblocking(False)
+    body = WireBody(ours, data[:rest], form, lambda: None)
+    failures: list[BaseException] = []
+
+    def pour() -> None:
+        try:
+            body.pour(writing)
+        except BaseException as err:
+            failures.append(err)
+        finally:
+            os.close(writing)
+
+    def feed() -> None:
+        for at in range(rest, len(data), step):
+            theirs.sendall(data[at : at + step])
+        theirs.close()
+
+    threads = [threading.Thread(target=each) for each in (pour, feed)]
+    for thread in threads:
+        thread.start()
+    with os.fdopen(reading, "rb") as file:
+        found = file.read()
+    for thread in threads:
+        thread.join()
+    ours.close()
+    return found, failures[0] if failures else None
+
+
+@settings(deadline=None)
+@given(
+    pieces=st.lists(st.binary(max_size=40), max_size=6),
+    step=st.integers(1, 50),
+    rest=st.integers(0, 60),
+    trailer=st.sampled_from([b"", b"X: y\r\n"]),
+)
+def test_a_body_is_poured_into_a_pipe_as_it_comes(pieces: list[bytes], step: int, rest: int, trailer: bytes) -> None:
+    data = chunked(pieces, trailer=trailer)
+    whole = b"".join(pieces)
+    assert poured(data, Chunked(), step=step, rest=rest) == (whole, None)
+    assert poured(whole, Counted(len(whole)), step=step, rest=rest) == (whole, None)
+
+
+def test_a_large_body_is_poured_whole() -> None:
+    content = os.urandom(5 << 20)
+    pieces = [content[at : at + 32768] for at in range(0, len(content), 32768)]
+    assert poured(chunked(pieces), Chunked(), step=100_000) == (content, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "found", "failure"),
+    [
+        (b"5\r\nhel", b"hel", ClientGone),
+        (b"5\r\nhello\r\n", b"hello", ClientGone),
+        (b"5\r\nhelloo\r\n", b"hello", UsageError),
+        (b"zz\r\n", b"", UsageError),
+    ],
+)
+def test_a_poured_body_that_breaks_off_is_noticed(data: bytes, found: bytes, failure: type[Exception]) -> None:
+    came, error = poured(data, Chunked(), step=1000)
+    assert (came, type(error)) == (found, failure)
 
 
 @pytest.fixture
