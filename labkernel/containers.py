@@ -572,10 +572,12 @@ class Containers:
     def _all(self) -> Found:
         """Every container that is there, newest first; rows of those that are gone are dropped."""
         rows = self.db.query("SELECT * FROM containers ORDER BY created_at DESC, rowid DESC")
+        # After the rows: a container has its directory before it has its row.
+        there = set(os.listdir(f"{self.layout.root}/containers")) if rows else set()
         found = []
         for row in rows:
             container = self._container(row)
-            if self._is_there(row["id"]):
+            if row["id"] in there:
                 found.append(container)
             else:
                 self._forget(container)

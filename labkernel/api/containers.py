@@ -58,11 +58,11 @@ def listing(call: Call) -> Any:
 
 
 def row_of(container: Container, *, size: bool) -> dict[str, Any]:
-    """A container as the listing has it. Raises NoSuchContainer when it has just gone."""
+    """A container as the listing has it and saw it. Raises NoSuchContainer when it has just gone."""
     from ..display import joined_command, status_words
     from ..running.inspection import summarize_container
 
-    state = container.runtime_state()
+    state = container.seen or container.runtime_state()
     summary = summarize_container(container, state)
     args = [summary["Path"], *summary["Args"]]
     row = {

@@ -49,6 +49,8 @@ class Container:
         self.image_ref = image_ref
         self.created_at = created_at
         self._record: dict[str, Any] | str = record
+        self.seen: dict[str, Any] | None = None
+        """Its state when the listing that it is of looked at it."""
 
     # -- what it is -------------------------------------------------------------------------------------------------
 

@@ -33,8 +33,11 @@ def select_containers(
     only_running = not everything and not limit and not {"status", "exited"} & filters.keys()
     found = []
     for container in containers:
-        status = container.status
-        if status == "removed" or (only_running and status not in _RUNNING):
+        try:
+            container.seen = container.runtime_state()
+        except NoSuchContainer:
+            continue
+        if only_running and container.seen["status"] not in _RUNNING:
             continue
         if all(test(container) for test in tests):
             found.append(container)
