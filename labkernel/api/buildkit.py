@@ -10,7 +10,7 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from . import protobuf
 from .build import read_dockerfile, settings_of
 from .call import Call, Host
 from .errors import ApiError
+from .filesend import send_directory, send_tar
 from .filesync import receive
 from .records import Emit, error_record, send
 from .session import CallFailed, Session, Sessions
@@ -57,7 +58,7 @@ async def build(call: Call) -> Any:
         return await _upload(call, uploads, id.removeprefix(f"{UPLOAD}:"))
     # A client that is refused before its session is there may wait for it for ever.
     session = await call.unless_gone(call.host.shared(Sessions).find(call.query("session")))
-    _refuse(call)
+    _output(call)
     body: Call | None = None
     done: asyncio.Future[None] | None = None
     if call.query("remote") == UPLOAD:
@@ -68,7 +69,8 @@ async def build(call: Call) -> Any:
         # A quiet client shows all it gets: the id has to be all.
         quiet = call.flag("q")
         id = _build(call, session, body, Trace((lambda record: None) if quiet else emit))
-        emit({"stream": f"{id}\n"} if quiet else {"id": "moby.image.id", "aux": {"ID": id}})
+        if id is not None:
+            emit({"stream": f"{id}\n"} if quiet else {"id": "moby.image.id", "aux": {"ID": id}})
 
     try:
         await send(call, work, failure=_failure)
@@ -92,15 +94,20 @@ async def _upload(call: Call, uploads: Uploads, id: str) -> Any:
     return call.answer(200)
 
 
-def _refuse(call: Call) -> None:
+def _output(call: Call) -> str:
+    """Where the result goes: `image` (the store), `local` or `tar` (the client). Raises UsageError."""
     outputs = call.document("outputs") or []
+    if not isinstance(outputs, list) or len(outputs) > 1:
+        raise UsageError("multiple outputs currently unsupported by the API")
     for output in outputs:
         kind = output.get("Type") or output.get("type") if isinstance(output, dict) else None
+        if kind in ("local", "tar"):
+            return str(kind)
         if kind not in ("moby", "image", "docker"):
             raise UsageError(
-                f"the output {kind} is not available over the API",
-                resolution="labkernel build --output writes directories and archives",
+                f"the output {kind} is not available over the API", resolution="labkernel build --output writes it"
             )
+    return "image"
 
 
 def _failure(err: Exception) -> dict[str, Any]:
@@ -205,21 +212,43 @@ class SessionSecrets(Mapping[str, bytes]):
         return len(self._known)
 
 
-def _build(call: Call, session: Session, body: Call | None, trace: Trace) -> str:
-    settings = settings_of(call)
+def _build(call: Call, session: Session, body: Call | None, trace: Trace) -> str | None:
+    """The image's id; None when the result went to the client."""
+    settings, output = settings_of(call), _output(call)
     with temporary_directory(call.engine.layout, "session") as work:
         text = _prepare(call, session, body, trace, work, settings)
         settings["secrets"] = SessionSecrets(session)
         result = call.engine.builds.build(text, on_step=trace.step, **settings)
+        if output != "image":
+            with trace.doing("exporting to client") as key:
+                size = _export(call, session, result.image.id, output, work)
+                trace.status(key, f"copying files {size}B", size, ended=True)
+                _tell_warnings(trace, key, result.warnings)
+            return None
     with trace.doing("exporting to image") as key:
         trace.status(key, f"writing image {result.image.id}", 0, ended=True)
         for name in settings["tags"]:
             trace.status(
                 key, f"naming to {name if ':' in name.rpartition('/')[2] else f'{name}:latest'}", 0, ended=True
             )
-        for warning in result.warnings:
-            trace.log(key, f"WARNING: {warning}\n".encode())
+        _tell_warnings(trace, key, result.warnings)
     return str(result.image.id)
+
+
+def _tell_warnings(trace: Trace, key: str, warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        trace.log(key, f"WARNING: {warning}\n".encode())
+
+
+def _export(call: Call, session: Session, image: str, output: str, work: Path) -> int:
+    """Send the root file system to the client; bytes sent."""
+    if output == "local":
+        call.engine.builds.export_directory(image, work / "output")
+        return send_directory(session, work / "output")
+    with open(work / "output", "w+b") as file:
+        call.engine.images.export_rootfs(image, file)
+        file.seek(0)
+        return send_tar(session, file)
 
 
 def _prepare(

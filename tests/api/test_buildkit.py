@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -129,7 +131,50 @@ def test_what_fails_is_said(build: Build, context: Path) -> None:
     assert done.returncode == 1
     assert b"stat none: file does not exist" in done.stderr
     assert b"unknown instruction: NOPE" in build("-", stdin=b"NOPE\n").stderr
-    assert b"the output local is not available" in build("-o", "out", str(context)).stderr
+    assert b"the output oci is not available" in build("-o", "type=oci", str(context)).stderr
+
+
+RESULT = b"""FROM lab/busybox AS work
+RUN mkdir -p /d/sub /d/empty && head -c 300000 /dev/urandom > /d/big && echo one > /d/sub/one && touch /d/none &&\\
+    chmod 4751 /d/sub/one && ln /d/sub/one /d/zwei && ln -s sub/one /d/link && mknod /d/pipe p &&\\
+    chmod 1770 /d/empty && touch -d @1000000000 /d/sub/one && md5sum < /d/big > /d/sum
+FROM scratch
+COPY --from=work /d /
+"""
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def test_a_result_goes_to_a_directory_of_the_client(build: Build, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = build("--progress", "plain", "-o", str(out), "-", stdin=RESULT)
+    assert done.returncode == 0, done.stderr
+    assert re.search(rb"#\d+ exporting to client\n", done.stderr)
+    assert b"writing image" not in done.stderr
+    assert sorted(os.listdir(out)) == ["big", "empty", "link", "none", "pipe", "sub", "sum", "zwei"]
+    assert (out / "sum").read_text().split()[0] == md5((out / "big").read_bytes())
+    one = (out / "sub" / "one").stat()
+    assert (stat.S_IMODE(one.st_mode), one.st_mtime, (out / "zwei").read_text()) == (0o4751, 1_000_000_000, "one\n")
+    assert one.st_ino == (out / "zwei").stat().st_ino, "one file with two names"
+    assert os.readlink(out / "link") == "sub/one"
+    assert stat.S_IMODE((out / "empty").stat().st_mode) == 0o1770
+    assert (out / "none").read_bytes() == b""
+    assert stat.S_ISFIFO((out / "pipe").stat().st_mode)
+
+
+def test_a_result_goes_to_a_tar_of_the_client(build: Build, tmp_path: Path) -> None:
+    done = build("-o", "-", "-", stdin=RESULT)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+        big, sums = tar.extractfile("big"), tar.extractfile("sum")
+        assert big is not None
+        assert sums is not None
+        assert sums.read().decode().split()[0] == md5(big.read())
+    quiet = build("-q", "-o", f"type=tar,dest={tmp_path / 'tar'}", "-", stdin=RESULT)
+    assert (quiet.returncode, quiet.stdout) == (0, b""), quiet.stderr
+    assert (tmp_path / "tar").read_bytes() == done.stdout
 
 
 # -- the wire ----------------------------------------------------------------------------------------------------------
@@ -168,7 +213,7 @@ class Scripted:
     def close(self) -> None: ...
 
 
-def stat(path: str, mode: int = 0o644, link: str = "") -> list[tuple[int, Any]]:
+def entry(path: str, mode: int = 0o644, link: str = "") -> list[tuple[int, Any]]:
     return [(2, [(1, path), (2, mode), (7, link)])]
 
 
@@ -178,20 +223,20 @@ DIRECTORY, SYMLINK, END, FIN = 1 << 31 | 0o755, 1 << 27 | 0o777, [], [(1, 3)]
 @pytest.mark.parametrize(
     "packets",
     [
-        [stat("../out")],
-        [stat("/abs")],
-        [stat("a/./b")],
-        [stat("a//b")],
-        [stat("no/parent")],
-        [stat("d", SYMLINK, "/tmp"), stat("d/x")],
-        [stat("d", DIRECTORY), stat("d", SYMLINK, "/tmp")],
-        [stat("x\0y")],
-        [stat("")],
-        [stat("h", 0o644, "../../etc/passwd"), END, FIN],
-        [stat("l", SYMLINK, "/etc/passwd"), stat("h", 0o644, "l"), END, FIN],
+        [entry("../out")],
+        [entry("/abs")],
+        [entry("a/./b")],
+        [entry("a//b")],
+        [entry("no/parent")],
+        [entry("d", SYMLINK, "/tmp"), entry("d/x")],
+        [entry("d", DIRECTORY), entry("d", SYMLINK, "/tmp")],
+        [entry("x\0y")],
+        [entry("")],
+        [entry("h", 0o644, "../../etc/passwd"), END, FIN],
+        [entry("l", SYMLINK, "/etc/passwd"), entry("h", 0o644, "l"), END, FIN],
         [[(1, 2), (3, 7), (4, b"data of nothing")]],
         [[(1, 4), (4, b"gave up")]],
-        [stat("a")],
+        [entry("a")],
     ],
     ids=range(14),
 )
