@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ..dockerfile.ignorefile import read_ignorefile
 from ..errors import LabkernelError, UsageError
 from ..store.blobs import temporary_directory
 from . import protobuf
+from .agentforward import forwarded_agents, wanted_agents
 from .build import read_dockerfile, settings_of
 from .call import Call, Host
 from .errors import ApiError
@@ -218,7 +220,11 @@ def _build(call: Call, session: Session, body: Call | None, trace: Trace) -> str
     with temporary_directory(call.engine.layout, "session") as work:
         text = _prepare(call, session, body, trace, work, settings)
         settings["secrets"] = SessionSecrets(session)
-        result = call.engine.builds.build(text, on_step=trace.step, **settings)
+        with (
+            tempfile.TemporaryDirectory(prefix="lk-a-") as sockets,
+            forwarded_agents(session, wanted_agents(text), Path(sockets)) as settings["ssh"],
+        ):
+            result = call.engine.builds.build(text, on_step=trace.step, **settings)
         if output != "image":
             with trace.doing("exporting to client") as key:
                 size = _export(call, session, result.image.id, output, work)

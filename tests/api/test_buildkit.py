@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon
+from daemons import Daemon, wait_until
 
 from labkernel.api import protobuf
 from labkernel.api.filesync import TransferError, _Receiver
@@ -109,6 +112,54 @@ def test_secrets_are_asked_of_the_client(build: Build, tmp_path: Path) -> None:
     assert b"/run/secrets/s\n" in done.stderr
     required = dockerfile.replace(b"id=s", b"id=s,required=true")
     assert build(*words, stdin=required).returncode == 1
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[str]:
+    """The socket of an ssh-agent with one key, and that key's line in `tmp_path / "key.pub"`."""
+    if shutil.which("ssh-agent") is None:
+        pytest.skip("no openssh-client on this machine")
+    with tempfile.TemporaryDirectory(prefix="lk-k-") as folder:
+        key = tmp_path / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "asked", "-f", str(key)], check=True)
+        process = subprocess.Popen(["ssh-agent", "-D", "-a", f"{folder}/s"], stdout=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: os.path.exists(f"{folder}/s"))
+            wait_until(lambda: subprocess.run(["ssh-add", "-q", str(key)], env=of(f"{folder}/s")).returncode == 0)
+            yield f"{folder}/s"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def of(agent: str) -> dict[str, str]:
+    return {**os.environ, "SSH_AUTH_SOCK": agent}
+
+
+@pytest.mark.parametrize("id", ["default", "other"])
+def test_a_command_asks_the_ssh_agent_of_the_client(build: Build, agent: str, tmp_path: Path, id: str) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(agent)
+        sock.sendall(b"\0\0\0\1\x0b")  # which keys there are
+        said = sock.recv(65536)
+    public = base64.b64decode((tmp_path / "key.pub").read_text().split()[1])
+    assert public in said
+    words = ("--progress", "plain", "--no-cache", "--ssh", f"{id}={agent}", "-")
+    done = build(*words, stdin=asking(id))
+    assert done.returncode == 0, done.stderr
+    assert f"{md5(said)}".encode() in done.stderr
+    refused = build("--progress", "plain", "--no-cache", "-", stdin=asking(f"{id},required=true"))
+    assert refused.returncode == 1
+    assert f"unset ssh forward key {id}".encode() in refused.stderr
+
+
+def asking(id: str) -> bytes:
+    """A Dockerfile whose command asks its agent for its keys and prints what the answer sums up to."""
+    script = (
+        "import socket,os,hashlib;s=socket.socket(socket.AF_UNIX);s.connect(os.environ['SSH_AUTH_SOCK']);"
+        "s.sendall(bytes([0,0,0,1,11]));print(hashlib.md5(s.recv(65536)).hexdigest())"
+    )
+    return f'FROM lab/host\nRUN --mount=type=ssh,id={id} python3 -c "{script}"\n'.encode()
 
 
 def test_a_tar_of_stdin_is_a_second_request(build: Build, name: str, engine: Engine) -> None:
