@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..building.sources import git_context, is_git, is_url, stream_context
+from ..building.sources import download, git_context, is_git, is_url, stream_context
 from ..dockerfile.ignorefile import read_ignorefile
 from ..errors import LabkernelError, UsageError
 from ..store.blobs import temporary_directory
@@ -278,11 +278,12 @@ def _prepare(
     if remote not in ("client-session", ""):
         if not is_url(remote):
             raise UsageError(f"not a build context: {remote}")
-        raise UsageError(
-            f"{remote}: contexts behind a URL need the classic builder", resolution="DOCKER_BUILDKIT=0 docker build URL"
-        )
+        with trace.doing("[internal] load remote build context"):
+            fetched = download(remote, call.engine.layout, checksum=None)
+            with open(fetched.path, "rb") as given, stream_context(call.engine.layout, given) as found:
+                return _kept(found, context, name, settings)
     files.mkdir()
-    with trace.doing("[internal] load build definition from Dockerfile") as key:
+    with trace.doing(f"[internal] load build definition from {name}") as key:
         follow = [name, f"{name}.dockerignore", name.lower()]
         size = receive(session, "dockerfile", files, follow=follow)
         trace.status(key, f"transferring dockerfile: {size}B", size, ended=True)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import http.server
 import io
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -172,6 +176,63 @@ def test_a_tar_of_stdin_is_a_second_request(build: Build, name: str, engine: Eng
     done = build("-t", name, "-", stdin=buffer.getvalue())
     assert done.returncode == 0, done.stderr
     assert engine.containers.run(name, ["cat", "/x"], remove=True) == b"of the tar"
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    (tmp_path / "served").mkdir()
+    return tmp_path / "served"
+
+
+@pytest.fixture
+def served_by_git(served: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    line = ["git", "daemon", f"--base-path={served}", "--export-all", "--listen=127.0.0.1", f"--port={port}"]
+    with subprocess.Popen(line, start_new_session=True) as process:  # it has a child of its own
+        try:
+            wait_until(lambda: listens(port), "git's server")
+            yield f"git://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def test_contexts_that_are_elsewhere(
+    build: Build, name: str, engine: Engine, tmp_path: Path, served: Path, served_by_git: str
+) -> None:
+    """A Dockerfile, an archive and a repository behind URLs."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (served / "plain").write_bytes(b"FROM lab/busybox\nLABEL where=plain\n")
+    (tree / "Dockerfile").write_text("FROM lab/busybox\nCOPY x /x\n")
+    (tree / "x").write_text("fetched")
+    with tarfile.open(served / "context.tar.gz", "w:gz") as tar:
+        tar.add(tree, ".")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-C", str(tree)]
+    for words in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    subprocess.run(["git", "clone", "-q", "--bare", str(tree), str(served / "r.git")], check=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{httpd.server_port}"
+        try:
+            for place in (f"{base}/context.tar.gz", f"{base}/plain", f"{served_by_git}/r.git#main"):
+                done = build("--progress", "plain", "-t", name, place)
+                assert done.returncode == 0, done.stderr
+                if place.endswith("plain"):
+                    assert engine.images.get(name).labels == {"where": "plain"}
+                else:
+                    assert engine.containers.run(name, ["cat", "/x"], remove=True) == b"fetched"
+            assert b"404" in build(f"{base}/none").stderr
+        finally:
+            httpd.shutdown()
 
 
 def test_what_fails_is_said(build: Build, context: Path) -> None:
