@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..errors import LabkernelError, NoSuchContainer, StartError, UsageError
+from ..errors import LabkernelError, NoSuchContainer, NoSuchImage, NotFoundError, StartError, UsageError
 from ..measuring.stats import stats_of_ended
 from .call import Answer, Call
 from .configs import Config, Update, limits_of, settings_of
+from .errors import ApiError
 from .routes import Route
 
 if TYPE_CHECKING:
@@ -39,7 +40,13 @@ def create(call: Call) -> Any:
             settings[name] = call.query(name)
     # A client pulls what is missing itself, when it is told so: the engine must not do it for it.
     call.engine.images.get(config.image)
-    container = call.engine.containers.create(config.image, command or None, **settings)
+    try:
+        container = call.engine.containers.create(config.image, command or None, **settings)
+    except NoSuchImage:
+        raise
+    except NotFoundError as err:
+        # Of a network or a container to share with. Docker's client takes any 404 for the image's and pulls that.
+        raise ApiError(400, err.brief) from err
     return call.answer(201, {"Id": container.id, "Warnings": container.warnings})
 
 

@@ -20,7 +20,7 @@ from waiting import wait_until
 from labkernel.engine import Engine
 
 IMAGE = "lab/busybox"
-FOREVER = ("sh", "-c", "trap 'exit 3' TERM; while true; do sleep 0.1; done")
+FOREVER = ("sh", "-c", "trap 'exit 3' TERM; echo ready; while true; do sleep 0.1; done")
 
 
 def names_in(archive: bytes) -> list[str]:
@@ -78,6 +78,22 @@ def test_wrong_settings_end_with_125_and_leave_nothing(docker: Cli) -> None:
     assert docker.ok("ps", "-aq") == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--network", "nosuch"), "network nosuch not found"),
+        (("--network", "container:nosuch"), "No such container: nosuch"),
+        (("--pid", "container:nosuch"), "No such container: nosuch"),
+        (("--volumes-from", "nosuch"), "No such container: nosuch"),
+    ],
+)
+def test_what_else_is_missing_is_not_taken_for_the_image(docker: Cli, flags: tuple[str, ...], said: str) -> None:
+    told = docker.fails("run", *flags, IMAGE, "true", code=125)
+    assert said in told
+    assert "Unable to find image" not in told
+    assert docker.ok("ps", "-aq") == ""
+
+
 def test_settings_reach_the_container(docker: Cli, tmp_path: Path) -> None:
     (tmp_path / "given").write_text("from the host")
     words = (
@@ -102,6 +118,8 @@ def test_the_life_of_a_container(docker: Cli) -> None:
     assert docker.ok("unpause", "life") == "life"
     assert docker.ok("rename", "life", "other") == ""
     assert docker.ok("restart", "-t", "20", "other") == "other"
+    # Before its trap is set, process 1 does not hear of the signal at all.
+    wait_until(lambda: docker.ok("logs", "other").count("ready") == 2)
     assert docker.ok("stop", "-t", "20", "other") == "other"
     assert docker.ok("inspect", "-f", "{{.State.ExitCode}}", "other") == "3"
     assert docker.ok("stop", "other") == "other", "a second stop is no error"
