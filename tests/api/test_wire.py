@@ -43,6 +43,7 @@ def unread(sock: socket.socket) -> int:
     return int(struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.binary(max_size=40), max_size=6),
     step=st.integers(1, 50),
