@@ -35,6 +35,58 @@ for line in sys.stdin:
     print(json.dumps([took, done.returncode, done.stderr.decode()[-400:]]), flush=True)
 """
 
+PLAIN_UID = 65433
+ROOTLESS = """
+import sys, time
+import labkernel
+lab = labkernel.connect()
+uid = lab.containers.run("lab/busybox", ["id", "-u"], remove=True, network_mode="none").decode()
+print(uid.strip(), lab.runtime.driver, flush=True)
+for _line in sys.stdin:
+    deadline = time.monotonic() + 10
+    while lab.runtime.ensure().warm < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    started = time.perf_counter()
+    lab.containers.run("lab/busybox", "true", remove=True, network_mode="none")
+    print(time.perf_counter() - started, flush=True)
+lab.runtime.shutdown(force=True)
+"""
+
+
+class Rootless:
+    """This engine as a plain user's, in a store of its own: another uid, no group, no capability, no entry in passwd.
+
+    Raises RuntimeError where such a user cannot read this checkout or start a container."""
+
+    name = "labkernel, rootless, no network"
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="bench-u-"))
+        os.chown(self.home, PLAIN_UID, PLAIN_UID)
+        env = {"HOME": str(self.home), "XDG_RUNTIME_DIR": str(self.home), "PATH": os.environ["PATH"]}
+        who = ["setpriv", f"--reuid={PLAIN_UID}", f"--regid={PLAIN_UID}", "--clear-groups", "--inh-caps=-all"]
+        self.process = subprocess.Popen(
+            [*who, sys.executable, "-c", ROOTLESS],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=self.home,
+        )  # fmt: skip
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if self.process.stdout.readline().split() != ["0", "rootless"]:
+            _, said = self.process.communicate()
+            shutil.rmtree(self.home, ignore_errors=True)
+            raise RuntimeError(f"rootless: {said.strip()[-300:] or 'this user gets no rootless driver'}")
+
+    def run(self) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate()
+        shutil.rmtree(self.home, ignore_errors=True)
+
 
 class LowLevel:
     """`crun run` or `runc run` of a plain root file system with Docker's default isolation."""

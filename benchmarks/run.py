@@ -1,7 +1,7 @@
 """`make bench`: side-by-side figures against real peers, medians and ratios from one run.
 
-    start     one whole `run --rm busybox true`: labkernel on a started engine, crun, runc, docker, interleaved
-    exec      `true` in a running container: labkernel, docker
+    start     one whole `run --rm busybox true`: labkernel on a started engine (root, rootless), crun, runc, docker
+    exec      `true` in a running container: labkernel from Python and as a command, `docker exec`
     network   a start with a bridge and a published port, and bytes through such a port: labkernel, docker
     import    CPU of `import labkernel` and of `%load_ext labkernel`
     sample    one reading of a container's figures with kept descriptors
@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from network import bench_network, from_the_pool
-from peers import Docker, LowLevel, unpacked_busybox
+from peers import Docker, LowLevel, Rootless, unpacked_busybox
 
 from labkernel.engine import Engine
 
@@ -57,7 +57,7 @@ def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
     # crun and runc make no network either; docker's default is a bridge, as ours.
     ours: dict[str, Callable[[], float]] = {"labkernel": run, "labkernel, no network": lambda: run(network_mode="none")}
     peers: list[Any] = []
-    for make in (lambda: LowLevel("crun", rootfs), lambda: LowLevel("runc", rootfs), lambda: Docker(tar)):
+    for make in (Rootless, lambda: LowLevel("crun", rootfs), lambda: LowLevel("runc", rootfs), lambda: Docker(tar)):
         try:
             peers.append(make())
         except (OSError, RuntimeError, subprocess.CalledProcessError) as err:
@@ -82,14 +82,24 @@ def bench_start(engine: Engine, runs: int, work: Path) -> dict[str, Any]:
 
 
 def bench_exec(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
-    container = engine.containers.run("lab/busybox", ["sleep", "600"], detach=True)
-    everyone: dict[str, Callable[[], object]] = {"labkernel": lambda: container.exec_run(["true"])}
+    """`docker exec` is a command, and so is `labkernel exec`; a notebook's cell calls the engine from Python."""
+    container = engine.containers.run("lab/busybox", ["sleep", "600"], detach=True, network_mode="none")
+    env = {
+        **os.environ,
+        "LABKERNEL_ROOT": str(engine.layout.root),
+        "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
+    }
+    command = [shutil.which("labkernel", path=str(Path(sys.executable).parent)) or "labkernel", "exec", container.id]
+    everyone: dict[str, Callable[[], object]] = {
+        "labkernel, from Python": lambda: container.exec_run(["true"]),
+        "labkernel exec (command)": lambda: subprocess.run([*command, "true"], check=True, env=env),
+    }
     docker = None
     try:
         try:
             docker = Docker(tar)
             docker.serve("run", "-d", "--network", "none", "--name", "exec", "bench", "sleep", "600")
-            everyone["docker"] = lambda: docker.serve("exec", "exec", "true")
+            everyone["docker exec (command)"] = lambda: docker.serve("exec", "exec", "true")
         except (OSError, RuntimeError, subprocess.CalledProcessError) as err:
             print(f"  (left out: {err})")
         times = interleaved(everyone, runs)
@@ -98,7 +108,7 @@ def bench_exec(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
             docker.close()
         container.remove(force=True)
     print(f"exec: true in a running container, {runs} runs each, interleaved")
-    base = statistics.median(times["labkernel"])
+    base = statistics.median(times["labkernel, from Python"])
     for name, seconds in times.items():
         print(row(name, seconds, base=base))
     return times
