@@ -36,7 +36,7 @@ _STATE = "_labkernel"
 
 
 class NotebookHost(Host):
-    """Writes to the cell's streams; there is no stdin and no terminal."""
+    """Writes to the cell's streams; there is no stdin and no terminal, but most front ends ask for a line."""
 
     notebook = True
 
@@ -79,6 +79,19 @@ class NotebookHost(Host):
 
     def error(self, err: LabkernelError) -> None:
         self._print("stdout", "\n".join(err.render()) + "\n")
+
+    def can_ask(self) -> bool:
+        from IPython.core.getipython import get_ipython
+
+        kernel = getattr(get_ipython(), "kernel", None)
+        # refused where a notebook is executed without anybody there (nbconvert, nbgrader)
+        return bool(kernel is not None and kernel._allow_stdin)
+
+    def ask(self, prompt: str) -> str | None:
+        try:
+            return input(prompt)
+        except EOFError:
+            return None
 
     @contextmanager
     def live(self) -> Iterator[Callable[[str, str | None], None]]:

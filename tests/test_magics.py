@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +238,17 @@ class Kernel:
         self.client.start_channels()
         self.client.wait_for_ready(timeout=60)
 
-    def run(self, code: str, *, stop_at: str | None = None, presses: int = 1) -> list[dict[str, Any]]:
-        """The outputs of a cell; `stop_at`: the stop button is pressed when this text was written."""
-        asked = self.client.execute(code)
-        outputs = []
+    def run(
+        self, code: str, *, stop_at: str | None = None, presses: int = 1, lines: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """The outputs of a cell; `stop_at`: the stop button is pressed when this text was written; `lines` are typed
+        when the kernel asks for them, and their prompts are among the outputs."""
+        asked = self.client.execute(code, allow_stdin=lines is not None)
+        prompts = []
+        for line in lines or ():
+            prompts.append({"type": "prompt", "text": self.client.get_stdin_msg(timeout=60)["content"]["prompt"]})
+            self.client.input(line)
+        outputs: list[dict[str, Any]] = prompts
         while True:
             message = self.client.get_iopub_msg(timeout=60)
             if message["parent_header"].get("msg_id") != asked:
@@ -320,6 +327,28 @@ def test_stop_button_ends_a_command_that_does_not_listen(kernel: Kernel, presses
     left = kernel.run("len(lab.containers.list(all=True))")
     assert next(o for o in left if o["type"] == "execute_result")["data"]["text/plain"] == "0"
     assert text_of(kernel.run("%container run --rm --network none busybox echo goes on")) == "goes on\n"
+
+
+def test_a_shell_in_a_cell_at_the_failing_step(kernel: Kernel) -> None:
+    dockerfile = "FROM busybox\nWORKDIR /app\nRUN echo made > here\nENV WORD=kept\nRUN exit 3"
+    kernel.run(f"%%dockerfile -t never\n{dockerfile}")
+    lines = ("cat here; echo $WORD", "cd /tmp; x='two words'", "cat", "for", 'echo "$x"; no-such', "exit 5")
+    outputs = kernel.run("r = %container debug", lines=lines)
+    prompts = [output["text"] for output in outputs if output["type"] == "prompt"]
+    assert prompts == ["/app $ ", "/app $ ", "/tmp $ ", "/tmp $ ", "/tmp $ ", "/tmp $ "]
+    text = text_of(outputs)
+    assert "failed at line 6 of" in text
+    assert "made\nkept\n" in text
+    assert "syntax error" in text, "and the shell goes on"
+    assert "two words\n" in text
+    assert "no-such: not found" in text
+    assert "lk_status" not in text
+    assert text_of(kernel.run("print(r.exit_code, len(lab.containers.list(all=True)))")) == "5 0\n"
+    assert "failed at line 6 of" in repr(kernel.run("%container debug")), "nobody is there to be asked"
+    stopped = kernel.run("%container debug", lines=["echo begun; sleep 600"], stop_at="begun")
+    error = next(output for output in stopped if output["type"] == "error")
+    assert (error["ename"], len(error["traceback"])) == ("Interrupted", 1), stopped
+    assert text_of(kernel.run("print(len(lab.containers.list(all=True)))")) == "0\n"
 
 
 def test_errors_in_a_notebook_are_short(kernel: Kernel) -> None:

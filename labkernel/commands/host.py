@@ -104,6 +104,14 @@ class Host(ABC):
         fd = self.stdin_fd()
         return fd is not None and os.isatty(fd)
 
+    def can_ask(self) -> bool:
+        """Whether `ask` gets answers: there is no terminal, but somebody who may type a line when asked for one."""
+        return False
+
+    def ask(self, prompt: str) -> str | None:
+        """A line typed there; None at the end."""
+        return None
+
     def terminal_size(self) -> tuple[int, int] | None:
         """(rows, columns) of the terminal, if output goes to one."""
         return None

@@ -92,8 +92,16 @@ def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int
     notebook = open_notebook(name, *cells, width=width)
     page = notebook.page
     notebook.theme(f"JupyterLab {theme}")
-    for index in range(4):
+    for index in range(3):
         _run(notebook, index)
+    page.evaluate(RUN_CELL, 3)
+    for line in ("pwd; echo looked around", "exit"):
+        box = page.locator(".jp-Stdin-input:enabled")
+        expect(box).to_have_count(1, timeout=60_000)  # the one before is taken away
+        notebook.shot(f"debug-{theme.lower()}")
+        box.fill(line)
+        box.press("Enter")
+    page.wait_for_function(ENDED, arg=3, timeout=120_000)
     made = notebook.cells()
     assert "41 steps" in made["c1"]["outputs"][0]["data"]["text/plain"]
     shown = "".join(made["c2"]["outputs"][0]["data"]["text/html"])
@@ -101,7 +109,9 @@ def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int
     assert len(shown) < 20_000, "the last lines, not all of them"
     told = "".join(made["c2"]["outputs"][1]["traceback"])
     assert "4 | >>> RUN i=0" in told
-    assert "failed at line 4 of" in made["c3"]["outputs"][0]["data"]["text/plain"]
+    debugged = "".join(output["text"] for output in made["c3"]["outputs"] if output["output_type"] == "stream")
+    assert "failed at line 4 of" in debugged
+    assert "looked around" in debugged
     # `$i … $` is no formula, and by the time a formula is drawn below it, it would have become one.
     notebook.show("c2")
     _run(notebook, 5)
