@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +22,13 @@ _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
 def speaks(program: str) -> bool:
     """Whether `program` is a shell whose lines are those of POSIX's sh."""
     return program.rpartition("/")[2] in _SHELLS
+
+
+def shell_in_cell(host: Host, arguments: Sequence[str]) -> list[str] | None:
+    """What `-it … sh` starts where there is no terminal but somebody to ask; None for every other command."""
+    if len(arguments) == 1 and speaks(arguments[0]) and host.can_ask():
+        return [arguments[0], "-i"]
+    return None
 
 
 class Dialogue:

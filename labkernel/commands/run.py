@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,9 @@ from .host import Host
 from .resourceflags import absent as _absent
 from .settings import environment_of, settings_of
 from .values import RunResult, explain
+
+if TYPE_CHECKING:
+    from .dialogue import Dialogue
 
 RUN_USAGE = "[OPTIONS] IMAGE [COMMAND] [ARG...]"
 
@@ -146,13 +150,29 @@ def _check_attach(flags: dict[str, Any]) -> None:
         raise UsageError("conflicting options: cannot specify both --attach and --detach", resolution="leave one out")
 
 
+def _without_terminal(
+    host: Host, flags: dict[str, Any], arguments: Sequence[str]
+) -> tuple[Callable[[Any], Dialogue] | None, Sequence[str]]:
+    """`-it` where stdin is no terminal: in a cell a shell can be talked to by what is returned; then the command.
+    Raises UsageError for everything else, as docker does."""
+    if not (flags["tty"] and flags["interactive"]) or host.stdin_is_terminal():
+        return None, arguments
+    from .dialogue import Dialogue, shell_in_cell
+
+    found = shell_in_cell(host, arguments)
+    if found is None:
+        hint = "a cell has no terminal: leave -t out, name just a shell (`sh`), or open a terminal in JupyterLab"
+        raise UsageError("the input device is not a TTY", resolution=hint if host.notebook else None, exit_code=1)
+    return lambda attachment: Dialogue(host, attachment), found
+
+
 def _run_foreground(
     host: Host, image: str, arguments: Sequence[str], settings: dict[str, Any], flags: dict[str, Any]
 ) -> RunResult:
-    tty, interactive = flags["tty"], flags["interactive"]
-    if tty and interactive and not host.stdin_is_terminal():
-        hint = "a cell has no terminal: leave -t out, or open a terminal in JupyterLab" if host.notebook else None
-        raise UsageError("the input device is not a TTY", resolution=hint, exit_code=1)
+    shell, arguments = _without_terminal(host, flags, arguments)
+    tty, interactive = flags["tty"] and shell is None, flags["interactive"]
+    if shell:
+        settings["tty"] = False
     if host.terminal_size() and tty:
         settings.setdefault("environment", {}).setdefault("TERM", os.environ.get("TERM", "xterm"))
         settings["console_size"] = host.terminal_size()
@@ -167,14 +187,18 @@ def _run_foreground(
     attachment = host.engine.containers.start_attached(container)
     _announce(host, container)
     try:
-        exit_code = foreground.stream(
-            host,
-            attachment,
-            kill=container.kill,
-            stdin=stdin,
-            tty=tty,
-            proxy_signals=flags["sig_proxy"],
-            keys=flags["detach_keys"],
+        exit_code = (
+            shell(attachment).hold(container.kill)
+            if shell
+            else foreground.stream(
+                host,
+                attachment,
+                kill=container.kill,
+                stdin=stdin,
+                tty=tty,
+                proxy_signals=flags["sig_proxy"],
+                keys=flags["detach_keys"],
+            )
         )
     except foreground.Interrupted:
         if flags["rm"]:
@@ -329,13 +353,12 @@ def _id_file(host: Host, flags: dict[str, Any]) -> Iterator[Callable[[str], None
 def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **flags: Any) -> Any:
     """Execute a command in a running container."""
     host = host_of(ctx)
-    tty, interactive = flags["tty"], flags["interactive"]
-    if tty and interactive and not host.stdin_is_terminal():
-        raise UsageError("the input device is not a TTY", exit_code=1)
+    shell, argv = (None, arguments) if flags["detach"] else _without_terminal(host, flags, arguments)
+    tty, interactive = flags["tty"] and shell is None, flags["interactive"]
     found = host.engine.containers.get(container)
     before = time.monotonic()
     attachment = found.open_exec(
-        list(arguments),
+        list(argv),
         environment=environment_of(flags, host.working_dir()),
         user=flags["user"] or "",
         workdir=flags["workdir"],
@@ -348,13 +371,17 @@ def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **f
     if flags["detach"]:
         attachment.close()
         return None
-    exit_code = foreground.stream(
-        host,
-        attachment,
-        kill=lambda number: _kill_exec(attachment, number),
-        stdin=interactive,
-        tty=tty,
-        keys=flags["detach_keys"],
+    exit_code = (
+        shell(attachment).hold(lambda: _kill_exec(attachment, signal.SIGKILL))
+        if shell
+        else foreground.stream(
+            host,
+            attachment,
+            kill=lambda number: _kill_exec(attachment, number),
+            stdin=interactive,
+            tty=tty,
+            keys=flags["detach_keys"],
+        )
     )
     if exit_code == foreground.DETACHED:
         return RunResult(0, id=found.id, container=found, note="detached; the command goes on")
