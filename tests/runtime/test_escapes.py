@@ -291,7 +291,7 @@ def test_who_enters_a_container_is_out_of_its_reach(lab: Engine) -> None:
 
 SETUPS = {
     "first process": "init._prepare = tell; init.main(theirs, {})",
-    "exec": "entering._enter = tell; entering._main(theirs, {}, [])",
+    "exec": "entering._enter = tell; entering._main(theirs, syscalls.SharedNumber(), {}, [])",
     # What a kernel with fs.suid_dumpable=1 does when the ids change (man 5 proc_sys_fs).
     "new identity": (
         "init.set_privileges = lambda *_, **__: syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)\n"
@@ -318,11 +318,11 @@ def test_what_enters_keeps_no_descriptor() -> None:
     """CVE-2024-21626, the second fence: what may be left open on the way in is closed before the command's process is
     made, also where it would survive an exec."""
     code = (
-        "import os, socket; from labkernel.runtime import entering\n"
+        "import os, socket; from labkernel.linux import syscalls; from labkernel.runtime import entering\n"
         "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "def leave_open(*_): os.set_inheritable(os.open('/', os.O_RDONLY), True)\n"
         "def tell(*_): os.write(1, ','.join(os.listdir('/proc/self/fd')).encode()); os._exit(0)\n"
-        "entering._enter, entering._become = leave_open, tell; entering._main(theirs, {}, [])"
+        "entering._enter, entering._become = leave_open, tell; entering._main(theirs, syscalls.SharedNumber(), {}, [])"
     )
     line = [sys.executable, "-c", code]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
