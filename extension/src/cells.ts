@@ -1,11 +1,15 @@
 import { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { IWidgetTracker } from '@jupyterlab/apputils';
+import { IEditorLanguageRegistry } from '@jupyterlab/codemirror';
 import { ICellModel, INotebook, INotebookTracker, NotebookPanel } from '@jupyterlab/notebook';
+import { LanguageSupport, StreamLanguage } from '@codemirror/language';
 
-/** What a cell is written in, by the magic it begins with. JupyterLab itself brings the languages. */
+import { DOCKERFILE_MIME, dockerfile } from './dockerfile';
+
+/** What a cell is written in, by the magic it begins with. */
 const LANGUAGES: Record<string, string> = {
   compose: 'text/x-yaml',
-  dockerfile: 'text/x-dockerfile'
+  dockerfile: DOCKERFILE_MIME
 };
 const MAGIC = /^\s*%%([a-z]+)\b/;
 
@@ -14,8 +18,18 @@ export const cells: JupyterFrontEndPlugin<void> = {
   id: 'labkernel:cells',
   description: 'Highlights %%dockerfile cells as Dockerfiles.',
   autoStart: true,
-  requires: [INotebookTracker],
-  activate: (_app: JupyterFrontEnd, tracker: IWidgetTracker<NotebookPanel>): void => {
+  requires: [INotebookTracker, IEditorLanguageRegistry],
+  activate: (
+    _app: JupyterFrontEnd,
+    tracker: IWidgetTracker<NotebookPanel>,
+    languages: IEditorLanguageRegistry
+  ): void => {
+    languages.addLanguage({
+      name: 'labkernel-dockerfile',
+      displayName: 'Dockerfile (labkernel)',
+      mime: DOCKERFILE_MIME,
+      support: new LanguageSupport(StreamLanguage.define(dockerfile))
+    });
     tracker.forEach(watchPanel);
     tracker.widgetAdded.connect((_, panel) => watchPanel(panel));
   }

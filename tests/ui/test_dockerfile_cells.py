@@ -8,6 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+DOCKERFILE = "text/x-labkernel-dockerfile"
 CELL = """%%dockerfile -t web
 # syntax=docker/dockerfile:1
 FROM lab/busybox AS base
@@ -19,17 +20,27 @@ RUN --mount=type=cache,target=/var/cache \\
 COPY --from=base --chown=1000 /greeting /greeting
 CMD ["cat", "/greeting"]"""
 MIMES = "() => [...window.jupyterapp.shell.currentWidget.content.model.cells].map(cell => cell.mimeType)"
-# The colour in which each instruction of the first cell is drawn, and the colour of JupyterLab's keywords.
+# Whether each of these words of the first cell is drawn in the colour that JupyterLab's theme has for it.
 COLOURS = """() => {
   const colour = node => getComputedStyle(node).color;
-  const probe = document.createElement('span');
-  probe.style.color = 'var(--jp-mirror-editor-keyword-color)';
-  document.body.append(probe);
-  const keyword = colour(probe);
-  probe.remove();
+  const of = name => {
+    const probe = document.createElement('span');
+    probe.style.color = `var(--jp-mirror-editor-${name}-color)`;
+    document.body.append(probe);
+    const found = colour(probe);
+    probe.remove();
+    return found;
+  };
   const spans = [...document.querySelector('.jp-CodeCell').querySelectorAll('.cm-line span')];
-  const found = Object.fromEntries(spans.map(span => [span.textContent, colour(span) === keyword]));
-  return ['FROM', 'ARG', 'ENV', 'RUN', 'COPY', 'CMD'].every(word => found[word] === true);
+  const found = Object.fromEntries(spans.map(span => [span.textContent, colour(span)]));
+  const wanted = {
+    keyword: ['FROM', 'ARG', 'ENV', 'RUN', 'COPY', 'CMD', 'AS'],
+    attribute: ['--mount=', '--from=', '--chown='],
+    tag: ['lab/busybox'],
+    def: ['base'],
+    string: ['"a name"', '"/greeting"'],
+  };
+  return Object.entries(wanted).every(([name, words]) => words.every(word => found[word] === of(name)));
 }"""
 
 
@@ -37,7 +48,7 @@ def test_dockerfile_cells(open_notebook: Any, expect: Any) -> None:
     other = "FROM lab/busybox AS first\n"
     notebook = open_notebook("dockerfile-cells.ipynb", CELL, "FROM = 1  # Python", other, "%load_ext labkernel")
     page = notebook.page
-    _mimes(page, "text/x-dockerfile", "text/x-ipython", "text/x-ipython", "text/x-ipython")
+    _mimes(page, DOCKERFILE, "text/x-ipython", "text/x-ipython", "text/x-ipython")
     for theme in ("Light", "Dark"):
         notebook.theme(f"JupyterLab {theme}")
         page.wait_for_function(COLOURS, timeout=60_000)
@@ -52,7 +63,7 @@ def test_dockerfile_cells(open_notebook: Any, expect: Any) -> None:
     cell.locator(".cm-content").click()
     page.keyboard.press("Control+Home")
     page.keyboard.type("%%dockerfile\n")
-    _mimes(page, "text/x-dockerfile", "text/x-ipython", "text/x-dockerfile", *["text/x-ipython"] * 2)
+    _mimes(page, DOCKERFILE, "text/x-ipython", DOCKERFILE, *["text/x-ipython"] * 2)
     page.keyboard.press("Control+End")
     page.keyboard.type("COPY --fr")
     # Until JupyterLab has looked at the line, the key indents it.
@@ -67,7 +78,7 @@ def test_dockerfile_cells(open_notebook: Any, expect: Any) -> None:
     expect(cell.locator(".cm-line").last).to_have_text("COPY --from=first", timeout=60_000)
     page.keyboard.press("Control+Home")
     page.keyboard.press("Delete")
-    _mimes(page, "text/x-dockerfile", *["text/x-ipython"] * 4)
+    _mimes(page, DOCKERFILE, *["text/x-ipython"] * 4)
 
 
 LOOP = 'RUN i=0; while [ $i -lt 10000 ]; do echo "line $i of many"; i=$((i+1)); done; '
@@ -97,10 +108,12 @@ def test_builds_in_cells(open_notebook: Any, expect: Any, theme: str, width: int
     page.evaluate(RUN_CELL, 3)
     for line in ("pwd; echo looked around", "exit"):
         box = page.locator(".jp-Stdin-input:enabled")
-        expect(box).to_have_count(1, timeout=60_000)  # the one before is taken away
+        expect(box).to_have_count(1, timeout=60_000)
         notebook.shot(f"debug-{theme.lower()}")
+        asked = box.element_handle()
         box.fill(line)
         box.press("Enter")
+        asked.wait_for_element_state("hidden", timeout=60_000)  # for a moment it stands beside the next one
     page.wait_for_function(ENDED, arg=3, timeout=120_000)
     made = notebook.cells()
     assert "41 steps" in made["c1"]["outputs"][0]["data"]["text/plain"]
