@@ -2,8 +2,8 @@
 
 Choices are measured ones. Machine `pc` with an uncompressed PVH kernel boots fastest under TCG (q35 and qboot gain
 nothing; microvm hung in 7 of 15 boots); `tb-size` keeps translated code from growing to 1.5 GB: with 32 MiB of it,
-a boot takes 2 % more CPU time than with 64, and an idle machine does not hold 12 more that a boot fills. Everything
-QEMU would add of its own accord is switched off; a network exists only where one is asked for.
+a boot takes a few per cent more CPU time than with 64, and an idle machine does not hold 12 more that a boot fills.
+Everything QEMU would add of its own accord is switched off; a network exists only where one is asked for.
 """
 
 from __future__ import annotations
