@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from ..building.agents import Listener
 from . import protobuf
 from .errors import ClientGone
 from .session import CallFailed, Session, Stream
@@ -53,57 +54,31 @@ def _is_there(session: Session, id: str) -> bool:
     return True
 
 
-class _Forward:
-    """Listens at `path`; for each connection a thread for either direction."""
+class _Forward(Listener):
+    """Each client is a call over the session, with a thread for either direction."""
 
     def __init__(self, session: Session, id: str, path: Path) -> None:
         self._session = session
         self._id = id
-        self._lock = threading.Lock()
-        self._open: set[socket.socket] = set()
-        self._closed = False
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._listener.bind(str(path))
-        self._listener.listen(16)
-        threading.Thread(target=self._accept, name="ssh agents of the client", daemon=True).start()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            open_now = [self._listener, *self._open]
-        for each in open_now:
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            with self._lock:
-                if self._closed:
-                    client.close()
-                    return
-                self._open.add(client)
-            threading.Thread(target=self._serve, args=(client,), name="ssh agent of the client", daemon=True).start()
+        super().__init__(path)
 
     def _serve(self, client: socket.socket) -> None:
-        try:
-            stream = self._session.open(FORWARD, [("buildkit.ssh.id", self._id)])
-            into = threading.Thread(target=self._up, args=(client, stream), name="ssh agent, asked", daemon=True)
-            into.start()
-            while (data := stream.receive()) is not None:
-                client.sendall(protobuf.data(protobuf.decode(data), 1))
-        except (OSError, ClientGone, CallFailed):
-            pass  # one of the two has gone
-        finally:
-            with suppress(OSError):
-                client.shutdown(socket.SHUT_RDWR)
-            with self._lock:
-                self._open.discard(client)
-            client.close()
+        with client:
+            try:
+                if self._held(client):
+                    self._pass_on(client)
+            except (OSError, ClientGone, CallFailed):
+                pass  # one of the two has gone
+            finally:
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_RDWR)  # for the thread that reads it
+                self._let_go(client)
+
+    def _pass_on(self, client: socket.socket) -> None:
+        stream = self._session.open(FORWARD, [("buildkit.ssh.id", self._id)])
+        threading.Thread(target=self._up, args=(client, stream), name="ssh agent, asked", daemon=True).start()
+        while (data := stream.receive()) is not None:
+            client.sendall(protobuf.data(protobuf.decode(data), 1))
 
     def _up(self, client: socket.socket, stream: Stream) -> None:
         with suppress(OSError, ClientGone):

@@ -130,11 +130,11 @@ def answering(agent: str, path: Path) -> Iterator[None]:
         relay.close()
 
 
-class _Relay:
-    """Answers at `path`; one thread for the listener and one for each client."""
+class Listener:
+    """Answers at the socket `path`, which only its owner may use: one thread for it, and one with `_serve` for each
+    client. Raises OSError."""
 
-    def __init__(self, agent: str, path: Path) -> None:
-        self._agent = agent
+    def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._closed = False
@@ -145,7 +145,7 @@ class _Relay:
         except BaseException:
             self._listener.close()
             raise
-        threading.Thread(target=self._accept, name="ssh agent relay", daemon=True).start()
+        threading.Thread(target=self._accept, name="ssh agent listener", daemon=True).start()
 
     def close(self) -> None:
         with self._lock:
@@ -166,10 +166,26 @@ class _Relay:
             threading.Thread(target=self._serve, args=(client,), name="ssh agent client", daemon=True).start()
 
     def _held(self, each: socket.socket) -> bool:
+        """Take `each` into what `close` ends; False when it is too late for that."""
         with self._lock:
             if not self._closed:
                 self._open.add(each)
             return not self._closed
+
+    def _let_go(self, *sockets: socket.socket) -> None:
+        with self._lock:
+            self._open.difference_update(sockets)
+
+    def _serve(self, client: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class _Relay(Listener):
+    """Passes on to an agent what may be asked of it."""
+
+    def __init__(self, agent: str, path: Path) -> None:
+        self._agent = agent
+        super().__init__(path)
 
     def _serve(self, client: socket.socket) -> None:
         with client, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as agent:
@@ -188,8 +204,7 @@ class _Relay:
             except OSError:
                 return  # one of the two has gone
             finally:
-                with self._lock:
-                    self._open -= {client, agent}
+                self._let_go(client, agent)
 
 
 def _message(stream: socket.socket) -> bytes | None:
