@@ -300,6 +300,12 @@ SETUPS = {
 }
 
 
+def told_by(code: str) -> str:
+    """What a process of its own says on stdout. It has to end well."""
+    line = [sys.executable, "-c", code]
+    return subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @pytest.mark.parametrize("way", SETUPS)
 def test_who_sets_up_a_container_is_not_dumpable(way: str) -> None:
     """CVE-2019-5736, CVE-2016-9962: else a process of the container, with which it shares the ids and perhaps the pid
@@ -309,9 +315,7 @@ def test_who_sets_up_a_container_is_not_dumpable(way: str) -> None:
         "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "def tell(*_): os.write(1, b'%d' % syscalls.prctl(3)); os._exit(0)  # PR_GET_DUMPABLE\n"
     )
-    line = [sys.executable, "-c", code + SETUPS[way]]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "0"
+    assert told_by(code + SETUPS[way]) == "0"
 
 
 def test_what_enters_keeps_no_descriptor() -> None:
@@ -324,9 +328,7 @@ def test_what_enters_keeps_no_descriptor() -> None:
         "def tell(*_): os.write(1, ','.join(os.listdir('/proc/self/fd')).encode()); os._exit(0)\n"
         "entering._enter, entering._become = leave_open, tell; entering._main(theirs, syscalls.SharedNumber(), {}, [])"
     )
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "0,1,2,3,4"  # 3 is the way back, 4 the listing itself
+    assert told_by(code) == "0,1,2,3,4"  # 3 is the way back, 4 the listing itself
 
 
 def test_files_are_made_with_the_usual_mask(lab: Engine) -> None:
@@ -358,11 +360,10 @@ def test_a_container_has_a_session_keyring_of_its_own() -> None:
         "def tell(*_): os.write(1, b'none' if before < 0 else b'same' if ring() == before else b'own'); os._exit(0)\n"
         "init.replace_program = tell; init.execute(None, {'args': []}, {}, None, cwd_create=False)"
     )
-    line = [sys.executable, "-c", code]
-    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
-    if done.stdout == "none":
+    told = told_by(code)
+    if told == "none":
         pytest.skip("no keyrings in this kernel, or forbidden here")
-    assert done.stdout == "own"
+    assert told == "own"
 
 
 def test_a_working_directory_outside_is_the_end(tmp_path: Path) -> None:
