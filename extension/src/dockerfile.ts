@@ -21,7 +21,7 @@ interface State {
   /** The instruction goes on in the next line. */
   continued: boolean;
   escape: string;
-  /** Ends of the here-documents that begin below this line. */
+  /** Of the here-documents that begin below this line: the end, and before it a `-` where tabs may precede it. */
   pending: string[];
   /** Still before the first instruction, where `# syntax=` and the cell's magic stand. */
   top: boolean;
@@ -72,10 +72,10 @@ export const dockerfile: StreamParser<State> = {
 function lineToken(stream: StringStream, state: State): string | null | undefined {
   state.inText ||= state.pending.length > 0;
   if (state.inText) {
-    const end = state.pending[0];
+    const [, dash, end] = /^(-?)(.*)$/.exec(state.pending[0])!;
     const text = stream.string;
     stream.skipToEnd();
-    if (text === end || text.replace(/^\t+/, '') === end) {
+    if ((dash ? text.replace(/^\t+/, '') : text) === end) {
       state.pending.shift();
       state.inText = state.pending.length > 0;
       return 'def';
@@ -122,9 +122,9 @@ function wordToken(stream: StringStream, state: State): string | null {
     return 'attribute';
   }
   if (WITH_TEXT.has(state.instruction)) {
-    const text = stream.match(/^<<-?(["']?)([^\s"'<>|&;]+)\1/) as RegExpMatchArray | null;
+    const text = stream.match(/^<<(-?)(["']?)([^\s"'<>|&;-][^\s"'<>|&;]*)\2/);
     if (text) {
-      state.pending.push(text[2]);
+      state.pending.push(text[1] + text[3]);
       return 'def';
     }
   }
