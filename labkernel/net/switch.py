@@ -413,7 +413,7 @@ class Switch:
         interface = self._plug(member, endpoint, member.inst.pid, number)
         if not endpoint["internal"] and all(each["internal"] for each in member.endpoints[:-1]):
             interface["gateway"] = endpoint["gateway"]
-        words = usermode.inside(member.inst.pidfd, lambda: _configure(interface))
+        words = usermode.inside(member.inst.door[1], lambda: _configure(interface))
         if words:
             raise StartError(f"failed to set up container networking: {words}", exit_code=125)
 
@@ -423,7 +423,7 @@ class Switch:
         other = next((each for each in member.endpoints if not each["internal"]), None)
         if other is not None:
             route = netlink.add_default_route(other["gateway"])
-            usermode.inside(member.inst.pidfd, lambda: _send(route))
+            usermode.inside(member.inst.door[1], lambda: _send(route))
 
     def _bind_ports(self, member: Member, wanted: list[dict[str, Any]]) -> None:
         if not wanted or not member.endpoints:
@@ -512,7 +512,7 @@ class Switch:
 
     def _open_resolver(self, member: Member, tries: int = 100) -> None:
         try:
-            fds = helpers.sockets_inside(member.inst.pidfd)
+            fds = helpers.sockets_inside(member.inst.door[1])
         except OSError as err:
             # The process that has served until now is about to end; or the container uses the address itself.
             if err.errno == errno.EADDRINUSE and tries and self.members.get(member.inst.id) is member:

@@ -44,8 +44,8 @@ class Entrance:
         self.used = False
 
     def enter(self, request: dict[str, Any], fds: list[int]) -> Helper:
-        """Have `request` (see `request_of`) carried out with `fds`: the pidfd of the container's first process, then
-        stdin, stdout and stderr. Raises OSError."""
+        """Have `request` (see `request_of`) carried out with `fds`: the pidfd of a process in it, then stdin,
+        stdout and stderr. Raises OSError."""
         self.used = True
         waiting, self.waiting = self.waiting, None
         data = protocol.dumps(request)

@@ -8,6 +8,7 @@ that are not ours stay. Standard library only.
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -34,8 +35,10 @@ def update(inst: Instance, before: dict[str, Any], after: dict[str, Any]) -> lis
         return resolver_lines(after) if text == resolver_lines(before) else text
 
     try:
-        root = os.open(f"/proc/{inst.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        pid, pidfd = inst.door
+        root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            signal.pidfd_send_signal(pidfd, 0)  # it lives, so that was its root
             _edit(root, "/etc/hosts", hosts)
             _edit(root, "/etc/resolv.conf", resolver)
         finally:

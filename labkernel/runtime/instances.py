@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import NoSuchContainer, RuntimeFailure
 from ..linux.cgroups import Cgroup
 from ..linux.files import read_file
-from . import proot
+from . import proot, prootmonitor
 from .logs import LogWriter
 from .loop import Connection, Timer
 from .pool import Warm
@@ -31,6 +31,7 @@ class Instance:
         self.own: dict[str, Any] = config.get("labkernel") or {}
         self.state = state
         self.pidfd = -1
+        self._inner: tuple[int, int] | None = None  # with --init, the command's process and its pidfd
         self.outputs: dict[int, str] = {}
         self.master = -1
         self.input: InputPipe | None = None
@@ -63,6 +64,30 @@ class Instance:
     @property
     def pid(self) -> int:
         return int(self.state.get("pid") or 0)
+
+    @property
+    def door(self) -> tuple[int, int]:
+        """A process by which the container can be entered, and its pidfd. With --init the first process is this
+        program, which nobody without privileges over the machine may look into, be it its own user: then its child,
+        the command. Sources: man 2 setns, man 2 ptrace (access mode checking), PR_SET_DUMPABLE."""
+        if self._inner is None and self.own.get("init"):
+            for pid in prootmonitor.children(self.pid):
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except OSError:
+                    continue
+                if pid in prootmonitor.children(self.pid):  # and not somebody else of that number
+                    self._inner = pid, pidfd
+                    break
+                os.close(pidfd)
+        return self._inner or (self.pid, self.pidfd)
+
+    def close_pidfds(self) -> None:
+        """It has ended, and has been waited for."""
+        for pidfd in (self.pidfd, self._inner[1] if self._inner else -1):
+            if pidfd >= 0:
+                os.close(pidfd)
+        self.pidfd, self._inner = -1, None
 
     @property
     def awaits_input(self) -> bool:
@@ -268,7 +293,7 @@ def is_alive(state: dict[str, Any]) -> bool:
 
 
 def left_running(root: str) -> list[int]:
-    """First processes of containers that run, or were about to, as the state files say."""
+    """First processes of containers that run, or were about to, as the state files say, and their children."""
     found = []
     for place in PLACES:
         try:
@@ -279,7 +304,7 @@ def left_running(root: str) -> list[int]:
             state = read_state(f"{root}/{place}/{name}") or {}
             pid, started = state.get("starting") or (state.get("pid"), state.get("pid_start"))
             if pid and started and process_start(pid) == started:
-                found.append(int(pid))
+                found += [int(pid), *prootmonitor.children(int(pid))]  # `Instance.door`
     return found
 
 

@@ -76,8 +76,7 @@ def _adopt(sup: Any, container_id: str, entry: dict[str, Any]) -> None:
 
 def _adopt_ended(sup: Any, inst: Instance, pid: int) -> None:
     """It has ended and is reaped. The keeper has told its exit code, or the word is still on its way."""
-    if inst.pidfd >= 0:
-        os.close(inst.pidfd)
+    inst.close_pidfds()
     inst.pidfd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def settle() -> None:

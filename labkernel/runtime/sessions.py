@@ -57,7 +57,7 @@ class Session:
             helper, self.sock = self._fork_beside(theirs)
         else:
             request = entering.request_of(self.inst, self.process, terminal=self.terminal)
-            helper, self.sock, self.command = self.sup.entrance.enter(request, [self.inst.pidfd, *theirs])
+            helper, self.sock, self.command = self.sup.entrance.enter(request, [self.inst.door[1], *theirs])
         for fd in theirs:
             if fd != self.sup.null:
                 os.close(fd)

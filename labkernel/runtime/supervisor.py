@@ -184,7 +184,7 @@ class Supervisor:
         self.loop.watch(warm.sock.fileno(), lambda _events: self._hear_setup(inst, warm))
 
     def _shared(self, inst: Instance) -> dict[str, int]:
-        """Namespaces of other containers that it is to be in: name -> pidfd of their first process."""
+        """Namespaces of other containers that it is to be in: name -> pidfd of a process there."""
         found: dict[str, int] = {}
         for space in (inst.config.get("linux") or {}).get("namespaces") or ():
             _, container, other_id = str(space.get("path") or "").partition("container:")
@@ -196,7 +196,7 @@ class Supervisor:
                 raise StartError(
                     f"cannot join {space['type']} namespace of a non running container: {other_id[:12]}", exit_code=125
                 )
-            found[space["type"]] = other.pidfd
+            found[space["type"]] = other.door[1]
         return found
 
     def _limit(self, inst: Instance) -> None:
@@ -476,9 +476,7 @@ class Supervisor:
         self.tell_keeper({"drop": inst.id})
         self.context.held.pop(inst.id, None)
         cgroup, inst.cgroup = inst.cgroup, None
-        if inst.pidfd >= 0:
-            os.close(inst.pidfd)
-            inst.pidfd = -1
+        inst.close_pidfds()
         if self.pool.waiting:
             # The next start need not wait for the work of a refill, if it comes at once.
             self.loop.later(self.refill_after_s, self.refill_soon)

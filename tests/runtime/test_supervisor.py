@@ -323,6 +323,17 @@ def test_exec(lab: Any) -> None:
         assert attachment.exit_code == 0
 
 
+def test_exec_beside_an_init(lab: Any) -> None:
+    """Its first process is the engine's own program, which a plain user may not look into: the way in is its child."""
+    container_id = lab.create("sh", "-c", "sleep 60 & exec sleep 61", init=True)
+    lab.runtime.start(container_id)
+    command = {"args": ["sh", "-c", "cat /proc/1/comm; ls /proc/self/ns | wc -l"]}
+    for _ in range(2):
+        out, code = gather(lab.runtime.exec(container_id, command))
+        assert (out.split()[0], code) == (b"labkernel-init", 0)
+    lab.runtime.stop(container_id, timeout_s=0)
+
+
 def test_exec_with_terminal(lab: Any) -> None:
     container_id = lab.create("sleep", "60")
     lab.runtime.start(container_id)
