@@ -146,24 +146,27 @@ def _decode(entry: Mapping[str, Any]) -> Login | None:
 
 def _ask_helper(name: str, domain: str) -> Login | None:
     """`docker-credential-NAME get`. None when it has nothing for this registry."""
+    import shutil
     import subprocess
 
     if "/" in name or name.startswith("."):
         raise UsageError(f"not a credential helper: {name!r}")
+    # Looked up here: a folder of PATH that may not be read would make a missing program a forbidden one.
+    program = shutil.which(f"docker-credential-{name}")
+    if program is None:
+        raise RegistryError(
+            f"the credential helper docker-credential-{name} of Docker's config.json is not installed",
+            resolution="install it, take it out of config.json, or use `labkernel login`",
+        )
     for key in _keys(domain)[:2]:
         try:
             done = subprocess.run(
-                [f"docker-credential-{name}", "get"],
+                [program, "get"],
                 input=key.encode(),
                 capture_output=True,
                 timeout=_HELPER_TIMEOUT_S,
                 check=False,
             )
-        except FileNotFoundError:
-            raise RegistryError(
-                f"the credential helper docker-credential-{name} of Docker's config.json is not installed",
-                resolution="install it, take it out of config.json, or use `labkernel login`",
-            ) from None
         except (OSError, subprocess.TimeoutExpired) as err:
             raise RegistryError(f"the credential helper docker-credential-{name} does not work: {err}") from None
         if done.returncode == 0:
