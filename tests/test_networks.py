@@ -228,7 +228,8 @@ def test_files_of_a_running_container_follow_its_networks(
     start(engine, HTTPD, name="web", network="one")
     cli = start(engine, SLEEP, name="cli", hostname="cli.lab", auto_remove=auto_remove)
     before = tell(cli, "cat /etc/hosts /etc/resolv.conf")
-    assert "127.0.0.11" not in before
+    if engine.driver.name == "root":  # else the default network, too, is resolved by the engine
+        assert "127.0.0.11" not in before
     assert tell(cli, "echo 10.1.2.3 mine >> /etc/hosts") == ""
     one.connect(cli)
     cli.reload()

@@ -97,7 +97,7 @@ def test_preflight_tells_what_works_and_runs_a_container(demo: tuple[str, Path])
     assert "hello from a container" in text_of(cells["first"])
     assert "exit code 0" in text_of(cells["first"])
     inside = text_of(cells["inside"])
-    assert inside.startswith("box\n")
+    assert "box" in inside.splitlines(), "after what the machine does not give, as a warning"
     assert re.search(r"^ *1 ", inside, re.MULTILINE)
     shown = text_of(cells["fail"])
     assert "executable file not found in $PATH" in shown
