@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from ..errors import LabkernelError
-from .foreground import Interrupted
+from .foreground import Interrupted, Signals
 from .host import Host
 
 _SHELLS = frozenset({"sh", "ash", "bash", "dash", "ksh", "zsh"})
@@ -39,18 +40,18 @@ class Dialogue:
         self._attachment = attachment
         self._mark = b"\x1e" + secrets.token_hex(8).encode()
 
-    def hold(self, kill: Callable[[], None]) -> int:
+    def hold(self, kill: Callable[[int], None]) -> int:
         """Ask and answer until the shell ends or there are no more lines; its exit code. Raises Interrupted: the stop
         button ends the shell."""
         try:
             # Its prompts and what it says of a missing terminal come before the mark, where nobody reads them.
-            where = self._answer("PS1= PS2=; exec 2>&1", seen=False)
+            where = self._carry_out("PS1= PS2=; exec 2>&1", kill, seen=False)
             while where is not None and (line := self._host.ask(f"{where} $ ")) is not None:
-                where = self._answer(f"eval {shlex.quote(line)} < /dev/null")
+                where = self._carry_out(f"eval {shlex.quote(line)} < /dev/null", kill)
             self._end()
         except KeyboardInterrupt:
             with suppress(LabkernelError):  # it may have ended by itself in the meantime
-                kill()
+                kill(signal.SIGKILL)
             self._end()
             code = int(self._attachment.exit_code or 0)
             raise Interrupted(f"interrupted; the shell ended with exit code {code}", code) from None
@@ -64,8 +65,16 @@ class Dialogue:
         for name, data in self._attachment:
             self._host.write(name, data)
 
-    def _answer(self, line: str, *, seen: bool = True) -> str | None:
-        """Have `line` carried out and show what it writes; the directory the shell is in then, None when it ended."""
+    def _carry_out(self, line: str, kill: Callable[[int], None], *, seen: bool = True) -> str | None:
+        """Show what `line` writes; the directory the shell is in then, None when it ended. Raises KeyboardInterrupt:
+        pressed the moment before the wait for output begins, the stop button would be lost without `Signals`."""
+        with Signals(self._host, kill, None, proxy=False) as signals:
+            where = self._answer(line, seen=seen)
+        if signals.seen:
+            raise KeyboardInterrupt
+        return where
+
+    def _answer(self, line: str, *, seen: bool) -> str | None:
         mark = self._mark.decode()[1:]
         told = f"lk_status=$?; printf '\\036%s%s\\036' {mark} \"$PWD\"; (exit $lk_status)"
         self._attachment.send(f"{line}\n{told}\n".encode())

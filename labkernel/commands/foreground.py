@@ -67,7 +67,7 @@ def stream(
     with ExitStack() as stack:
         stack.callback(attachment.close)
         resize = _resizer(host, attachment) if tty else None
-        signals = stack.enter_context(_Signals(host, kill, resize, proxy=proxy_signals and not (tty and stdin)))
+        signals = stack.enter_context(Signals(host, kill, resize, proxy=proxy_signals and not (tty and stdin)))
         if stdin:
             stack.enter_context(_stdin(host, attachment, raw=tty, keys=detach_keys(keys), detached=detached))
         try:
@@ -98,7 +98,7 @@ def _resizer(host: Host, attachment: Any) -> Callable[[], None] | None:
     return resize if host.terminal_size() else None
 
 
-class _Signals:
+class Signals:
     """Catches signals for the time of a `with` block and serves them in a thread of its own.
 
     The thread learns of them through the wake-up descriptor, which the C level writes: a Python handler would wait for
@@ -119,7 +119,7 @@ class _Signals:
             self._numbers.append(int(signal.SIGWINCH))
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Signals:
+    def __enter__(self) -> Signals:
         if not self._numbers:
             return self
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -372,7 +371,7 @@ def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **f
         attachment.close()
         return None
     exit_code = (
-        shell(attachment).hold(lambda: _kill_exec(attachment, signal.SIGKILL))
+        shell(attachment).hold(lambda number: _kill_exec(attachment, number))
         if shell
         else foreground.stream(
             host,
