@@ -33,6 +33,7 @@ from peers import Docker, LowLevel, Rootless, unpacked_busybox
 
 from labkernel.engine import Engine
 
+_REST_S = 0.1
 CASES = ("start", "exec", "network", "import", "sample", "memory")
 
 
@@ -115,10 +116,12 @@ def bench_exec(engine: Engine, runs: int, tar: Path) -> dict[str, Any]:
 
 
 def interleaved(everyone: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each, one after the other in turn; a first turn warms caches and is left out."""
+    """Seconds of each run of each, one after the other in turn; a first turn warms caches and is left out. Each begins
+    when the one before has tidied up: Docker's daemons are busy for some time after their command's end."""
     times: dict[str, list[float]] = {name: [] for name in everyone}
     for turn in range(runs + 1):
         for name, once in everyone.items():
+            time.sleep(_REST_S)
             took = timed(once)
             if turn:
                 times[name].append(took)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,6 +251,27 @@ def test_exec(sleeper: Container) -> None:
     assert caught.value.exit_code == 127
     with pytest.raises(UsageError, match="No exec command"):
         sleeper.exec_run("")
+
+
+def test_variables_of_an_exec_are_the_containers_and_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docker: HOME stays what the container was given, a bare name unsets, and nobody's own variables get in."""
+    monkeypatch.setenv("OF_THIS_PROCESS", "secret")
+    given = ["HOME=/given", "A=1", "OF_THIS_PROCESS"]
+    container = engine.containers.run(
+        "busybox", ["sh", "-c", "env; sleep 1000"], detach=True, environment=given, user="7"
+    )
+
+    def variables(**settings: Any) -> dict[str, str]:
+        lines = container.exec_run("env", **settings).output.decode().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    own = variables()
+    assert (own["HOME"], own["A"], own["HOSTNAME"]) == ("/given", "1", container.id[:12])
+    assert variables(user="0")["HOME"] == "/given"
+    assert variables(environment={"HOME": "/other"})["HOME"] == "/other"
+    assert "A" not in variables(environment=["A", "OF_THIS_PROCESS"])
+    assert variables(tty=True)["TERM"].rstrip() == "xterm"
+    assert b"secret" not in container.exec_run("env", environment=["OF_THIS_PROCESS"]).output + container.logs()
 
 
 def test_top_lists_the_processes(sleeper: Container) -> None:

@@ -122,18 +122,17 @@ def nano_cpus(text: str) -> int:
     return int(value * 1_000_000_000)
 
 
-def environment_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str]:
-    """--env-file, then -e; a bare name passes our own variable on, if there is one."""
+def environment_of(flags: Mapping[str, Any], cwd: Path) -> dict[str, str | None]:
+    """--env-file, then -e; a bare name passes our own variable on. Where there is none a file's name is left out, and
+    one of -e is None: it unsets the image's."""
     lines = [line for name in flags.get("env_file") or () for line in read_lines(cwd, name, "env")]
-    result: dict[str, str] = {}
+    lines = [line for line in lines if "=" in line or line in os.environ or not line]
+    result: dict[str, str | None] = {}
     for word in (*lines, *(flags.get("env") or ())):
         name, equals, value = word.partition("=")
         if not name:
             raise UsageError(f'invalid argument "{word}" for "-e, --env" flag: invalid environment variable: {word}')
-        if equals:
-            result[name] = value
-        elif name in os.environ:
-            result[name] = os.environ[name]
+        result[name] = value if equals else os.environ.get(name)
     return result
 
 

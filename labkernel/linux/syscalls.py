@@ -145,6 +145,11 @@ class SharedNumber:
         return ctypes.addressof(self._number)
 
 
+def rehearse_callback() -> None:
+    """Have libffi get ready for the first callback: it then reads /proc/mounts, which is better not a container's."""
+    _Entry(lambda _: 0)
+
+
 def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, told: SharedNumber) -> NoReturn:
     """Run `body` in a child that borrows this process's memory until its exec or end; then end this process, too.
 

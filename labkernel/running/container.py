@@ -346,7 +346,7 @@ class Container:
         user: str = "",
         detach: bool = False,
         stream: bool = False,
-        environment: Mapping[str, str] | Sequence[str] | None = None,
+        environment: Mapping[str, str | None] | Sequence[str] | None = None,
         workdir: str | None = None,
         demux: bool = False,
     ) -> ExecResult:
@@ -381,7 +381,7 @@ class Container:
         privileged: bool = False,
         user: str = "",
         detach: bool = False,
-        environment: Mapping[str, str] | Sequence[str] | None = None,
+        environment: Mapping[str, str | None] | Sequence[str] | None = None,
         workdir: str | None = None,
         console_size: Sequence[int] | None = None,
         exec_id: str | None = None,
@@ -389,30 +389,29 @@ class Container:
         """Start a command inside and return the live connection to it. `console_size`: rows, columns; `exec_id`: what
         events call it."""
         from ..runtime.settings import normalize
-        from ..runtime.spec import finalize_environment
 
-        status = self.runtime_state()["status"]
-        if status == "paused":
-            raise ConflictError(f"Container {self.name} is paused, unpause the container before exec")
-        self._need_running(status)
         args = parse_command(cmd)
         if not args:
             raise UsageError("No exec command specified")
         given = normalize({"environment": environment, "working_dir": workdir, "tty": tty})
-        config = self.config()
-        own = config["process"]["env"]
-        settings = {**given, "environment": [*own, *given.get("environment", [])]}
-        process = {
+        # What is not said here is as the container's own process has it; the supervisor knows.
+        process: dict[str, Any] = {
             "args": args,
-            "env": finalize_environment({}, settings, config.get("hostname") or ""),
-            "cwd": given.get("working_dir") or config["process"]["cwd"],
-            "user": user or config["labkernel"].get("user_unresolved"),
+            "env": given.get("environment", []),
+            "cwd": given.get("working_dir"),
+            "user": user or None,
             "privileged": privileged,
-            "tty": tty,
         }
         if console_size:
             process["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
-        return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach, exec_id=exec_id)
+        try:
+            return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach, exec_id=exec_id)
+        except ConflictError:
+            status = self.runtime_state()["status"]
+            if status == "paused":
+                raise ConflictError(f"Container {self.name} is paused, unpause the container before exec") from None
+            self._need_running(status)
+            raise
 
     # -- files ------------------------------------------------------------------------------------------------------
 

@@ -25,10 +25,10 @@ from .. import __version__
 from ..errors import DriverError, LabkernelError, RuntimeFailure
 from ..linux.waiting import has_ended, readable
 from . import protocol
-from .takeover import CODE as _TAKEOVER_CODE
 from .waiting import PendingWait
 
 _CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.keeper import main;main()"
+_TAKEOVER_CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.takeover import main;main()"
 # A task's first answer comes before it begins, so without an answer it can be sent again.
 _REPEATABLE = {"wait", "states", "info", "attach", "resize", "stop", "task"}
 _GONE_S = 10.0

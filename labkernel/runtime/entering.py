@@ -92,16 +92,10 @@ def request_of(inst: Instance, process: dict[str, Any], *, terminal: bool) -> di
 
 def merge(base: dict[str, Any], process: dict[str, Any], *, terminal: bool) -> dict[str, Any]:
     """The runtime-spec process of a command in the container whose own process is `base`."""
-    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
-    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
-    if terminal:
-        env.setdefault("TERM", "TERM=xterm")
-    if process.get("user"):
-        env.pop("HOME", None)
     merged = {
         **base,
         "args": process["args"],
-        "env": list(env.values()),
+        "env": init.merge_environment(base, process, terminal=terminal),
         "cwd": process.get("cwd") or base.get("cwd") or "/",
         "consoleSize": process.get("consoleSize") or {},
     }
@@ -146,6 +140,7 @@ def _main(
         init.reset_signals()
         os.setsid()
         stack = syscalls.lowest_stack_address()
+        syscalls.rehearse_callback()
         if request is None:
             sock = init.isolate_descriptors(sock)
             syscalls.set_name(b"labkernel-enter")

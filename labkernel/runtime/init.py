@@ -396,6 +396,15 @@ def _install_counted(sock: socket.socket, program: bytes) -> None:
     os.close(fd)
 
 
+def merge_environment(base: dict[str, Any], process: dict[str, Any], *, terminal: bool) -> list[str]:
+    """The container's variables and the command's: a name without `=` unsets one. As docker, HOME is the container's
+    where that was given one, also for another user."""
+    env = {word.partition("=")[0]: word for word in (*(base.get("env") or ()), *(process.get("env") or ()))}
+    if terminal:
+        env.setdefault("TERM", "TERM=xterm")
+    return [word for word in env.values() if "=" in word]
+
+
 def set_privileges(
     process: dict[str, Any],
     user: accounts.User,

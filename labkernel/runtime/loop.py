@@ -139,6 +139,10 @@ class Connection:
         """Bytes the client has not taken yet."""
         return len(self.out)
 
+    def look(self) -> None:
+        """A client that has connected has often sent its request, too."""
+        self._read()
+
     def _event(self, events: int) -> None:
         if events & OUT:
             self._flush()

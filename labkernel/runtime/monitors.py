@@ -149,15 +149,9 @@ def begin_session(
 
 def _request(inst: Any, process: dict[str, Any], *, terminal: bool, stdin: bool) -> dict[str, Any]:
     base: dict[str, Any] = inst.config["process"]
-    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
-    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
-    if terminal:
-        env.setdefault("TERM", "TERM=xterm")
-    if process.get("user"):
-        env.pop("HOME", None)
     return {
         "args": process["args"],
-        "env": list(env.values()),
+        "env": init.merge_environment(base, process, terminal=terminal),
         "cwd": process.get("cwd") or base.get("cwd") or "/",
         "user": process.get("user") or inst.own.get("user_unresolved") or "",
         "terminal": terminal,

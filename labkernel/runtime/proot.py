@@ -165,18 +165,13 @@ def begin_session(
 def session_config(inst: Any, process: dict[str, Any], *, terminal: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """The container's config with an exec's process in it."""
     base: dict[str, Any] = inst.config["process"]
-    env = {word.split("=", 1)[0]: word for word in base.get("env") or [] if "=" in word}
-    env.update({word.split("=", 1)[0]: word for word in process.get("env") or [] if "=" in word})
-    if terminal:
-        env.setdefault("TERM", "TERM=xterm")
     own = dict(inst.own)
     if process.get("user"):
         own["user_unresolved"] = process["user"]
-        env.pop("HOME", None)
     merged = {
         **base,
         "args": process["args"],
-        "env": list(env.values()),
+        "env": init.merge_environment(base, process, terminal=terminal),
         "cwd": process.get("cwd") or base.get("cwd") or "/",
         "consoleSize": process.get("consoleSize") or {},
     }

@@ -49,9 +49,15 @@ class Session:
         self.on_end: Callable[[int, str], None] | None = None
 
     def begin(self) -> None:
-        words = " ".join(map(str, self.process.get("args") or []))
-        for action in ("exec_create", "exec_start"):
-            self.sup.events.add(f"{action}: {words}", self.inst.id, execID=self.id)
+        try:
+            self._enter()
+        finally:
+            # Only now: the child is at work meanwhile.
+            words = " ".join(map(str, self.process.get("args") or []))
+            for action in ("exec_create", "exec_start"):
+                self.sup.events.add(f"{action}: {words}", self.inst.id, execID=self.id)
+
+    def _enter(self) -> None:
         theirs = [] if self.terminal else self._pipes()
         if "monitor" in self.inst.own or "proot" in self.inst.own:
             helper, self.sock = self._fork_beside(theirs)
@@ -118,7 +124,8 @@ class Session:
         if self.command is not None:
             self.pid = self.command.value  # also when the helper was killed: nobody else would wait for our child
             self.command = None
-        self.sup.put_off(lambda: _reap(helper))  # its memory goes with it, and that takes a while
+        # Its memory goes with it, and that takes a while: much longer where its container may use little CPU.
+        self.sup.put_off(lambda: _has_ended(helper))
         if self.error is not None or not self.pid:
             self._fail()
         else:
@@ -306,6 +313,13 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, 0)
     except ChildProcessError:
         pass
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 def begin(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]) -> None:

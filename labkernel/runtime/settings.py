@@ -72,7 +72,7 @@ def normalize(given: Mapping[str, Any], *, cpus: int | None = None) -> dict[str,
             raise UsageError(f"unknown setting of a container: {key}", resolution=_suggestion(key))
     if settings:
         _check_memory(settings)
-        _check_cpu(settings, cpus if cpus is not None else available_cpus())
+        _check_cpu(settings, cpus)
         _check_together(settings)
     return settings
 
@@ -529,11 +529,12 @@ def _check_memory(settings: Mapping[str, Any]) -> None:
         raise UsageError(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
 
 
-def _check_cpu(settings: Mapping[str, Any], cpus: int) -> None:
+def _check_cpu(settings: Mapping[str, Any], cpus: int | None) -> None:
     nano, quota, period = (settings.get(key, 0) for key in ("nano_cpus", "cpu_quota", "cpu_period"))
     if nano and (quota or period):
         other = "Quota" if quota else "Period"
         raise UsageError(f"Conflicting options: Nano CPUs and CPU {other} cannot both be set.")
+    cpus = available_cpus() if nano and cpus is None else cpus or 0
     if nano and not 10_000_000 <= nano <= cpus * 1_000_000_000:
         raise UsageError(f"Range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
     if period and not 1000 <= period <= 1_000_000:

@@ -179,7 +179,7 @@ def finalize_args(command: Sequence[str], image_config: Mapping[str, Any], setti
 def finalize_environment(image_config: Mapping[str, Any], settings: Mapping[str, Any], hostname: str) -> list[str]:
     """PATH, HOSTNAME, TERM with a terminal, the image's, then the given ones; a later one replaces an earlier.
 
-    A given name without `=` takes its value from this process, and is unset where that has none."""
+    A given name without `=` is unset, whoever sets it."""
     values: dict[str, str] = {}
     name, _, text = DEFAULT_PATH.partition("=")
     values[name] = text
@@ -193,8 +193,6 @@ def finalize_environment(image_config: Mapping[str, Any], settings: Mapping[str,
         name, separator, text = word.partition("=")
         if separator:
             values[name] = text
-        elif name in os.environ:
-            values[name] = os.environ[name]
         else:
             values.pop(name, None)
     return [f"{name}={text}" for name, text in values.items()]

@@ -107,7 +107,7 @@ class Supervisor:
             if struct.unpack("3i", credentials)[1] != self.uid:
                 sock.close()
                 continue
-            Connection(self.loop, sock, self._request)
+            Connection(self.loop, sock, self._request).look()
 
     def _request(self, conn: Connection, message: Any, fds: list[int]) -> None:
         self.idle_since = time.monotonic()

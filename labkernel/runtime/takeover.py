@@ -25,7 +25,6 @@ from . import protocol
 from .leaving import leave
 from .loop import Connection
 
-CODE = "import sys;sys.path.insert(0,{path!r});from labkernel.runtime.takeover import main;main()"
 _TRY_S = 20.0
 
 

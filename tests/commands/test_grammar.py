@@ -152,7 +152,7 @@ def test_flags_become_the_settings_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -
     assert (name, args) == ("containers.create", ("busybox", ["true"]))
     assert settings == {
         "name": "web",
-        "environment": {"A": "1", "PASSED_ON": "yes"},
+        "environment": {"A": "1", "PASSED_ON": "yes", "NOT_THERE": None},
         "mem_limit": "64m",
         "nano_cpus": 500_000_000,
         "pids_limit": 9,
@@ -210,7 +210,7 @@ def test_magic_roots_take_the_words_of_group_and_top_level() -> None:
 
 
 def test_env_file_and_label_file(tmp_path: Any) -> None:
-    (tmp_path / "env").write_text("# a comment\nA=1\n\nB=two words\n")
+    (tmp_path / "env").write_text("# a comment\nA=1\n\nB=two words\nNOT_THERE\n")
     _, _, settings = recorded(f"create --env-file {tmp_path}/env -e A=2 busybox")
     assert settings["environment"] == {"A": "2", "B": "two words"}
     assert "no such file" in refused(f"create --env-file {tmp_path}/none busybox").brief.lower()
