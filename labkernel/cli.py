@@ -1,7 +1,8 @@
 """The `labkernel` command: what is started in the terminal. Its host and all that can be said is in `terminal`.
 
-A build of which nothing has changed is answered here already (building/unchanged.py): loading the builder would take
-ten times as long as the answer.
+What is asked most often and takes less time than loading what answers it is answered here already: a build of which
+nothing has changed (building/unchanged.py), a pull of what is there (imaging/uptodate.py), an exec without a terminal
+(running/shortexec.py).
 """
 
 from __future__ import annotations
@@ -45,6 +46,13 @@ def _carry_out(words: Sequence[str]) -> int:
         return 0
     if words[:1] == ["pull"] and not _elsewhere() and _up_to_date(words[1:]):
         return 0
+    if words[:1] == ["exec"] and not _elsewhere():
+        from . import __version__
+        from .running import shortexec
+
+        code = shortexec.carry_out(words[1:], __version__)
+        if code is not None:
+            return code
     from . import terminal
 
     if os.environ.get("_LABKERNEL_COMPLETE"):

@@ -17,6 +17,8 @@ import os
 import sys
 import zlib
 
+from ..store.places import find_root
+
 TYPE_CHECKING = False  # typing itself takes 8 ms to import
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,7 +54,7 @@ def find(words: Sequence[str], version: str) -> dict[str, Any] | None:
     "warnings", "lines" (for stdout), "progress"}."""
     identity = _identity(words, version)
     try:
-        root = _root()
+        root = find_root()
         with open(_place(root, identity), "rb") as file:
             if os.fstat(file.fileno()).st_uid != os.geteuid():
                 return None
@@ -78,15 +80,6 @@ def _chosen_context() -> bytes | None:
             return file.read()
     except OSError:
         return None
-
-
-def _root() -> str:
-    """As `Layout.find` without the directories it would make."""
-    named = os.environ.get("LABKERNEL_ROOT")
-    if not named:
-        data = os.environ.get("XDG_DATA_HOME", "").strip() or os.path.expanduser("~/.local/share")
-        named = f"{data}/labkernel"
-    return os.path.realpath(os.path.expanduser(named))
 
 
 def _place(root: str, identity: Sequence[Any]) -> str:

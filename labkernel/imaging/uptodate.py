@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from ..store.places import find_root
+
 TYPE_CHECKING = False  # typing itself takes 8 ms to import
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,20 +62,11 @@ def _has_settings() -> bool:
     return "LABKERNEL_REGISTRIES" in os.environ or os.path.exists(f"{base}/labkernel/registries.toml")
 
 
-def _root() -> str:
-    """As `Layout.find` without the directories it would make."""
-    named = os.environ.get("LABKERNEL_ROOT")
-    if not named:
-        data = os.environ.get("XDG_DATA_HOME", "").strip() or os.path.expanduser("~/.local/share")
-        named = f"{data}/labkernel"
-    return os.path.realpath(os.path.expanduser(named))
-
-
 def _stored(name: str, tag: str) -> set[str]:
     """Digests that the stored image of this name is known under; empty unless all of it is here, for this machine."""
     import _sqlite3 as sqlite3  # the package around it takes 6 ms to import, for conversions not needed here
 
-    root = _root()
+    root = find_root()
     if not os.path.exists(f"{root}/labkernel.db"):
         return set()
     try:

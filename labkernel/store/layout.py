@@ -19,13 +19,14 @@ The layout only names and makes directories. What may be in them is known to `bl
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkernel.errors import StoreError
+
+from . import places
 
 SOCKET_PATH_MAX = 107
 """Longest path of a unix socket in bytes: sun_path holds 108 with its final zero (man 7 unix)."""
@@ -78,11 +79,8 @@ class Layout:
         Makes what is missing (0700). Raises StoreError when a directory cannot be made, belongs to somebody else, or
         would give socket paths longer than the kernel takes.
         """
-        named = root or os.environ.get("LABKERNEL_ROOT") or _default_root()
-        # The real path: a store reached through a symbolic link must lead to the same supervisor.
-        store = Path(os.path.realpath(os.path.expanduser(named)))
-        named = runtime_dir or os.environ.get("LABKERNEL_RUNTIME_DIR") or _default_runtime_dir(store)
-        layout = cls(store, Path(os.path.realpath(os.path.expanduser(named))))
+        store = places.find_root(root)
+        layout = cls(Path(store), Path(places.find_runtime_dir(store, runtime_dir)))
         layout._make()
         return layout
 
@@ -178,33 +176,6 @@ def find_shared_file_system(path: Path) -> str | None:
         return _SHARED_FILE_SYSTEMS.get(file_system_type(path))
     except OSError:
         return None
-
-
-def _default_root() -> str:
-    import platformdirs
-
-    return platformdirs.user_data_dir("labkernel")
-
-
-def _default_runtime_dir(root: Path) -> str:
-    # Every process of a user must come to the same answer whatever its environment, or one store would get two
-    # supervisors: root always uses /run, and /run/user/UID is tried also where XDG_RUNTIME_DIR is not set.
-    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:8]
-    uid = os.geteuid()
-    if uid == 0:
-        return f"/run/labkernel/{name}"
-    for base in (f"/run/user/{uid}", os.environ.get("XDG_RUNTIME_DIR")):
-        if base and _is_own_directory(base):
-            return f"{base}/labkernel/{name}"
-    return f"/tmp/labkernel-{uid}/{name}"
-
-
-def _is_own_directory(path: str) -> bool:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and os.access(path, os.W_OK)
 
 
 def _private_directory(path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from labkernel.errors import StoreError
 from labkernel.store import layout as module
+from labkernel.store import places
 from labkernel.store.layout import Layout, find_shared_file_system
 
 
@@ -44,7 +45,7 @@ def test_a_link_leads_to_the_same_store(tmp_path: Path) -> None:
 
 
 def test_two_stores_have_two_runtime_directories() -> None:
-    one, two = (module._default_runtime_dir(Path(f"/x/{name}")) for name in "ab")
+    one, two = (places.default_runtime_dir(f"/x/{name}") for name in "ab")
     assert one != two
     assert len(os.fsencode(one)) < 60
 
