@@ -11,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ..errors import DriverError, UsageError
 from . import bpf, syscalls
@@ -215,16 +217,22 @@ def call_name(key: str) -> str:
 
 def library_version() -> str | None:
     """The version of libseccomp by its file name (`2.5.4`), None when it is missing. Nothing is loaded."""
-    for directory in _library_directories():
-        for name in _listing(directory):
-            if name.startswith("libseccomp.so.2"):
-                real = os.path.basename(os.path.realpath(f"{directory}/{name}"))
-                return real.removeprefix("libseccomp.so.")
+    path = _library_path()
+    if path is not None:
+        return os.path.basename(os.path.realpath(path)).removeprefix("libseccomp.so.")
     try:
         library = _library()
     except DriverError:
         return None
     return str(getattr(library, "__version__", "unknown"))
+
+
+def _library_path() -> str | None:
+    for directory in _library_directories():
+        for name in _listing(directory):
+            if name.startswith("libseccomp.so.2"):
+                return f"{directory}/{name}"
+    return None
 
 
 def _library_directories() -> list[str]:
@@ -243,10 +251,25 @@ def _listing(directory: str) -> list[str]:
 def _library() -> Any:
     """The pyseccomp module. It needs the C library at import: RuntimeError or OSError then."""
     try:
-        import pyseccomp  # type: ignore[import-untyped]
+        with _findable():
+            import pyseccomp  # type: ignore[import-untyped]
     except (ImportError, RuntimeError, OSError) as err:
         raise DriverError(f"no system call filter can be compiled: {err}", resolution=LIBSECCOMP_HINT) from err
     return pyseccomp
+
+
+@contextmanager
+def _findable() -> Iterator[None]:
+    """pyseccomp asks ldconfig's cache, then a compiler, for the library. Neither need be there: a small image has no
+    cache, and no filter would be set although the library lies where `library_version` sees it."""
+    import ctypes.util  # which loads subprocess
+
+    find = ctypes.util.find_library
+    ctypes.util.find_library = lambda name: find(name) or (_library_path() if name == "seccomp" else None)
+    try:
+        yield
+    finally:
+        ctypes.util.find_library = find
 
 
 def _argument(index: int, operator: str, value: int, value_two: int = 0) -> dict[str, object]:

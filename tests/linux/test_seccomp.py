@@ -6,6 +6,8 @@ import ctypes
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,19 @@ NUMBERS = {
     "future": (1000,),
     "x32 getpid": (39 | 0x40000000,),
 }
+
+
+def test_the_library_is_found_where_there_is_no_cache_of_libraries() -> None:
+    """A small image has neither ldconfig's cache nor a compiler; the filter must not be left out for that."""
+    script = (
+        "import ctypes.util; ctypes.util.find_library = lambda name: 'libc.so.6' if name == 'c' else None\n"
+        "from labkernel.linux import seccomp\n"
+        "print(seccomp.call_name('0'), ctypes.util.find_library('seccomp'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    name, afterwards = done.stdout.rsplit(None, 1)
+    assert not name.startswith("system call")  # what it says of any number when there is no library
+    assert afterwards == "None"
 
 
 def answers(program: bytes) -> dict[str, int]:
