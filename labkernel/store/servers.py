@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from labkernel.errors import LabkernelError
-from labkernel.linux.waiting import readable
+from labkernel.linux.waiting import open_pidfd, readable
 
 from .layout import Layout
 
@@ -71,7 +71,7 @@ def start(
 
 def end(pid: int, *, timeout_s: float = STOP_TIMEOUT_S, kill: bool = True) -> bool:
     """SIGTERM, and with `kill` SIGKILL after `timeout_s`; whether it has gone. Raises ProcessLookupError."""
-    pidfd = os.pidfd_open(pid)
+    pidfd = open_pidfd(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         gone = bool(readable(pidfd, timeout_s=timeout_s))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import subprocess
@@ -66,3 +67,13 @@ def test_descriptors_above_1023() -> None:
         pytest.skip(f"at most {hard} descriptors here")
     done = subprocess.run([sys.executable, "-c", BEYOND], capture_output=True, text=True, timeout=120)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_an_old_kernels_word_for_who_is_just_being_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux before 6.13 says EINVAL (seen with 6.1)."""
+
+    def refuse(_pid: int) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    assert has_ended(os.getpid(), 0)
