@@ -217,7 +217,7 @@ def call_name(key: str) -> str:
 
 def library_version() -> str | None:
     """The version of libseccomp by its file name (`2.5.4`), None when it is missing. Nothing is loaded."""
-    path = _library_path()
+    path = library_path()
     if path is not None:
         return os.path.basename(os.path.realpath(path)).removeprefix("libseccomp.so.")
     try:
@@ -227,7 +227,8 @@ def library_version() -> str | None:
     return str(getattr(library, "__version__", "unknown"))
 
 
-def _library_path() -> str | None:
+def library_path() -> str | None:
+    """Where the library lies; None when it is in none of the usual places."""
     for directory in _library_directories():
         for name in _listing(directory):
             if name.startswith("libseccomp.so.2"):
@@ -265,7 +266,7 @@ def _findable() -> Iterator[None]:
     import ctypes.util  # which loads subprocess
 
     find = ctypes.util.find_library
-    ctypes.util.find_library = lambda name: find(name) or (_library_path() if name == "seccomp" else None)
+    ctypes.util.find_library = lambda name: find(name) or (library_path() if name == "seccomp" else None)
     try:
         yield
     finally:
