@@ -60,6 +60,7 @@ class Machine:
     append: tuple[str, ...] = ()
     sandbox: bool = True
     network: str = ""
+    tsc_khz: int = 0  # the rate of this machine's time stamp counter, 0 when it is not known (tsc.py)
     ports: tuple[Port, ...] = ()
     memory: Path | None = None  # the file with a template's memory, or a loaded kernel's; None: it starts empty
     memory_shared: bool = False  # what the guest writes goes into that file (a template is made), else it is its own
@@ -73,6 +74,8 @@ class Machine:
         if self.accelerator == "tcg":
             words.append("lpj=4000000")  # no calibration of the delay loop: TCG's clock makes it slow and wrong
         return " ".join([*words, *self.append])
+        if self.accelerator == "tcg" and self.tsc_khz:
+            words.append(f"tsc_early_khz={self.tsc_khz}")
 
     def argv(self, *, incoming: bool = False) -> list[str]:
         """The command line; its descriptors are those of `spawn.Qemu`. `incoming`: it waits for a machine's

@@ -1,6 +1,6 @@
 """Planning a machine: what is needed is made ready once (kernel, initramfs, template); the plan is what starts it.
 
-    store/vm/   kernels/  disks/  templates/  machines/      LABKERNEL_RUNTIME_DIR/kvm.json: what the KVM probe found
+    store/vm/   kernels/  disks/  templates/  machines/      LABKERNEL_RUNTIME_DIR/kvm.json tsc.json: what was found here
 
 A plan is plain JSON data for the machine's monitor (monitor.py): command lines of QEMU in the order in which they are
 tried, since templates and KVM may be broken on a machine where QEMU itself works.
@@ -17,7 +17,7 @@ from typing import Any
 
 from labkernel.errors import LabkernelError
 
-from . import guest, kernel, kvm, loaded, template
+from . import guest, kernel, kvm, loaded, template, tsc
 from .command import Machine
 
 MEMORY_FLOOR_MIB = 96
@@ -66,6 +66,7 @@ class Machines:
             accelerator="kvm" if verdict.usable else "tcg",
             kernel=found.image,
             initramfs=initramfs,
+            tsc_khz=tsc.khz(self._verdict_file.with_name("tsc.json")),
             sandbox=os.environ.get(SANDBOX_VARIABLE) != "off",
         )
         return machine, found, verdict
