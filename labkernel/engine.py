@@ -145,7 +145,8 @@ class Engine:
     def networks(self) -> Networks:
         from .networks import Networks
 
-        return Networks(self.layout, self.db, self.runtime, self.driver, lambda: self.containers)
+        parts = (self.layout, self.db, self.runtime, self.driver)
+        return Networks(*parts, lambda: self.containers, lambda: self.vms)
 
     @cached_property
     def compose(self) -> Compose:
@@ -169,7 +170,8 @@ class Engine:
     def vms(self) -> VMs:
         from .vms import VMs
 
-        return VMs(self.layout, self.db, self.runtime, self.driver, self.images, self.volumes)
+        parts = (self.layout, self.db, self.runtime, self.driver, self.images, self.volumes)
+        return VMs(*parts, networks=self.networks)
 
     @cached_property
     def metrics(self) -> Metrics:

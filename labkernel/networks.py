@@ -18,7 +18,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConflictError, InvalidFilter, LabkernelError, NoSuchNetwork, StartError, UsageError
+from .errors import (
+    ConflictError,
+    InvalidFilter,
+    LabkernelError,
+    NoSuchContainer,
+    NoSuchNetwork,
+    NoSuchVM,
+    StartError,
+    UsageError,
+)
 from .events import insert_event
 from .net import addresses
 from .net.addresses import Subnet
@@ -35,6 +44,7 @@ if TYPE_CHECKING:
     from .runtime.driver import Driver
     from .store.database import Database
     from .store.layout import Layout
+    from .vms import VMs
 
 Words = list[str]  # `list` is a method of Networks
 Rows = list[Any]
@@ -59,12 +69,14 @@ class Networks:
         runtime: Runtime,
         driver: Driver,
         containers: Containers | Callable[[], Containers],
+        machines: Callable[[], VMs],
     ) -> None:
         self.layout = layout
         self.db = db
         self.runtime = runtime
         self.driver = driver
         self._containers = containers
+        self._machines = machines
 
     @property
     def containers(self) -> Containers:
@@ -194,7 +206,7 @@ class Networks:
             insert_event(tx, "network", "destroy", network.id, {"name": network.name, "type": network.driver})
         for row in self.members(network):
             with contextlib.suppress(LabkernelError):
-                self.write(self.containers.get(row["container_id"]))
+                self.write(self._member(row["container_id"]))
         if self.layout.socket.exists():
             with contextlib.suppress(LabkernelError):
                 self.runtime.network(remove=network.bridge)
@@ -215,7 +227,7 @@ class Networks:
 
         if links or any(more.values()):
             raise UsageError("links, IPv6 and driver options of an endpoint are not available in this release")
-        found = self.containers.get(container) if isinstance(container, str) else container
+        found = self._member(container) if isinstance(container, str) else container
         mode = network_mode(found.settings)
         if mode in ("host", "none") or mode.startswith("container:"):
             sharing = "container sharing network namespace with another container or host" + " cannot be connected to"
@@ -225,7 +237,8 @@ class Networks:
             )  # fmt: skip
         if network.name in ("host", "none"):
             raise ConflictError(f"container cannot be disconnected from or connected to {network.name} network")
-        self._check_driver()
+        self.check_driver()
+        found.check_networks(1)
         asked = networking_config(
             {network.name: {"aliases": aliases or (), "ip": ipv4_address, "mac": mac_address}}
         )  # fmt: skip
@@ -240,7 +253,7 @@ class Networks:
 
     def disconnect(self, network: Network, container: str | Container, *, force: bool = False) -> None:
         """See `Network.disconnect`."""
-        found = self.containers.get(container) if isinstance(container, str) else container
+        found = self._member(container) if isinstance(container, str) else container
         if network.name == "host":
             raise ConflictError("container cannot be disconnected from host network or connected to host network")
         with self.db.transaction() as tx:
@@ -256,7 +269,8 @@ class Networks:
     def members(self, network: Network) -> Rows:
         """The endpoints of a network, with the names of their containers."""
         return self.db.query(
-            "SELECT e.*, c.name AS container FROM endpoints e JOIN containers c ON c.id = e.container_id "
+            "SELECT e.*, c.name AS container FROM endpoints e JOIN (SELECT id, name, created_at FROM containers "
+            "UNION ALL SELECT id, name, created_at FROM vms) c ON c.id = e.container_id "
             "WHERE e.network_id = ? ORDER BY c.created_at",
             (network.id,),
         )
@@ -311,7 +325,11 @@ class Networks:
         """Write what the supervisor reads at the container's start, and tell it now when the container runs."""
         self.write(container)
         if self.layout.socket.exists() and container.status in ("running", "paused"):
-            for warning in self.runtime.network(id=container.id).get("warnings") or ():
+            answer = self.runtime.network(id=container.id)
+            warnings = list(answer.get("warnings") or ())
+            if answer.get("wires"):
+                warnings += self._machines().rewire(container, answer["wires"])
+            for warning in warnings:
                 container.record.setdefault("warnings", []).append(warning)
 
     def write(self, container: Container) -> None:
@@ -396,7 +414,7 @@ class Networks:
             within = addresses.parse(row["ip_range"]) if row["ip_range"] else None
             free = addresses.free_address(subnet, used, within)
             if free is None:
-                gone = [each for each in taken if not self.layout.container_dir(each["container_id"]).is_dir()]
+                gone = [each for each in taken if not self._is_there(each["container_id"])]
                 used -= {addresses.number(each["address"]) for each in gone}
                 for each in gone:
                     tx.execute("DELETE FROM endpoints WHERE container_id = ?", (each["container_id"],))
@@ -483,16 +501,29 @@ class Networks:
         found = []
         for row in self.members(network):
             with contextlib.suppress(LabkernelError):
-                container = self.containers.get(row["container_id"])
+                container = self._member(row["container_id"])
                 if container.status in ("running", "paused", "restarting"):
                     found.append(container)
         return found
 
     def _used(self) -> set[str]:
         rows = self.db.query("SELECT DISTINCT network_id, container_id FROM endpoints")
-        return {row["network_id"] for row in rows if self.layout.container_dir(row["container_id"]).is_dir()}
+        return {row["network_id"] for row in rows if self._is_there(row["container_id"])}
 
-    def _check_driver(self) -> None:
+    def _is_there(self, id: str) -> bool:
+        return self.layout.container_dir(id).is_dir() or self.layout.vm_dir(id).is_dir()
+
+    def _member(self, wanted: str) -> Container:
+        """A container, or a virtual machine. Raises NoSuchContainer."""
+        try:
+            return self.containers.get(wanted)
+        except NoSuchContainer:
+            with contextlib.suppress(NoSuchVM):
+                return self._machines().get(wanted)
+            raise
+
+    def check_driver(self) -> None:
+        """That there are networks under this driver. Raises ConflictError."""
         if self.driver.name == "proot":
             raise ConflictError(
                 "the driver proot has no networks: its containers share this machine's",

@@ -31,7 +31,7 @@ from .machines import plans as vmplans
 from .machines.results import Usage, VMResult
 from .machines.vm import VM, VMList, started_error
 from .oci.ownership import OWNER_XATTR
-from .qemu import disk, guest, kernel
+from .qemu import control, disk, guest, kernel
 from .qemu.command import Machine
 from .qemu.machine import Machines
 from .qemu.qcow2 import make_overlay
@@ -46,6 +46,8 @@ from .store.locks import Locks
 if TYPE_CHECKING:
     from .images import Images
     from .imaging.image import Image
+    from .networks import Networks
+    from .running.container import Container
     from .runtime.client import Attachment, Runtime
     from .runtime.driver import Driver
     from .runtime.probe import Capability
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = vmplans.DEFAULT_MEMORY
 LEFTOVER_AGE_S = 60.0
 _REATTACH_ATTEMPTS = 4
+_REWIRE_S = 20.0
 
 Capabilities = list["Capability"]  # in the class below, `list` is a method
 Words = list[str]
@@ -68,8 +71,17 @@ class VMs:
     """The virtual machines of one store. Safe to use from several threads and processes at once."""
 
     def __init__(
-        self, layout: Layout, db: Database, runtime: Runtime, driver: Driver, images: Images, volumes: Volumes
+        self,
+        layout: Layout,
+        db: Database,
+        runtime: Runtime,
+        driver: Driver,
+        images: Images,
+        volumes: Volumes,
+        *,
+        networks: Networks,
     ) -> None:
+        self.networks = networks
         self.layout, self.db, self.runtime, self.driver = layout, db, runtime, driver
         self.images, self.volumes = images, volumes
         self._locks = Locks(layout.locks)
@@ -146,7 +158,8 @@ class VMs:
         QEMU's process), `cold` (boot from nothing instead of restoring a template), `kernel` (a vmlinuz or vmlinux),
         `timeout_s` (it is ended after so many seconds), `notify(line)`, and those of containers: `name`, `environment`,
         `user`, `working_dir`, `entrypoint`, `hostname`, `read_only`, `labels`, `volumes`, `mounts`, `ports`,
-        `network_mode` ("none", the default, or "bridge"), `tty`, `stdin_open`, `auto_remove`, `stop_signal`.
+        `network_mode` ("none", the default; "bridge", which is QEMU's user-mode network; or the name of a network),
+        `networking_config`, `mac_address`, `tty`, `stdin_open`, `auto_remove`, `stop_signal`.
 
         Raises UsageError, VMError (no QEMU, no mke2fs), NoSuchImage, ConflictError for a name that is taken.
         """
@@ -156,6 +169,10 @@ class VMs:
         name = settings.pop("name", None)
         if timeout_s is not None and timeout_s <= 0:
             raise UsageError(f"a time limit of {timeout_s:g} s: it must be positive")
+        network = vmplans.network_of(settings)
+        if network == "wired":
+            self.networks.check_driver()
+            self.networks.check(settings)
         guest.find_qemu()  # before anything is prepared
         found = self.images.resolve(image, notify=say) if isinstance(image, str) else image
         words = parse_command(command)
@@ -169,7 +186,7 @@ class VMs:
                 "cold": cold,
                 "kernel": os.path.abspath(kernel) if kernel else None,
                 "timeout_s": timeout_s,
-                "network": vmplans.network_of(settings),
+                "network": network,
                 "cpus": vmplans.processors(wanted),
                 "config": {key: found.config.get(key) for key in ("Env", "User", "WorkingDir", "StopSignal")},
             },
@@ -214,6 +231,8 @@ class VMs:
                         "VALUES (?, ?, ?, ?, ?, ?)",
                         (id, chosen, image.id, ref, created_at, json.dumps(record)),
                     )
+                    if record["machine"]["network"] == "wired":
+                        self.networks.join(tx, id, record["settings"])
                     insert_event(tx, "vm", "create", id, container_attributes(chosen, ref, record["labels"]))
             except sqlite3.IntegrityError:
                 row = self.db.find("SELECT * FROM vms WHERE name = ?", (chosen,))
@@ -222,7 +241,9 @@ class VMs:
                 elif name is not None:
                     raise self._name_taken(name) from None
                 continue
-            return VM(self, id, chosen, image.id, ref, created_at, record)  # type: ignore[arg-type]
+            vm = VM(self, id, chosen, image.id, ref, created_at, record)  # type: ignore[arg-type]
+            self.networks.write(vm)
+            return vm
         raise ConflictError("no free name was found for the machine", resolution="give it one: --name NAME")
 
     def _name_taken(self, name: str) -> ConflictError:
@@ -263,6 +284,7 @@ class VMs:
         """Make all ready that a start needs (kernel, template, disk) and write config.json. Raises VMError."""
         began = time.monotonic()
         machine, settings = vm.record["machine"], vm.settings
+        self.networks.before_start(vm)
         notes = self._own_disk(vm)
         wanted = Machine(
             qemu="",
@@ -442,6 +464,15 @@ class VMs:
         except sqlite3.IntegrityError:
             raise self._name_taken(name) from None
         vm.name = name
+        self.networks.refresh(vm)
+
+    def rewire(self, vm: Container, wires: Mapping[str, Any]) -> Words:
+        """Tell the guest of a running machine which networks it is in now; returns warnings."""
+        try:
+            answer = control.ask(str(vm.directory), {"op": "network", "wires": wires}, _REWIRE_S)
+        except (OSError, EOFError):
+            return [f"{vm.name} does not answer: its guest learns of the change when it goes on"]
+        return [str(answer["error"])] if "error" in answer else []
 
     def tell(self, vm: VM, action: str, **attributes: Any) -> None:
         """Record an event of a machine which the supervisor does not see."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import pytest
 from waiting import wait_until
 
 from labkernel.engine import Engine
-from labkernel.errors import ConflictError, NoSuchImage, NoSuchVM, StartError, UsageError, VMError
+from labkernel.errors import ConflictError, NoSuchImage, NoSuchNetwork, NoSuchVM, StartError, UsageError, VMError
 from labkernel.metrics import Sampler
 from labkernel.qemu import guest, kernel
 from labkernel.vms import VM, VMResult
+from labkernel.widgets.trees import network_map
 
 IMAGE = "lab/busybox"
 MEMORY = "128m"
@@ -401,6 +403,100 @@ def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: 
         lab.vms.begin(vm, lambda: lab.runtime.start(vm.id))
     assert "nosuchoption" in (caught.value.details or "")
     vm.remove(force=True)
+
+
+# -- networks that users made ----------------------------------------------------------------------------------------
+
+SERVE = ["httpd", "-f", "-p", "80", "-h", "/etc"]
+
+
+def fetch(one: Any, host: str) -> str:
+    """The host name that a server tells `one` (a machine or a container); empty when it does not answer."""
+    code, data = one.exec_run(["timeout", "10", "wget", "-qO-", f"http://{host}/hostname"])
+    return str(data.decode().strip()) if code == 0 else ""
+
+
+@pytest.fixture
+def nets(lab: Engine) -> Iterator[list[Any]]:
+    made = [lab.networks.create("one"), lab.networks.create("two", internal=True)]
+    yield made
+    for each in [*others(lab), *lab.containers.list(all=True)]:
+        each.remove(force=True, v=True)
+    for network in made:
+        network.remove()
+
+
+def test_a_machine_is_in_a_network_as_a_container_is(lab: Engine, nets: list[Any]) -> None:
+    first, second = nets
+    web = lab.containers.run(IMAGE, SERVE, detach=True, name="web", network="one")
+    far = lab.containers.run(IMAGE, SERVE, detach=True, name="far", network="two")
+    ports = {"80/tcp": ("127.0.0.1", None)}
+    settings: dict[str, Any] = {"networking_config": {"one": {"Aliases": ["box"]}}, "ports": ports}
+    vm = lab.vms.run(IMAGE, SERVE, detach=True, name="wired", network_mode="one", mem_limit=MEMORY, **settings)
+    own = output(vm, "hostname").strip()
+
+    # both ways, by name and alias, and through a published port
+    assert fetch(vm, "web") == output(web, "hostname").strip()
+    wait_until(lambda: fetch(web, "wired") == own, "its server")
+    assert fetch(web, "box") == own
+    place = vm.ports["80/tcp"][0]
+    with urllib.request.urlopen(f"http://127.0.0.1:{place['HostPort']}/hostname", timeout=DEADLINE_S) as answer:
+        assert answer.read().decode().strip() == own
+    # shown as a container's
+    address = first.attrs["Containers"][vm.id]["IPv4Address"].partition("/")[0]
+    assert vm.attrs["NetworkSettings"]["Networks"]["one"]["IPAddress"] == address
+    assert f"{address}\t{own}" in output(vm, "cat", "/etc/hosts")
+    assert vm in first.containers
+    assert "wired (VM)" in repr(network_map(lab))
+    # not beyond it
+    assert fetch(vm, far.attrs["NetworkSettings"]["Networks"]["two"]["IPAddress"]) == ""
+
+    second.connect(vm, aliases=["late"])
+    assert fetch(vm, "far") == output(far, "hostname").strip()
+    assert fetch(far, "late") == own
+    first.disconnect(vm)
+    assert fetch(vm, "web") == ""
+    assert "default" not in output(vm, "ip", "route")  # the other one is internal
+    assert vm.id not in first.attrs["Containers"]
+    assert lab.check() == []
+
+
+def test_a_machine_stays_in_its_networks(lab: Engine, nets: list[Any]) -> None:
+    web = lab.containers.run(IMAGE, SERVE, detach=True, name="web", network="one")
+    vm = lab.vms.run(IMAGE, SERVE, detach=True, name="wired", network_mode="one", mem_limit=MEMORY)
+    own = output(vm, "hostname").strip()
+    vm.snapshot("then")
+    nets[1].connect(vm)
+    vm.restore("then")
+    assert fetch(vm, "web")
+    assert len(output(vm, "ip", "-4", "-o", "addr").splitlines()) == 3  # lo, and both networks: as it is now
+    vm.rename("renamed")
+    assert fetch(web, "renamed") == own
+    os.kill(lab.runtime.ensure().pid, signal.SIGKILL)
+    wait_until(lambda: fetch(web, "renamed") == own and fetch(vm, "web"), "names, by another supervisor")
+    vm.restart()
+    wait_until(lambda: fetch(web, "renamed") == own, "its server after a restart")
+    vm.remove(force=True)
+    assert nets[0].attrs["Containers"].keys() == {web.id}
+
+
+def test_networks_that_a_machine_cannot_have(lab: Engine, nets: list[Any], box: VM) -> None:
+    for settings, words in (
+        ({"network_mode": "host"}, "not available to a virtual machine"),
+        ({"network_mode": "container:web"}, "not available to a virtual machine"),
+        ({"network_mode": "bridge", "mac_address": "02:42:0a:00:00:02"}, "need a network of your own"),
+        ({"network_mode": "one", "networking_config": {f"n{n}": {} for n in range(4)}}, "can be in 4 networks"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            lab.vms.create(IMAGE, "true", **settings)  # type: ignore[arg-type]
+    with pytest.raises(NoSuchNetwork):
+        lab.vms.create(IMAGE, "true", network_mode="nosuch")
+    with pytest.raises(ConflictError, match="without network cards"):
+        nets[0].connect(box)
+    made = lab.vms.create(IMAGE, "true", network_mode="one", mem_limit=MEMORY, name="made")
+    with pytest.raises(ConflictError, match="already exists"):
+        nets[0].connect("made")
+    made.remove()
 
 
 def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:

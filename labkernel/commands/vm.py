@@ -60,7 +60,16 @@ _MACHINE = [
     many("-v", "--volume", help="Share a directory or a volume (SOURCE:TARGET[:ro])"),
     many("--mount", metavar="mount", help="The same in words (type=bind|volume,src=…,dst=…[,ro])"),
     many("-p", "--publish", help="Publish a port of the machine ([[IP:]PORT:]PORT[/udp])"),
-    option("--network", "--net", metavar="network", help="none (the default), or bridge: from the machine outwards"),
+    many(
+        "--network",
+        "--net",
+        metavar="network",
+        help="none (the default), bridge (from the machine outwards), NAME "
+        "of a network, or name=NAME,alias=…,ip=…; several times for several networks",
+    ),
+    many("--network-alias", "--net-alias", help="Add network-scoped alias for the machine"),
+    option("--ip", metavar="ip", help="IPv4 address in the network (e.g., 172.30.100.104)"),
+    option("--mac-address", metavar="string", help="The machine's MAC address there (e.g., 92:d0:c6:0a:29:33)"),
     flag("--read-only", help="Mount the machine's root filesystem as read only"),
     many("-l", "--label", help="Set meta data on the machine"),
     many("--label-file", help="Read in a line delimited file of labels"),
@@ -79,11 +88,8 @@ def _machine_flags(function: Any) -> Any:
 
 
 def _settings(host: Host, flags: dict[str, Any]) -> dict[str, Any]:
-    # Containers can be in several networks, a machine has one card.
-    settings = settings_of({**flags, "network": None}, host.working_dir())
+    settings = settings_of(flags, host.working_dir())
     settings.update(cold=flags["cold"], notify=host.note, timeout_s=flags["timeout"])
-    if flags["network"]:
-        settings["network_mode"] = flags["network"]
     if flags["kernel"]:
         settings["kernel"] = host.working_dir() / flags["kernel"]
     return settings

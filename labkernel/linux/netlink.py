@@ -7,7 +7,9 @@ linux/if_link.h for the attributes' numbers.
 
 from __future__ import annotations
 
+import array
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -33,6 +35,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _IFLA_BRPORT_ISOLATED = 33
 _NESTED = 0x8000
+_SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 
 _HEADER = struct.Struct("=IHHII")
 _LINK = struct.Struct("=BxHiII")
@@ -241,6 +244,17 @@ def loopback_up() -> None:
             sock.send(message(RTM_NEWLINK, 0, _LINK.pack(0, 0, LOOPBACK_INDEX, IFF_UP, IFF_UP)))
         except OSError as err:
             raise OSError(err.errno, err.strerror, "lo") from None
+
+
+def no_offload(name: str) -> None:
+    """Have an interface of the caller's namespace send frames of the wire's length with complete checksums.
+
+    Between virtual interfaces the kernel leaves both to a card that is never reached; who reads frames from a packet
+    socket (a machine's monitor) would pass them on unfinished. Raises OSError. Source: linux/ethtool.h."""
+    value = array.array("B", struct.pack("=II", _ETHTOOL_STXCSUM, 0))  # segmentation goes with it
+    request = struct.pack("16sP", name.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, _SIOCETHTOOL, request.ljust(40, b"\0"))
 
 
 def configure(interfaces: list[dict[str, object]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NoSuchContainer
+from ..networking.settings import network_settings, port_bindings, summarize_networks
 from ..runtime.logs import timestamp
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def summarize_vm(vm: VM) -> dict[str, Any]:
             "FinishedAt": _NEVER if running else _time(state.get("finished_at")),
         },
         "HostConfig": {"NetworkMode": vm.network_mode},
-        "NetworkSettings": {"Ports": vm.ports if running else {}, "Networks": {}},
+        "NetworkSettings": summarize_networks(vm, state)
+        if vm.wired
+        else {"Ports": vm.ports if running else {}, "Networks": {}},
         "Mounts": mounts,
         "Config": {"Image": vm.image_ref, "Labels": vm.labels},
     }
@@ -99,7 +102,11 @@ def inspect_vm(vm: VM) -> dict[str, Any]:
         "Entrypoint": settings.get("entrypoint"),
         "Labels": vm.labels,
     }
-    found["NetworkSettings"] = {"Ports": vm.ports, "IPAddress": "10.0.2.15" if network else "", "Networks": {}}
+    if vm.wired:
+        found["NetworkSettings"] = network_settings(vm, vm.runtime_state())
+        found["HostConfig"]["PortBindings"] = port_bindings(settings)
+    else:
+        found["NetworkSettings"] = {"Ports": vm.ports, "IPAddress": "10.0.2.15" if network else "", "Networks": {}}
     found["Machine"] = {
         "Accelerator": vm.accelerator,
         "AcceleratorReason": vm.accelerator_reason,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import human_memory
 from ..errors import ConflictError, UsageError
-from ..qemu.command import Port
+from ..qemu.command import CARDS, Port
 from ..qemu.machine import MEMORY_FLOOR_MIB
 from ..runtime.settings import normalize, parse_size
 from ..runtime.spec import finalize_environment, finalize_resources, stop_signal
@@ -30,7 +30,7 @@ _PIDS = 256
 _ALLOWED = {
     *("name", "environment", "user", "working_dir", "entrypoint", "hostname", "read_only", "labels", "tty"),
     *("stdin_open", "auto_remove", "volumes", "mounts", "ports", "network_mode", "network", "stop_signal"),
-    *("stop_timeout", "console_size"),
+    *("stop_timeout", "console_size", "networking_config", "mac_address"),
 }
 _OPEN_NETWORKS = ("bridge", "default", "user", "nat")
 # Settings of containers that are about sharing a kernel; anything else that is not known is a mistake.
@@ -61,21 +61,32 @@ def check_settings(given: Mapping[str, Any], *, cpus: float | None) -> tuple[dic
 
 
 def network_of(settings: Mapping[str, Any]) -> str:
-    """ "" (none), "closed" (published ports only) or "open". Raises UsageError for another network."""
+    """ "" (none), "closed" (published ports only), "open" (QEMU's user-mode network), or "wired": networks that users
+    made. Raises UsageError for what a machine cannot have."""
     wanted = settings.get("network_mode") or settings.get("network")
-    if wanted in (None, "", "none"):
-        return "closed" if settings.get("ports") else ""
-    if wanted in _OPEN_NETWORKS:
-        return "open"
-    raise UsageError(
-        f"network {wanted} is not available to a virtual machine",
-        resolution="--network none (the default), or bridge: QEMU's user-mode network, from the guest outwards",
-    )
+    others = [name for name in settings.get("networking_config") or () if name != wanted]
+    if wanted == "host" or str(wanted).startswith("container:"):
+        raise UsageError(
+            f"network {wanted} is not available to a virtual machine: it has a kernel of its own",
+            resolution="--network NAME of `network create`, bridge (QEMU's user-mode network, outwards), or none",
+        )
+    if wanted in (None, "", "none", *_OPEN_NETWORKS):
+        if others or settings.get("mac_address") or (settings.get("networking_config") or {}).get(wanted):
+            raise UsageError(
+                f"addresses, aliases and further networks need a network of your own, not {wanted or 'none'}",
+                resolution="`network create NAME`, then --network NAME",
+            )
+        return "open" if wanted in _OPEN_NETWORKS else "closed" if settings.get("ports") else ""
+    if len(others) >= CARDS:
+        raise UsageError(f"a virtual machine can be in {CARDS} networks")
+    return "wired"
 
 
 def choose_ports(settings: Mapping[str, Any]) -> list[list[Any]]:
     """[protocol, address, port here, port inside] of what is published. Raises UsageError, ConflictError."""
     found = []
+    if network_of(settings) == "wired":
+        return []  # they lead to its address, as a container's do
     for each in settings.get("ports") or ():
         first, last = each["host"] or (0, 0)
         found.append([each["proto"], each["ip"], _free_port(each["proto"], each["ip"], first, last), each["port"]])
@@ -134,7 +145,10 @@ def finalize_config(
         "root": {"path": f"{directory}/disk.qcow2", "readonly": bool(settings.get("read_only"))},
         "hostname": hostname,
         "mounts": [],
-        "linux": {"namespaces": [], "resources": finalize_resources(limited, devices=False)},
+        "linux": {
+            "namespaces": [{"type": "network"}] if vm.wired else [],
+            "resources": finalize_resources(limited, devices=False),
+        },
         "labkernel": {
             "monitor": MONITOR,
             "machine": {**plan, "hostname": hostname, "readonly": bool(settings.get("read_only"))},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ..errors import ConflictError, NoSuchContainer, NoSuchVM, StartError, UsageError, VMError
 from ..measuring.samples import Limits, Sample, reader_for
 from ..qemu import control
+from ..qemu.command import CARDS
 from ..running.container import Container, ContainerList
 from . import plans
 from . import snapshots as vmsnapshots
@@ -135,6 +136,8 @@ class VM(Container):
     @property
     def ports(self) -> dict[str, Any]:
         """Published ports as docker tells them: {"80/tcp": [{"HostIp", "HostPort"}]}."""
+        if self.wired:
+            return super().ports
         found: dict[str, Any] = {}
         for protocol, address, outside, inside in self.record["machine"].get("ports") or ():
             place = {"HostIp": address or "0.0.0.0", "HostPort": str(outside)}
@@ -143,7 +146,23 @@ class VM(Container):
 
     @property
     def network_mode(self) -> str:
+        if self.wired:
+            return str(self.settings["network_mode"])
         return "bridge" if self.record["machine"].get("network") == "open" else "none"
+
+    @property
+    def wired(self) -> bool:
+        """Whether it is a member of networks as containers are, with cards for them."""
+        return bool(self.record["machine"].get("network") == "wired")
+
+    def check_networks(self, more: int) -> None:
+        if not self.wired:
+            raise ConflictError(
+                f"VM {self.name} was made without network cards: it cannot be connected now",
+                resolution=f"make it with `--network NAME`; up to {CARDS - 1} others can then be connected later",
+            )
+        if len(self._containers.networks.endpoints(self.id)) + more > CARDS:
+            raise ConflictError(f"a virtual machine can be in {CARDS} networks", resolution="`network disconnect` one")
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -193,7 +193,7 @@ class Switch:
             self.detach(inst)
             words = err.strerror if isinstance(err, OSError) else f"{type(err).__name__}: {err}"
             raise StartError(f"failed to set up container networking: {words}", exit_code=125) from err
-        gateway = next((each for each in member.endpoints if not each["internal"]), None)
+        gateway = _way_out(member)
         for interface, each in zip(interfaces, member.endpoints, strict=True):
             interface["gateway"] = each["gateway"] if each is gateway else ""
         member.resolver = self._needs_resolver(inst, member)
@@ -392,7 +392,9 @@ class Switch:
         assert self.route is not None
         mac = bytes.fromhex(endpoint["mac"].replace(":", ""))
         name, peer = self._veth(), f"eth{number}"
-        settings: dict[str, Any] = {"mtu": self._mtu(endpoint), "peer_mac": mac}
+        inside = is_machine(member.inst)
+        # The address is the guest's own: its monitor's namespace is to take nothing for itself.
+        settings: dict[str, Any] = {"mtu": self._mtu(endpoint), "peer_mac": b"" if inside else mac}
         try:
             self.route.send(netlink.add_veth(name, peer, pid, master=self._ensure_bridge(endpoint), **settings))
         except OSError as err:
@@ -403,6 +405,8 @@ class Switch:
             self.route.send(netlink.add_veth(name, peer, pid, master=self._ensure_bridge(endpoint), **settings))
         if not endpoint.get("icc", True):
             self.route.send(netlink.set_isolated(self.route.index(name)))
+        if inside:
+            usermode.inside(self.netns, lambda: _whole_frames(name))
         member.endpoints.append({**endpoint, "veth": name, "interface": peer})
         return {"name": peer, "ip": endpoint["ip"], "prefix": endpoint["prefix"], "gateway": ""}
 
@@ -413,7 +417,7 @@ class Switch:
         interface = self._plug(member, endpoint, member.inst.pid, number)
         if not endpoint["internal"] and all(each["internal"] for each in member.endpoints[:-1]):
             interface["gateway"] = endpoint["gateway"]
-        words = usermode.inside(member.inst.door[1], lambda: _configure(interface))
+        words = "" if is_machine(member.inst) else usermode.inside(member.inst.door[1], lambda: _configure(interface))
         if words:
             raise StartError(f"failed to set up container networking: {words}", exit_code=125)
 
@@ -421,7 +425,7 @@ class Switch:
         member.endpoints.remove(endpoint)
         usermode.inside(-1, lambda: self._delete_links([endpoint["veth"]]))
         other = next((each for each in member.endpoints if not each["internal"]), None)
-        if other is not None:
+        if other is not None and not is_machine(member.inst):
             route = netlink.add_default_route(other["gateway"])
             usermode.inside(member.inst.door[1], lambda: _send(route))
 
@@ -570,7 +574,31 @@ class Switch:
             "search": [word for word in own.get("dns_search") or dns.host_words("search") if word != "."],
             "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else dns.host_words("options")),
             "host_gateway": member.endpoints[0]["gateway"],
+            **({"cards": self._cards(member)} if is_machine(inst) else {}),
         }
+
+    def _cards(self, member: Member) -> list[dict[str, Any]]:
+        """What a guest has to set up by itself."""
+        way_out = _way_out(member)
+        return [
+            {
+                **{key: each[key] for key in ("mac", "ip", "prefix")},
+                "number": int(each["interface"].removeprefix("eth")),
+                "name": each["interface"],
+                "mtu": self._mtu(each),
+                "gateway": each["gateway"] if each is way_out else "",
+            }
+            for each in member.endpoints
+        ]
+
+
+def is_machine(inst: Any) -> bool:
+    """Whether a monitor carries the frames of a guest, which has addresses and routes of its own."""
+    return "monitor" in inst.own
+
+
+def _way_out(member: Member) -> dict[str, Any] | None:
+    return next((each for each in member.endpoints if not each["internal"]), None)
 
 
 def leftovers(key: str) -> list[str]:
@@ -581,6 +609,11 @@ def leftovers(key: str) -> list[str]:
 def _warn(inst: Any, words: str) -> None:
     if words not in inst.warnings:
         inst.warnings.append(words)
+
+
+def _whole_frames(name: str) -> str:
+    netlink.no_offload(name)
+    return ""
 
 
 def _configure(interface: dict[str, Any]) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-PROTOCOL = 2
+PROTOCOL = 3
 PORT_NAME = "labkernel.0"
 SHARE_PORT_NAME = "labkernel.1"  # requests of shared directories and their answers
 MAX_PAYLOAD = (1 << 20) - 8
@@ -37,6 +37,7 @@ class Kind(IntEnum):
     CLOCK = 23
     SHARED = 24
     FREEZE = 25
+    NETWORK = 26
     HELLO = 32
     READY = 33
     STARTED = 34
@@ -46,6 +47,7 @@ class Kind(IntEnum):
     CONSUMED = 38
     SHARE = 39
     FROZEN = 40
+    NETWORKED = 41
 
 
 class Frame(NamedTuple):
@@ -119,11 +121,13 @@ def setup_payload(
     hostname: str | None = None,
     readonly: bool = False,
     network: str = "",
+    wires: Mapping[str, Any] | None = None,
     shares: Sequence[tuple[str, bool, bool]] = (),
 ) -> bytes:
     """SETUP: what CLOCK does, then mount `device` as the root.
 
-    `network` is "" (none), "closed" (an address, no way out) or "open". `shares` are (absolute path in the guest, is a
+    `network` is "" (none), "closed" (an address, no way out), "open", or "wired": then `wires` tells what
+    `network_payload` does. `shares` are (absolute path in the guest, is a
     directory, is writable); they are numbered in this order in SHARE frames.
     """
     records = [*_clock(time_s, entropy), ("d", device)]
@@ -133,9 +137,26 @@ def setup_payload(
         records.append(("o", ""))
     if network:
         records.append(("n", network))
+    if wires:
+        records += _wires(wires)
     for target, directory, writable in shares:
         records.append(("m", f"{'d' if directory else 'f'} {'rw' if writable else 'ro'} {target}"))
     return _records(records)
+
+
+def network_payload(wires: Mapping[str, Any]) -> bytes:
+    """NETWORK: the cards in use from now on, and the files that tell names.
+
+    `wires` is {"cards": [{"number", "mac", "mtu", "ip", "prefix", "gateway" ("" for none)}], "hosts", "resolv"}."""
+    return _records(_wires(wires))
+
+
+def _wires(wires: Mapping[str, Any]) -> list[tuple[str, str]]:
+    cards = [
+        ("w", f"{c['number']} {c['mac']} {c['mtu']} {c['ip']} {c['prefix']} {c['gateway'] or '-'}")
+        for c in wires["cards"]
+    ]
+    return [*cards, ("R", str(wires["resolv"])), ("H", str(wires["hosts"]))]
 
 
 def start_payload(

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from .channel import PORT_NAME, SHARE_PORT_NAME
-from .spawn import CHANNEL_FD, CONSOLE_FD, QMP_FD, SHARE_FD
+from .spawn import CARD_FD, CHANNEL_FD, CONSOLE_FD, QMP_FD, SHARE_FD
 
 # Each word is worth something at boot; the initcalls set up tracing, certificates and crypto tests nobody uses here.
 _QUICK_BOOT = (
@@ -33,6 +33,9 @@ _QUICK_BOOT = (
 # spawn=deny forbids fork and exec: a migration file therefore comes in as a descriptor, never by `exec:cat`.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 TRANSLATION_CACHE_MIB = 32
+# Networks a machine can be in at once: as many cards are there from the start, for without ACPI (0.6 s of a boot under
+# TCG) none can be added later. Each costs about 20 ms of a start under TCG, also when it is not used.
+CARDS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Port:
 @dataclasses.dataclass(frozen=True)
 class Machine:
     """What a guest is made of. `disk` is a qcow2 overlay. `network` is "" (none at all), "closed" (published ports
-    only) or "open" (QEMU's user-mode network)."""
+    only), "open" (QEMU's user-mode network) or "wired" (cards, whose frames somebody carries: cards.py)."""
 
     qemu: str
     accelerator: str  # "kvm" or "tcg"
@@ -57,10 +60,10 @@ class Machine:
     initramfs: Path
     disk: Path
     cpus: int = 1
+    tsc_khz: int = 0  # the rate of this machine's time stamp counter, 0 when it is not known (tsc.py)
     append: tuple[str, ...] = ()
     sandbox: bool = True
     network: str = ""
-    tsc_khz: int = 0  # the rate of this machine's time stamp counter, 0 when it is not known (tsc.py)
     ports: tuple[Port, ...] = ()
     memory: Path | None = None  # the file with a template's memory, or a loaded kernel's; None: it starts empty
     memory_shared: bool = False  # what the guest writes goes into that file (a template is made), else it is its own
@@ -71,11 +74,16 @@ class Machine:
         if self.cpus == 1:
             # 0.6 s of a boot under TCG is ACPI's interpreter; its tables are needed to find a second processor only.
             words.append("acpi=off")
+        if self.accelerator == "tcg" and self.tsc_khz:
+            words.append(f"tsc_early_khz={self.tsc_khz}")
         if self.accelerator == "tcg":
             words.append("lpj=4000000")  # no calibration of the delay loop: TCG's clock makes it slow and wrong
         return " ".join([*words, *self.append])
-        if self.accelerator == "tcg" and self.tsc_khz:
-            words.append(f"tsc_early_khz={self.tsc_khz}")
+
+    @property
+    def cards(self) -> int:
+        """How many `spawn.Qemu` has to open."""
+        return CARDS if self.network == "wired" else 0
 
     def argv(self, *, incoming: bool = False) -> list[str]:
         """The command line; its descriptors are those of `spawn.Qemu`. `incoming`: it waits for a machine's
@@ -114,15 +122,25 @@ class Machine:
     def _network(self) -> list[str]:
         if not self.network:
             return []
+        if self.network == "wired":
+            return [word for number in range(CARDS) for word in self._card(number)]
         words = ["user", "id=net", "ipv6=off"]
         if self.network == "closed":
             words.append("restrict=on")  # no way out, not even to this machine
         words += [f"hostfwd={p.protocol}:{p.host_ip}:{p.host_port}-:{p.guest_port}" for p in self.ports]
         return ["-netdev", ",".join(words), "-device", "virtio-net-pci,netdev=net,romfile="]
 
+    def _card(self, number: int) -> list[str]:
+        return [
+            "-netdev",
+            f"socket,id=net{number},fd={CARD_FD + number}",
+            "-device",
+            f"virtio-net-pci,netdev=net{number},romfile=",
+        ]
+
     def bare(self) -> Machine:
         """What of the machine its hardware and memory depend on: the same for all that one template can serve."""
-        network = "closed" if self.network else ""
+        network = self.network if self.network in ("", "wired") else "closed"
         return dataclasses.replace(self, disk=Path("DISK"), ports=(), network=network, memory=None, memory_shared=False)
 
     def template_key(self, *facts: str) -> str:

@@ -4,6 +4,7 @@ A request is one SOCK_SEQPACKET message of JSON, with descriptors for "exec"; an
     {"op": "exec", "process": {…}}     {"started": true}, {"exit": code}   or {"error": brief, "exit_code": code}
         then, from the client          {"signal": number}, {"resize": [rows, columns]}
     {"op": "figures"}                  {"figures": {name: number}}
+    {"op": "network", "wires": {…}}    {"done": true}                      or {"error": brief}
     {"op": "snapshot", "target": dir}  {"done": true}                      or {"error": brief}
 A client that closes its connection ends what it started.
 """
@@ -18,7 +19,7 @@ import socket
 import struct
 from typing import Any
 
-from .channel import Kind, encode
+from .channel import Kind, encode, network_payload
 
 NAME = "control.sock"
 _MAX_MESSAGE = 1 << 20
@@ -124,6 +125,8 @@ class Client:
         elif operation == "figures" and self.monitor.ready:
             self.monitor.figures.append(self)
             self.monitor.send(encode(Kind.STATS))
+        elif operation == "network" and self.monitor.ready:
+            self._rewire(message["wires"])
         elif operation == "snapshot" and self.monitor.ready:
             from .snapshot import take
 
@@ -134,6 +137,17 @@ class Client:
             self.process.resize(*message["resize"])
         else:
             self.answer({"error": "the machine is not up yet" if operation else "bad request"})
+
+    def _rewire(self, wires: dict[str, Any]) -> None:
+        monitor = self.monitor
+        monitor.wires = wires
+        try:
+            monitor.plug()
+        except OSError as err:
+            self.answer({"error": f"the machine's network card could not be plugged in: {err.strerror}"})
+            return
+        monitor.rewiring.append(self)
+        monitor.send(encode(Kind.NETWORK, network_payload(wires)))
 
     def _exec(self, process: dict[str, Any], fds: list[int]) -> None:
         monitor = self.monitor

@@ -1,6 +1,6 @@
 """Planning a machine: what is needed is made ready once (kernel, initramfs, template); the plan is what starts it.
 
-    store/vm/   kernels/  disks/  templates/  machines/      LABKERNEL_RUNTIME_DIR/kvm.json tsc.json: what was found here
+    store/vm/   kernels/  disks/  templates/  machines/      LABKERNEL_RUNTIME_DIR/  kvm.json  tsc.json
 
 A plan is plain JSON data for the machine's monitor (monitor.py): command lines of QEMU in the order in which they are
 tried, since templates and KVM may be broken on a machine where QEMU itself works.
@@ -114,6 +114,7 @@ class Machines:
                         argv=argv,
                         disk=str(disk),
                         ram=str(ram),
+                        cards=machine.cards,
                         deadline_s=deadline_s,
                     )
                 except LabkernelError as err:

@@ -28,7 +28,9 @@ from labkernel.errors import LabkernelError
 from labkernel.linux import pty
 
 from . import channel
+from .cards import Card
 from .channel import Frame, Kind, encode
+from .command import CARDS
 from .control import Client, listen
 from .spawn import Qemu
 from .streams import GuestProcess, Link
@@ -56,6 +58,9 @@ class Monitor:
         self.processes: dict[int, GuestProcess] = {}
         self.figures: list[Client] = []
         self.shares: list[Any] = []
+        self.wires: dict[str, Any] | None = config["labkernel"].get("wires")  # what it is plugged into
+        self.cards: list[Card] = []
+        self.rewiring: list[Client] = []
         self.qemu: Qemu | None = None
         self.qmp: Any = None
         self.ready = False
@@ -158,7 +163,7 @@ class Monitor:
         self._attempt = attempt = self._attempts.pop(0)
         self.qmp = None
         self.facts.update(asked_at=time.monotonic(), start=attempt["start"], accelerator=attempt["accelerator"])
-        self.qemu = qemu = Qemu(attempt["argv"])
+        self.qemu = qemu = Qemu(attempt["argv"], cards=CARDS if self.wires is not None else 0)
         self.facts.update(qemu_pid=qemu.pid)
         self.save()
         self.link = Link(qemu.channel, self.watch, self._file)
@@ -166,6 +171,8 @@ class Monitor:
         for fd in (qemu.console.fileno(), qemu.stderr):
             self.watch(fd, select.POLLIN, lambda _events, fd=fd: self._keep(fd))  # type: ignore[misc]
         self.watch(qemu.pidfd, select.POLLIN, lambda _events: self._gone())
+        self.cards = [Card(number, sock, self.watch) for number, sock in enumerate(qemu.cards)]
+        self.plug()
         self._timers["boot"] = (time.monotonic() + float(attempt["deadline_s"]), self._too_late)
         if attempt.get("incoming") and not self._come_in(attempt["incoming"]):
             return
@@ -214,9 +221,19 @@ class Monitor:
             hostname=plan.get("hostname"),
             readonly=bool(plan.get("readonly")),
             network=plan.get("network") or "",
+            wires=self.wires,
             shares=shares,
         )
         self.send(encode(Kind.SETUP, payload))
+
+    def plug(self) -> None:
+        """Carry frames between the guest's cards and the interfaces that `wires` names. Raises OSError."""
+        wanted = {each["number"]: each["name"] for each in (self.wires or {"cards": ()})["cards"]}
+        for card in self.cards:
+            if card.number not in wanted:
+                card.unplug()
+            elif not card.plugged:
+                card.plug(wanted[card.number])
 
     def _start_main(self) -> None:
         process, own = self.config["process"], self.config["labkernel"]
@@ -254,6 +271,8 @@ class Monitor:
         self.leaving = set(state["processes"])
         for number in self.leaving:
             self.send(encode(Kind.SIGNAL, b"9", process=number))
+        if self.wires is not None:
+            self.send(encode(Kind.NETWORK, channel.network_payload(self.wires)))  # as its networks are now
         self.send(encode(Kind.HOLD, b"0"))  # its output may have been held back for a reader of its former life
         self.ready = True
         self.facts["ready_at"] = time.monotonic()
@@ -299,6 +318,8 @@ class Monitor:
     def _unwatch(self) -> None:
         for fd in self._of_qemu():
             self.watch(fd, 0, None)
+        for card in self.cards:
+            card.close()
 
     def free_number(self) -> int | None:
         """A number for one more command in the guest; None when there is none."""
@@ -369,6 +390,9 @@ class Monitor:
             waiting, self.figures = self.figures, []
             for client in waiting:
                 client.answer({"figures": frame.numbers()})
+        elif frame.kind == Kind.NETWORKED and self.rewiring:
+            problem = frame.payload.decode("utf-8", "replace")
+            self.rewiring.pop(0).answer({"error": f"the guest could not {problem}"} if problem else {"done": True})
         elif frame.kind == Kind.FAILED and not self.ready:
             text = frame.payload.decode("utf-8", "replace").partition(" ")[2]
             hint = "`labkernel vm prune` removes kept disks; the next run makes the disk again"

@@ -15,22 +15,28 @@ from collections.abc import Sequence
 from labkernel.linux import syscalls
 
 # The numbers these descriptors have in QEMU: its command line names them (command.py).
-CHANNEL_FD, SHARE_FD, CONSOLE_FD, QMP_FD = 100, 101, 102, 103
+CHANNEL_FD, SHARE_FD, CONSOLE_FD, QMP_FD, CARD_FD = 100, 101, 102, 103, 104
 KEPT_BYTES = 16384
 _SOCKET_BUFFER = 1 << 20
+_CARD_BUFFER = 4 << 20
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Qemu:
     """A running QEMU. `channel`, `share` and `console` are sockets that do not block, `qmp` is one that does, `stderr`
-    a pipe."""
+    a pipe; `cards` are datagram sockets, one Ethernet frame in each message."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
-        """Start it. Raises OSError."""
-        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
-        self.channel, self.share, self.console, self.qmp = ours
+    def __init__(self, argv: Sequence[str], *, cards: int = 0) -> None:
+        """Start it, with as many network cards as its command line names. Raises OSError."""
+        pairs = [socket.socketpair() for _ in range(4)]
+        pairs += [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(cards)]
+        ours, theirs = zip(*pairs, strict=True)
+        self.channel, self.share, self.console, self.qmp = ours[:4]
+        self.cards = ours[4:]
         for end in (*ours[:2], *theirs[:2]):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        for end in (*ours[4:], *theirs[4:]):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CARD_BUFFER)
         self.stderr, stderr = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         self.pid = os.fork()
@@ -42,6 +48,8 @@ class Qemu:
         self.pidfd = os.pidfd_open(self.pid)
         for fd in (self.channel.fileno(), self.share.fileno(), self.console.fileno(), self.stderr):
             os.set_blocking(fd, False)
+        for end in self.cards:
+            os.set_blocking(end.fileno(), False)
         self.exit_status: int | None = None
         self.cpu_s = 0.0
         self.peak_rss_bytes = 0
@@ -88,7 +96,7 @@ class Qemu:
                 pass
         os.close(self.stderr)
         os.close(self.pidfd)
-        for end in (self.channel, self.share, self.console, self.qmp):
+        for end in (self.channel, self.share, self.console, self.qmp, *self.cards):
             end.close()
 
     def last_words(self) -> str:
@@ -126,4 +134,4 @@ def _become(argv: Sequence[str], parent: int, fds: list[int], stderr: int) -> No
         os._exit(127)
 
 
-__all__ = ["CHANNEL_FD", "CONSOLE_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu"]
+__all__ = ["CARD_FD", "CHANNEL_FD", "CONSOLE_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu"]

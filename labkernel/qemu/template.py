@@ -45,7 +45,7 @@ def memory_path(template: Path) -> Path:
     return template.with_suffix(".ram")
 
 
-def make(*, path: str, argv: Sequence[str], disk: str, ram: str, deadline_s: float) -> dict[str, Any]:
+def make(*, path: str, argv: Sequence[str], disk: str, ram: str, cards: int, deadline_s: float) -> dict[str, Any]:
     """Boot the machine of `argv`, whose disk is the file `disk` and whose memory `ram`, and keep it at `path`: complete
     or not at all.
 
@@ -60,7 +60,7 @@ def make(*, path: str, argv: Sequence[str], disk: str, ram: str, deadline_s: flo
             file.truncate(SIZE_BYTES)
         make_overlay(overlay, blank, SIZE_BYTES)
         with open(partial, "wb") as out:
-            qemu = Qemu(argv)
+            qemu = Qemu(argv, cards=cards)
             try:
                 _wait_hello(qemu, time.monotonic() + deadline_s)
                 migrate(Qmp(qemu.qmp), out.fileno(), qemu.last_words)

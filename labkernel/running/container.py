@@ -93,6 +93,9 @@ class Container:
     def directory(self) -> Path:
         return self._containers.layout.container_dir(self.id)
 
+    def check_networks(self, more: int) -> None:
+        """That it can be in `more` networks than it is in. Raises ConflictError."""
+
     @property
     def log_path(self) -> Path:
         return self.directory / "log.json"

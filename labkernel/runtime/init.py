@@ -166,7 +166,7 @@ def _prepare(settings: dict[str, Any]) -> None:
     if "network" in profile["namespaces"]:
         reach("network")
         netlink.loopback_up()
-        _leave_out_ipv6()
+        leave_out_ipv6()
     if profile.get("bounding") is not None:
         # What it may do now it may do until the exec: the bounding set only limits what an exec can give.
         capabilities.drop_bounding(capabilities.mask(profile["bounding"]))
@@ -175,7 +175,7 @@ def _prepare(settings: dict[str, Any]) -> None:
     rootfs.prepare(settings["stage"], cgroup_paths=paths, profile=profile, single_id=settings["single_id"])
 
 
-def _leave_out_ipv6() -> None:
+def leave_out_ipv6() -> None:
     """Networks are IPv4: without this every interface to come would have an address its bridge's rules do not know."""
     try:
         with open("/proc/sys/net/ipv6/conf/default/disable_ipv6", "w", encoding="ascii") as file:

@@ -21,11 +21,15 @@ import socket
 import termios
 from typing import Any
 
-from ..linux import pty, syscalls
-from . import init, protocol
+from ..linux import netlink, pty, syscalls
+from . import init, protocol, rootfs
 
 CONTROL = "control.sock"
+INSIDE_RESOLVER = "169.254.127.11"  # where a machine finds what listens at 127.0.0.11 here (qemu/cards.py)
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+NO_NETWORK: dict[str, Any] = {"cards": [], "addresses": [], "servers": [], "search": [], "options": []}
 
 
 class Told:
@@ -56,6 +60,9 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         syscalls.set_name(b"labkernel-vm")
         if settings["cgroup"] is not None:
             settings["cgroup"].join(0)
+        if "network" in settings["profile"]["namespaces"]:
+            netlink.loopback_up()
+            init.leave_out_ipv6()
         data, fds = protocol.receive(sock)
         if not data:
             os._exit(0)
@@ -64,6 +71,8 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
             os._exit(0)
         with open(request["config"], "rb") as file:
             config = json.loads(file.read())
+        if "network" in settings["profile"]["namespaces"]:
+            config["labkernel"]["wires"] = _join_network(sock, config, request.get("network") or NO_NETWORK)
         master = _connect_streams(config["process"], fds)
         protocol.send_with_fds(sock, b'{"notes":{}}', [] if master is None else [master])
         if master is not None:
@@ -74,6 +83,24 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         _report(sock, err)
     finally:
         os._exit(125)
+
+
+def _join_network(sock: socket.socket, config: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    """The resolver's sockets, which listen here for the one inside; returns what that one has to know."""
+    if network.get("resolver"):
+        sockets = netlink.resolver_sockets()
+        protocol.send_with_fds(sock, protocol.dumps({"resolver": True}), [each.fileno() for each in sockets])
+        for each in sockets:
+            each.close()
+    return wires(config, network)
+
+
+def wires(config: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
+    """From `Switch.files` to what a monitor tells the one inside: its cards, and the text of two files."""
+    inside = {**network, "servers": [INSIDE_RESOLVER if server == netlink.RESOLVER else server
+                                     for server in network["servers"]]}  # fmt: skip
+    files = dict(rootfs.network_files(config, {**(config.get("labkernel") or {}), "network": inside}))
+    return {"cards": network["cards"], "hosts": files["hosts"], "resolv": files["resolv.conf"]}
 
 
 def _report(sock: socket.socket, err: BaseException) -> None:

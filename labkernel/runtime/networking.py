@@ -78,9 +78,10 @@ def leave(sup: Any) -> None:
 
 def request(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]) -> None:
     """{"id": container} whose network.json has changed, {"remove": bridge} of a network that is gone."""
-    from . import protocol
+    from . import monitors, protocol
 
     warnings: list[str] = []
+    answer: dict[str, Any] = {"ok": True, "warnings": warnings}
     if message.get("remove"):
         if sup.switch is not None:
             sup.switch.remove_bridge(str(message["remove"]))
@@ -89,8 +90,11 @@ def request(sup: Any, conn: Connection, message: dict[str, Any], _fds: list[int]
         if inst is not None and inst.running and inst.setup is None:
             switch = _switch(sup)
             before = switch.files(inst)
-            warnings = switch.reload(inst)
+            warnings += switch.reload(inst)
             after = switch.files(inst)
-            if before and after and before != after:
+            if "monitor" in inst.own:
+                # Its files are in the guest: who asks tells the machine's monitor.
+                answer["wires"] = monitors.wires(inst.config, after or monitors.NO_NETWORK)
+            elif before and after and before != after:
                 warnings += hostfiles.update(inst, before, after)
-    conn.finish(protocol.encode_message({"ok": True, "warnings": warnings}))
+    conn.finish(protocol.encode_message(answer))

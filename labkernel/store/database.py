@@ -145,6 +145,27 @@ MIGRATIONS: tuple[str, ...] = (
         settings TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    CREATE TABLE members (                  -- endpoints of containers and of machines; `container_id` is either's
+        network_id TEXT NOT NULL,
+        container_id TEXT NOT NULL,
+        endpoint_id TEXT NOT NULL,
+        address TEXT NOT NULL,
+        mac TEXT NOT NULL,
+        aliases TEXT NOT NULL DEFAULT '[]',
+        position INTEGER NOT NULL,          -- 0 is eth0
+        PRIMARY KEY (network_id, container_id),
+        UNIQUE (network_id, address)
+    ) STRICT;
+    INSERT INTO members SELECT * FROM endpoints;
+    DROP TABLE endpoints;
+    ALTER TABLE members RENAME TO endpoints;
+    CREATE INDEX endpoints_by_container ON endpoints(container_id);
+    CREATE TRIGGER container_leaves AFTER DELETE ON containers
+        BEGIN DELETE FROM endpoints WHERE container_id = old.id; END;
+    CREATE TRIGGER machine_leaves AFTER DELETE ON vms
+        BEGIN DELETE FROM endpoints WHERE container_id = old.id; END;
+    """,
 )
 """Migration N brings `user_version` from N to N + 1. Only ever append."""
 

@@ -190,8 +190,8 @@ class Net:
 
 @dataclass(frozen=True, repr=False)
 class NetworkMap:
-    """Networks and who is in them. Two containers can talk when they share a network that is not `none`; a virtual
-    machine is alone in the user-mode network of its QEMU."""
+    """Networks and who is in them. Two containers or machines can talk when they share a network that is not `none`; a
+    machine with `--network bridge` is alone in the user-mode network of its QEMU."""
 
     nets: Sequence[Net]
 
@@ -277,15 +277,19 @@ def network_map(engine: Any) -> NetworkMap:
     """All networks of an engine and the running containers and machines in them, with addresses and published ports."""
     containers = {container.id: container for container in engine.containers.list()}
     machines = list(engine.vms.list())
+    wired = {vm.id: vm for vm in machines if vm.wired}
+    machines = [vm for vm in machines if not vm.wired]
     nets = []
     for network in engine.networks.list():
         attrs = network.attrs
         subnets = [str(entry.get("Subnet", "")) for entry in (attrs.get("IPAM") or {}).get("Config") or ()]
         members = []
         for id, entry in (attrs.get("Containers") or {}).items():
-            ports = _published(containers[id]) if id in containers else ""
+            found = containers.get(id) or wired.get(id)
+            ports = _published(found) if found is not None else ""
             address = str(entry.get("IPv4Address") or "").partition("/")[0]
-            members.append(Member(str(entry.get("Name") or id[:12]), address, ports))
+            name = str(entry.get("Name") or id[:12]) + (_VM if id in wired else "")
+            members.append(Member(name, address, ports))
         driver = str(attrs.get("Driver") or "")
         if driver in ("host", "null"):
             mode = {"host": "host", "null": "none"}[driver]

@@ -135,6 +135,7 @@ def test_the_map_names_addresses_and_ports() -> None:
         SimpleNamespace(
             name=name,
             network_mode=mode,
+            wired=False,
             attrs={"NetworkSettings": {"IPAddress": address, "Ports": ports if address else {}}},
         )
         for name, mode, address in (("out", "bridge", "10.0.2.15"), ("in", "none", "10.0.2.15"), ("off", "none", ""))

@@ -32,11 +32,12 @@
 #ifndef SOURCE_DIGEST
 #define SOURCE_DIGEST "unknown"
 #endif
-#define PROTOCOL 2
+#define PROTOCOL 3
 #define PORT_NAME "labkernel.0"
 #define SHARE_PORT_NAME "labkernel.1"
 #define MAX_PROCESSES 32
 #define MAX_SHARES 16
+#define MAX_CARDS 4 /* networks a machine can be in (command.py: CARDS) */
 #define MAX_FRAME (1u << 20)
 #define CHUNK 32768
 #define SHARE_CHUNK (132u << 10) /* a write of 128 KiB with its headers (man 4 fuse; fileserver.py says max_write) */
@@ -47,9 +48,9 @@
 enum kind {
     STDIN = 0, STDOUT = 1, STDERR = 2,
     SETUP = 16, START = 17, SIGNAL = 18, STATS = 19, POWEROFF = 20, HOLD = 21, RESIZE = 22, CLOCK = 23, SHARED = 24,
-    FREEZE = 25,
+    FREEZE = 25, NETWORK = 26,
     HELLO = 32, READY = 33, STARTED = 34, EXITED = 35, FIGURES = 36, FAILED = 37, CONSUMED = 38, SHARE = 39,
-    FROZEN = 40,
+    FROZEN = 40, NETWORKED = 41,
 };
 
 struct process {
@@ -107,6 +108,8 @@ void handle_clock(char *data, char *end);
 /* net.c */
 void loopback_up(void);
 const char *network_up(int open);
+const char *plug_cards(char *data, char *end);
+void handle_network(char *data, char *end);
 
 /* share.c */
 const char *open_share(char *text);

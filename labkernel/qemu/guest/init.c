@@ -33,6 +33,7 @@ static void handle_frame(unsigned kind, unsigned number, unsigned char *data, un
         frozen = 0;
         handle_clock((char *)data, (char *)data + len);
         break;
+    case NETWORK: handle_network((char *)data, (char *)data + len); break;
     case FREEZE:
         frozen = 1;
         send_text(FROZEN, 0, "monotonic_us=%lld", monotonic_us());

@@ -124,7 +124,9 @@ void handle_setup(char *data, char *end)
         loopback_up();
         if (name)
             name_host(name);
-        if (network)
+        if (network && !strcmp(network, "wired"))
+            problem = plug_cards(data, end);
+        else if (network)
             problem = network_up(!strcmp(network, "open"));
     }
     if (!problem)
