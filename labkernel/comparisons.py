@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .errors import UsageError
+from .errors import UsageError, VMError
 from .measuring import density, isolation, portability
 from .measuring.bench import Bench, warnings_of
 from .measuring.comparison import FIGURES, FORMAT, KINDS, Comparison, Kind, Run
@@ -148,8 +148,9 @@ class Comparisons:
         `working_dir`) go to both. `notify` is told what happens. Before the first measured run each side runs
         `uname -r` once: that asks for the kernel and makes everything ready, so that no run pays for unpacking.
 
-        Raises UsageError, NoSuchImage, VMError (no QEMU, no kernel), StartError (126, 127). A command that ends with
-        a status other than 0 is a result, with a warning.
+        Where a machine cannot be had (no QEMU, no kernel, no answer) the container is measured alone, and `no_vm` says
+        why. Raises UsageError, NoSuchImage, StartError (126, 127). A command that ends with a status other than 0 is a
+        result, with a warning.
         """
         if runs < 1:
             raise UsageError(f"runs={runs}: at least one run is needed")
@@ -174,8 +175,14 @@ class Comparisons:
         for number in range(1, runs + 1):
             # Alternating and not one kind after the other: what else the machine does then hits both alike.
             for kind in KINDS if number % 2 else KINDS[::-1]:
+                if kind == "vm" and bench.no_vm:
+                    continue
                 say(f"run {number} of {runs}: {'container' if kind == 'container' else bench.vm_words()}")
-                done.append(bench.container(number) if kind == "container" else bench.vm(number))
+                try:
+                    done.append(bench.container(number) if kind == "container" else bench.vm(number))
+                except VMError as err:
+                    bench.leave_out_vm(err)
+                    done, kernels = [run for run in done if run.kind != "vm"], {"container": kernels["container"]}
         return Comparison(
             image=image,
             command=words,
@@ -190,4 +197,5 @@ class Comparisons:
             machine=machine_text(),
             measured_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             warnings=warnings_of(done, bench),
+            no_vm=bench.no_vm,
         )

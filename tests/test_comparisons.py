@@ -23,11 +23,12 @@ from labkernel.comparisons import (
     seconds_text,
 )
 from labkernel.engine import Engine
-from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError
+from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError, VMError
 from labkernel.measuring.bench import spent
 from labkernel.measuring.figures import cpu_steps, memory_curve
 from labkernel.measuring.samples import Sample
 from labkernel.metrics import Series
+from labkernel.qemu import guest
 
 MIB = 1 << 20
 
@@ -151,6 +152,28 @@ def test_a_notebook_shows_picture_and_table(monkeypatch: pytest.MonkeyPatch) -> 
     a_comparison()._ipython_display_()
     assert [sorted(data) for data in shown] == [["image/png", "text/plain"], ["text/html", "text/plain"]]
     assert "data:" not in shown[1]["text/html"]
+
+
+def test_a_container_alone_says_why() -> None:
+    alone = a_comparison(a_run("container"), no_vm="QEMU is not installed (`get it`)", kernels={"container": "6.18.1"})
+    assert len(alone.header()) == 2
+    assert {len(row) for row in alone.table()} == {2}
+    assert "no virtual machine: QEMU is not installed" in alone.text()
+    assert "No virtual machine: QEMU is not installed" in alone._repr_html_()
+    assert [axes.get_title(loc="left") for axes in alone.figure().axes] == ["CPU", "Memory: the container's cgroup"]
+    assert alone.to_png().startswith(b"\x89PNG")
+    assert Comparison.from_json(alone.to_json()) == alone
+
+
+def test_without_qemu_the_container_is_measured(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing() -> str:
+        raise VMError("QEMU is not installed", resolution="get it")
+
+    monkeypatch.setattr(guest, "find_qemu", nothing)
+    found = engine.comparisons.compare("lab/busybox", ["true"], runs=2)
+    assert [run.kind for run in found.runs] == ["container"] * 2
+    assert found.no_vm == "QEMU is not installed (get it)"
+    assert engine.containers.list(all=True) == []
 
 
 def test_curves_keep_the_cpu_time_whatever_the_sampling() -> None:

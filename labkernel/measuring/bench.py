@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StartError, UsageError
+from ..errors import StartError, UsageError, VMError
 from ..metrics import Sampler, Series
 from .comparison import Run
 from .words import memory_text
@@ -40,6 +40,7 @@ class Bench:
         self.say: Callable[[str], None] = lambda _line: None
         self.accelerator = self.start = self._guest_kernel = ""
         self.found: list[str] = []
+        self.no_vm = ""  # why there is no virtual machine here
 
     @property
     def vm_memory(self) -> int:
@@ -53,7 +54,7 @@ class Bench:
         return f"virtual machine ({self.accelerator.upper()})"
 
     def kernels(self) -> dict[str, str]:
-        """`uname -r` from inside either; also the warm-up. Raises VMError when the guest does not answer."""
+        """`uname -r` from inside either; also the warm-up. Without a virtual machine `no_vm` says why."""
         # Past the image's entrypoint, and with no user or directory of ours: this is not what is measured.
         asking: dict[str, Any] = {"entrypoint": ["uname"]}
         inside = machine = ""
@@ -65,7 +66,15 @@ class Bench:
             machine = self.run_vm(["-r"], 0, asking).output.strip()
         except StartError:
             pass  # the guest's kernel was chosen by us: VMResult names it
-        return {"container": inside or platform.release(), "vm": machine or self._guest_kernel}
+        except VMError as err:
+            self.leave_out_vm(err)
+        found = {"container": inside or platform.release(), "vm": machine or self._guest_kernel}
+        return {"container": found["container"]} if self.no_vm else found
+
+    def leave_out_vm(self, err: VMError) -> None:
+        """It cannot be had here, or not any more: the container is measured alone."""
+        self.no_vm = err.brief + (f" ({err.resolution})" if err.resolution else "")
+        self.say(f"no virtual machine: {self.no_vm}")
 
     def container(self, number: int) -> Run:
         return self.run_container(self._command, number, {**self._settings, **self._limits()})
@@ -205,6 +214,8 @@ def warnings_of(runs: list[Run], bench: Bench) -> list[str]:
             "the container had no cgroup: its CPU time is that of processes that were waited for, its peak memory that"
             " of the largest one, counting the engine's own process that became the command"
         )
+    if bench.no_vm:
+        return found
     if bench.memory and bench.memory < bench.vm_memory:
         need = memory_text(bench.vm_memory)
         found.append(f"the VM got {need}, since its kernel needs memory of its own; the container's limit is smaller")

@@ -68,6 +68,13 @@ class Comparison:
     machine: str = ""
     measured_at: str = ""
     warnings: list[str] = field(default_factory=list)
+    no_vm: str = ""
+    """why the container was measured alone: what is missing for a virtual machine, and how to get it"""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What was measured."""
+        return KINDS[:1] if self.no_vm else KINDS
 
     def of(self, kind: Kind) -> list[Run]:
         return [run for run in self.runs if run.kind == kind]
@@ -103,19 +110,32 @@ class Comparison:
 
     # -- as a table
 
-    def table(self) -> list[tuple[str, str, str, str]]:
-        """Rows of (figure, container, VM, VM / container), worded for people."""
-        rows = [(label, *self._cells(figure, say)) for label, figure, say in FIGURES]
+    def table(self) -> list[tuple[str, ...]]:
+        """Rows of (figure, container, VM, VM / container), worded for people; without a VM (figure, container)."""
+        rows: list[tuple[str, ...]] = [(label, *self._cells(figure, say)) for label, figure, say in FIGURES]
+        if self.no_vm:
+            rows.append(("kernel seen inside", f"{self.kernels.get('container', '?')} (the host's)", ""))
+            rows.append(("exit status", self._codes("container"), ""))
+            return [row[:2] for row in rows]
         own = "its own" if self.kernels.get("vm") != self.kernels.get("container") else "its own, same release"
         seen = self.kernels.get("container", "?"), self.kernels.get("vm", "?")
         rows.append(("kernel seen inside", f"{seen[0]} (the host's)", f"{seen[1]} ({own})", ""))
         rows.append(("accelerator", "none needed", self._accelerator_words(), ""))
-        codes = [", ".join(sorted({str(run.exit_code) for run in self.of(kind)})) for kind in ("container", "vm")]
+        codes = [self._codes(kind) for kind in KINDS]
         rows.append(("exit status", codes[0], codes[1], "same" if codes[0] == codes[1] else "differs"))
         return rows
 
-    def header(self) -> tuple[str, str, str, str]:
-        return ("", f"container ({self.driver})" if self.driver else "container", self.vm_label, "VM / container")
+    def _codes(self, kind: Kind) -> str:
+        return ", ".join(sorted({str(run.exit_code) for run in self.of(kind)}))
+
+    def header(self) -> tuple[str, ...]:
+        found = ("", f"container ({self.driver})" if self.driver else "container", self.vm_label, "VM / container")
+        return found[:2] if self.no_vm else found
+
+    def notes(self) -> list[str]:
+        """What stands below the table: why something is missing, and warnings."""
+        alone = [f"no virtual machine: {self.no_vm}"] if self.no_vm else []
+        return [*alone, *(f"warning: {warning}" for warning in self.warnings)]
 
     def _accelerator_words(self) -> str:
         words = {"kvm": "KVM (hardware)", "tcg": "TCG (emulated in software)"}
@@ -138,7 +158,8 @@ class Comparison:
     def conditions(self) -> str:
         """How often, under which limits and where it ran."""
         count = len(self.of("container"))
-        parts = ["1 run each" if count == 1 else f"medians of {count} runs each"]
+        each = "" if self.no_vm else " each"
+        parts = [f"1 run{each}" if count == 1 else f"medians of {count} runs{each}"]
         if self.memory_bytes:
             parts.append(f"container limited to {memory_text(self.memory_bytes)}")
         if self.cpus:
@@ -152,7 +173,7 @@ class Comparison:
     def text(self) -> str:
         """Caption, table and warnings, for a terminal."""
         lines = [self.caption(), table_text(self.header(), self.table())]
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        return "\n".join([*lines, *self.notes()])
 
     def __repr__(self) -> str:
         return self.text()
@@ -160,7 +181,8 @@ class Comparison:
     def _repr_html_(self) -> str:
         import html
 
-        notes = "".join(f"<p><em>{html.escape(warning)}</em></p>" for warning in self.warnings)
+        words = ([f"No virtual machine: {self.no_vm}"] if self.no_vm else []) + self.warnings
+        notes = "".join(f"<p><em>{html.escape(word)}</em></p>" for word in words)
         return table_html(self.header(), self.table(), caption=self.caption()) + notes
 
     # -- as a picture

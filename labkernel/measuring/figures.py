@@ -89,12 +89,16 @@ def mimebundle(figure: Figure, text: str, *, width: int | None = None) -> tuple[
 def comparison_figure(comparison: Comparison) -> Figure:
     """CPU and memory over time with both curves, and each figure of the table on a scale where the container is 1."""
     figure = new_figure(11.0, 5.6)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.75, 1), hspace=0.06, wspace=0.06)
+    alone = bool(comparison.no_vm)
+    grid = figure.add_gridspec(
+        2, 1 if alone else 2, width_ratios=(1,) if alone else (1.75, 1), hspace=0.06, wspace=0.06
+    )
     cpu = figure.add_subplot(grid[0, 0])
     memory = figure.add_subplot(grid[1, 0], sharex=cpu)
     _draw_cpu(cpu, comparison)
     _draw_memory(memory, comparison)
-    _draw_ratios(figure.add_subplot(grid[:, 1]), comparison)
+    if not alone:
+        _draw_ratios(figure.add_subplot(grid[:, 1]), comparison)
     cpu.tick_params(labelbottom=False)
     longest = max((run.wall_s for run in comparison.runs), default=1.0)
     memory.set_xlim(0, longest * 1.03)
@@ -124,6 +128,9 @@ def shortened(text: str, length: int) -> str:
 
 def _conditions(comparison: Comparison) -> str:
     kernels = comparison.kernels
+    if comparison.no_vm:
+        inside = f"kernel seen inside: {kernels.get('container', '?')} (the host's)"
+        return "\n".join((comparison.conditions(), f"no virtual machine: {comparison.no_vm}", inside))
     words = {"tcg": "TCG (processor emulated in software; KVM would be faster)", "kvm": "KVM"}
     how = {"cold": ", cold boot", "template": ", restored from a template"}.get(comparison.start, "")
     return "\n".join(
@@ -176,9 +183,7 @@ def _between(points: Sequence[tuple[float, float]], x: float) -> float:
 
 
 def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
-    from .comparison import KINDS
-
-    for kind in reversed(KINDS):
+    for kind in reversed(comparison.kinds):
         runs = comparison.of(kind)
         colour, style, label = _look(kind, comparison)
         for run in runs:
@@ -221,10 +226,8 @@ def _draw_cpu(axes: Axes, comparison: Comparison) -> None:
 
 
 def _draw_memory(axes: Axes, comparison: Comparison) -> None:
-    from .comparison import KINDS
-
     top = 0.0
-    for kind in reversed(KINDS):
+    for kind in reversed(comparison.kinds):
         runs = comparison.of(kind)
         colour, style, _ = _look(kind, comparison)
         for run in runs:
@@ -241,7 +244,7 @@ def _draw_memory(axes: Axes, comparison: Comparison) -> None:
         top = max(top, limit)
     axes.set_ylim(0, max(top, 1.0) * 1.12)
     measured = "largest process" if comparison.by_rusage("container") else "cgroup"
-    title = f"Memory: the container's {measured}, the process of QEMU"
+    title = f"Memory: the container's {measured}" + ("" if comparison.no_vm else ", the process of QEMU")
     dress(axes, title, y_label="MiB", x_label="seconds since the run was asked for")
 
 
