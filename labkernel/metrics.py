@@ -58,7 +58,11 @@ _THROTTLED_SHARE, _THROTTLED_AGAIN_S = 0.05, 10.0
 _FEW_TARGETS, _DETAIL_S = 20, 2.0
 _REST_S, _STILL_READINGS = 1.0, 3
 CORE_SHARE = 0.01  # of a core's time that a sampler takes
-_LEARNING = 0.1  # how much one round of readings weighs in what a round is held to cost
+_LEARNING = 0.1  # how much one round weighs in the rate that is told
+# What may be spent ahead, as seconds of the share: opening the files of hundreds takes 0.1 s of CPU time once, and what
+# is dear is not read in every round.
+_AHEAD_S = 10.0
+_GOLDEN = 0.618034  # multiples of it fall evenly between two whole numbers
 _STATE_FOLLOWS_S = 5.0  # how long a state may say "running" of a container whose processes are gone
 
 
@@ -152,7 +156,7 @@ class _Target:
     def __init__(self, thing: Any, series: Series, *, net: bool, retry_s: float) -> None:
         self.thing, self.series, self.net, self.retry_s = thing, series, net, retry_s
         self.reader: Reader | None = None
-        self.detail_s = 0.0
+        self.detail_s = self.phase = 0.0
         self.retry_at = 0.0
         self.gone_at: float | None = None
         self.ooms = 0
@@ -208,8 +212,7 @@ class _Target:
         if self.reader is not None:
             self.series.ended = False
             self.gone_at = None
-            if isinstance(self.reader, CgroupReader):
-                self.reader.detail_s = self.detail_s
+            self._spare_reader()
             limits = self.reader.limits()
             if limits.memory_bytes is None and self.series.kind == "vm":
                 limits = limits._replace(memory_bytes=getattr(self.thing, "memory_bytes", None))
@@ -231,11 +234,14 @@ class _Target:
         code = state.get("exit_code")
         self.series.mark(Event(now, "stop", "" if code is None else str(code)))
 
-    def spare(self, detail_s: float) -> None:
-        """Read what is dear only every `detail_s` seconds."""
-        self.detail_s = detail_s
+    def spare(self, detail_s: float, *, phase: float) -> None:
+        """Read what is dear only every `detail_s` seconds; `phase` (0 to 1) is where among others its turn lies."""
+        self.detail_s, self.phase = detail_s, phase
+        self._spare_reader()
+
+    def _spare_reader(self) -> None:
         if isinstance(self.reader, CgroupReader):
-            self.reader.detail_s = detail_s
+            self.reader.detail_s, self.reader.phase = self.detail_s, self.phase
 
     def close(self) -> None:
         if self.reader is not None:
@@ -277,8 +283,10 @@ class Sampler:
             raise UsageError(f"core_share={core_share:g} is not above 0")
         self.interval_s = 1.0 / hz
         self.core_share = core_share
-        self._cost_s = 0.0  # CPU time of a round of readings, of late
+        self._debt_s = 0.0  # CPU time spent beyond the share
         self._cpu_s = 0.0  # of its thread, up to the last round
+        self._round_at = 0.0
+        self._period_s = self.interval_s  # between rounds, of late
         self._capacity = max(2, int(window_s * hz))
         self._net = net
         self._retry_s = retry_s
@@ -296,8 +304,9 @@ class Sampler:
         series = Series(label, self._capacity, kind=kind)
         with self._lock:
             self._targets = [*self._targets, _Target(thing, series, net=self._net, retry_s=self._retry_s)]
-            for target in self._targets if len(self._targets) > _FEW_TARGETS else ():
-                target.spare(_DETAIL_S)
+            if len(self._targets) > _FEW_TARGETS:
+                for number, target in enumerate(self._targets):
+                    target.spare(_DETAIL_S, phase=number * _GOLDEN % 1)
         return series
 
     def series(self, thing: Any) -> Series:
@@ -313,7 +322,7 @@ class Sampler:
     @property
     def rate_hz(self) -> float:
         """How often it reads now: as often as was asked for, or as its share of a core allows."""
-        return 1.0 / max(self.interval_s, self._cost_s / self.core_share)
+        return 1.0 / max(self.interval_s, self._period_s)
 
     def note(self) -> str:
         """A sentence where it reads clearly less often than was asked for, else ""."""
@@ -349,10 +358,10 @@ class Sampler:
         self.stop()
 
     def _run(self) -> None:
-        due, self._cpu_s = time.monotonic(), time.thread_time()
+        due = self._round_at = time.monotonic()
+        self._cpu_s, self._debt_s, self._period_s = time.thread_time(), 0.0, self.interval_s
         while True:
-            self._round()
-            due += 1.0 / self.rate_hz
+            due += self._round()
             now = time.monotonic()
             if due < now:  # the machine was asleep or busy: no burst of readings to catch up
                 due = now
@@ -360,14 +369,20 @@ class Sampler:
                 break
         self.tick()
 
-    def _round(self) -> None:
-        """Read the targets that do not rest."""
+    def _round(self) -> float:
+        """Read the targets that do not rest; returns the seconds until the next round."""
         now = time.monotonic()
         for target in self._targets:
             if now >= target.rest_until:
                 target.tick(now)
-        before, self._cpu_s = self._cpu_s, time.thread_time()  # the wait before it is part of what a round costs
-        self._cost_s += (self._cpu_s - before - self._cost_s) * _LEARNING
+        # The wait before it is part of what a round costs. An account and no guess from one round: rounds cost unlike.
+        before, self._cpu_s = self._cpu_s, time.thread_time()
+        since, self._round_at = self._round_at, now
+        earned = (now - since) * self.core_share
+        self._debt_s = max(0.0, self._debt_s + self._cpu_s - before - earned)
+        wait_s = max(self.interval_s, self._debt_s / self.core_share - _AHEAD_S)
+        self._period_s += (wait_s - self._period_s) * _LEARNING
+        return wait_s
 
     def tick(self) -> None:
         """Read every target once, in the calling thread."""

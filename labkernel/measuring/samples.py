@@ -213,6 +213,7 @@ class CgroupReader:
     """
 
     detail_s = 0.0
+    phase = 0.0  # how much of `detail_s` is over at the first reading: hundreds take turns
 
     def __init__(self, version: int, paths: Mapping[str, str], *, net_pid: int | None = None) -> None:
         self.source = f"cgroup v{version}"
@@ -274,7 +275,7 @@ class CgroupReader:
         age = now - self._detail_at
         if age < self.detail_s or (cpu == self._detail_cpu and age < self.detail_s * _STILL_FACTOR):
             return False
-        self._detail_at, self._detail_cpu = now, cpu
+        self._detail_at, self._detail_cpu = now - (self.phase * self.detail_s if self._detail is None else 0.0), cpu
         return True
 
     def _throttled_v1(self, stat: bytes | None = None) -> int | None:
