@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from waiting import wait_until
@@ -362,6 +363,33 @@ def test_a_sampler_keeps_to_its_share_of_a_core_and_says_so(tmp_path: Path) -> N
     sampler.stop()
     with pytest.raises(UsageError, match="core_share"):
         Sampler(core_share=0)
+
+
+def rounds(monkeypatch: pytest.MonkeyPatch, costs_s: list[float]) -> tuple[Sampler, list[float]]:
+    """A sampler at 20 Hz and 1 % whose rounds take so much CPU time, and how long it waited after each."""
+    spent = now = 0.0
+    clock = SimpleNamespace(monotonic=lambda: now, thread_time=lambda: spent)
+    monkeypatch.setattr(metrics, "time", clock)
+    sampler, waits = Sampler(hz=20, core_share=0.01), []
+    for cost in costs_s:
+        spent += cost
+        waits.append(sampler._round())
+        now += waits[-1]
+    return sampler, waits
+
+
+def test_what_is_spent_once_does_not_slow_a_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, waits = rounds(monkeypatch, [0.1] + [0.0002] * 200)
+    assert max(waits) == pytest.approx(0.05)
+    assert (round(sampler.rate_hz, 3), sampler.note()) == (20.0, "")
+
+
+def test_rounds_of_unlike_cost_keep_the_share_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = [0.001, 0.001, 0.010, 0.0] * 200  # 3 ms in the mean: of 1 % a round each 0.3 s
+    sampler, waits = rounds(monkeypatch, costs)
+    assert sum(costs) / sum(waits) == pytest.approx(0.01, rel=0.1)
+    assert sampler.rate_hz == pytest.approx(1 / 0.3, rel=0.4)
+    assert "instead of 20" in sampler.note()
 
 
 def test_a_machine_has_its_memory_as_limit_and_may_start_later() -> None:
