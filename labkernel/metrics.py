@@ -17,18 +17,10 @@ from typing import IO, Any, NamedTuple
 from .display import human_memory, table_html, table_text
 from .errors import LabkernelError, NotFoundError, UsageError
 from .measuring.guest import GuestReader
+from .measuring.processes import ProcessReader, ProcessTreeReader
 from .measuring.prometheus import Reading, Server, prometheus_text
-from .measuring.samples import (
-    CgroupReader,
-    Limits,
-    ProcessReader,
-    ProcessTreeReader,
-    Reader,
-    Sample,
-    kind_of,
-    reader_for,
-    state_of,
-)
+from .measuring.readers import kind_of, reader_for, state_of
+from .measuring.samples import CgroupReader, Limits, Reader, Sample
 from .measuring.stats import STATS_HEADER, stats_json, stats_of_ended, stats_row, stats_stream
 
 __all__ = [

@@ -20,7 +20,9 @@ from waiting import wait_until
 from labkernel import metrics
 from labkernel.errors import UsageError
 from labkernel.measuring import samples
-from labkernel.measuring.samples import CgroupReader, ProcessReader, ProcessTreeReader, field, number, reader_for
+from labkernel.measuring.processes import ProcessReader, ProcessTreeReader
+from labkernel.measuring.readers import reader_for
+from labkernel.measuring.samples import CgroupReader, field, number
 from labkernel.metrics import Limits, Sample, Sampler, Series, stats_json, stats_row
 
 PRESSURE = {

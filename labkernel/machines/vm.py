@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import ConflictError, NoSuchContainer, NoSuchVM, StartError, UsageError, VMError
-from ..measuring.samples import Limits, Sample, reader_for
+from ..measuring.readers import reader_for
+from ..measuring.samples import Limits, Sample
 from ..qemu import control
 from ..qemu.command import CARDS
 from ..running.container import Container, ContainerList

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..display import human_memory, human_size
-from .samples import CgroupReader, Reader, Sample, field, number, reader_for
+from .readers import reader_for
+from .samples import CgroupReader, Reader, Sample, field, number
 
 STATS_HEADER = ("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS")
 

@@ -349,7 +349,7 @@ function halo(c, text, x, y, colour, colours) {
 function limitLines(c, limits, store, box, colours, unit) {
   const different = [...new Set(limits.filter(Number.isFinite))].sort((a, b) => b - a);
   let above = 0;
-  let last = { y: -1e9, width: 0 };
+  let last = { y: -1e9, at: -1e9, width: 0 };
   for (const limit of different) {
     const words = `${whose(limit, limits, store)}limit ${say(limit, unit)}`;
     c.textAlign = "right";
@@ -366,10 +366,12 @@ function limitLines(c, limits, store, box, colours, unit) {
     c.lineTo(box.right, y);
     c.stroke();
     c.setLineDash([]);
-    // Beside the words of a limit that is nearly the same, not over them.
-    const shift = y - last.y < 12 ? last.width + 12 : 0;
-    halo(c, words, box.right - 3 - shift, y - box.top > 14 ? y - 7 : y + 8, colours.alarm, colours);
-    last = { y, width: shift + c.measureText(words).width };
+    // Below its line where the line of another limit is close above; beside other words, not over them.
+    const crossed = y - last.y < 17 && box.py(0) - y > 16;
+    const at = crossed || y - box.top <= 14 ? y + 8 : y - 7;
+    const shift = Math.abs(at - last.at) < 12 ? last.width + 12 : 0;
+    halo(c, words, box.right - 3 - shift, at, colours.alarm, colours);
+    last = { y, at, width: shift + c.measureText(words).width };
   }
 }
 

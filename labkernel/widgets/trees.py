@@ -15,6 +15,7 @@ from ..display import NO_MATH, human_memory
 from ..errors import LabkernelError, NoSuchContainer, NoSuchVM, UsageError
 
 _MONO = "font-family:var(--jp-code-font-family, monospace);font-size:12px"
+_HELPERS = {"labkernel-work": "worker", "labkernel-dns": "names", "labkernel-ports": "published ports"}
 _VM = " (VM)"  # after a name: it is a virtual machine
 _MUTED = "color:var(--jp-ui-font-color2, #666)"
 
@@ -29,6 +30,7 @@ class Process:
     memory_bytes: int
     cpu_s: float
     label: str = ""
+    name: str = ""
     children: list[Process] = field(default_factory=list)
 
     @property
@@ -132,7 +134,7 @@ def _own_tree(engine: Any, labels: dict[int, str]) -> Process:
     for supervisor in (root, *root.children):
         for child in supervisor.children if supervisor.label == "supervisor" else ():
             # What a container's process is called before it becomes one: a child that waits, in namespaces of its own.
-            waits = "waiting for a container" if child.inside != child.pid else "worker"
+            waits = "waiting for a container" if child.inside != child.pid else _HELPERS.get(child.name, "helper")
             watches = any(below.label.endswith(_VM) for below in child.children)
             child.label = child.label or ("monitor of a machine" if watches else waits)
     return root
@@ -146,13 +148,13 @@ def _tree(pid: int, labels: dict[int, str]) -> Process:
         one = psutil.Process(pid)
         with one.oneshot():
             command = " ".join(one.cmdline()) or f"[{one.name()}]"
-            times, memory = one.cpu_times(), one.memory_info().rss
+            name, times, memory = one.name(), one.cpu_times(), one.memory_info().rss
         children = [_tree(child.pid, labels) for child in one.children()]
     except psutil.Error:
         return Process(pid, pid, "", 0, 0.0)
     cpu = times.user + times.system
     alive = [child for child in children if child.command]
-    return Process(pid, _inside(pid), command, memory, cpu, labels.get(pid, ""), alive)
+    return Process(pid, _inside(pid), command, memory, cpu, labels.get(pid, ""), name, alive)
 
 
 def _inside(pid: int) -> int:

@@ -108,6 +108,7 @@ def test_whose_child_a_process_is(engine: Engine) -> None:
     assert root.label == "tree"
     whole = engine.processes()
     assert "tree" in repr(whole)
+    assert "[worker]" in repr(whole)
     if engine.driver.name != "proot":
         assert root.inside == 1
         assert commands == {"sleep 600", "sleep 601"}
