@@ -14,12 +14,18 @@ import pytest
 HERE = Path(__file__).resolve().parent
 
 
+MECHANISM = ["test_supervisor.py", "test_survival.py", "test_takeover.py", "test_worker.py"]
+SANDBOX = ["test_safety.py", "test_escapes.py"]
+"""With an engine, so with the fixtures of the folder above."""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="this user is a plain one already")
-@pytest.mark.parametrize("name", ["test_supervisor.py", "test_survival.py", "test_takeover.py", "test_worker.py"])
+@pytest.mark.parametrize("name", [*MECHANISM, *SANDBOX])
 def test_as_plain_user(name: str) -> None:
     command = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", sys.executable, "-m", "pytest"]
-    options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={HERE}", str(HERE / name)]
+    top = HERE.parent if name in SANDBOX else HERE
+    options = ["-q", "-p", "no:cacheprovider", f"--confcutdir={top}", str(HERE / name)]
     env = {**os.environ, "HOME": "/tmp", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         [*command, *options], env=env, check=False, capture_output=True, text=True, cwd=HERE.parent.parent

@@ -111,9 +111,21 @@ __asm__(".globl _start\n_start: mov %rsp, %rdi\n and $-16, %rsp\n call start\n")
 
 @pytest.fixture
 def lab(engine: Engine) -> Engine:
-    if engine.driver.name != "root":
-        pytest.skip(f"about the driver root; this machine's is {engine.driver.name}")
+    if engine.driver.name not in ("root", "rootless"):
+        pytest.skip(f"about root and rootless; this machine's driver is {engine.driver.name}")
     return engine
+
+
+def needs_users(lab: Engine) -> None:
+    """Skips where root is the only user there is."""
+    if lab.driver.id_mapping == "single":
+        pytest.skip("one id is mapped: there is no other user")
+
+
+def own_namespaces(lab: Engine) -> list[str]:
+    """Those a container has to itself; the one of control groups begins at its own group, where it has one."""
+    spaces = ["pid", "mnt", "net", "uts", "ipc"]
+    return [*spaces, "cgroup"] if any(level == "kernel" for level in lab.driver.cgroups.values()) else spaces
 
 
 @pytest.fixture
@@ -208,7 +220,8 @@ def test_capabilities_are_dockers(lab: Engine, needs: Callable[..., None]) -> No
         assert int(found[name], 16) & ~(3 << 31) == 0, name
 
 
-def test_another_user_has_no_capability(run: Callable[..., str]) -> None:
+def test_another_user_has_no_capability(lab: Engine, run: Callable[..., str]) -> None:
+    needs_users(lab)
     found = status(run("cat /proc/self/status", user="1000:1000"))
     for name in ("CapPrm", "CapEff", "CapInh", "CapAmb"):
         assert int(found[name], 16) == 0, name
@@ -228,6 +241,8 @@ def test_no_new_privileges_on_request(run: Callable[..., str], lab: Engine) -> N
 
 @pytest.mark.parametrize("options", [{}, {"tty": True}, {"init": True}, {"user": "1000"}])
 def test_an_exec_is_as_confined(lab: Engine, options: dict[str, object]) -> None:
+    if options.get("user"):
+        needs_users(lab)
     container = lab.containers.run(IMAGE, ["sleep", "100"], detach=True, **options)
     first = status(container.exec_run(["cat", "/proc/1/status"], user="0").output.decode())
     second = status(container.exec_run(["cat", "/proc/self/status"]).output.decode())
@@ -236,7 +251,7 @@ def test_an_exec_is_as_confined(lab: Engine, options: dict[str, object]) -> None
     cgroups = container.exec_run(["sh", "-c", "cat /proc/1/cgroup; echo; cat /proc/self/cgroup"]).output.decode()
     one, _, other = cgroups.partition("\n\n")
     assert one.strip() == other.strip()
-    for space in ("pid", "mnt", "net", "uts", "ipc", "cgroup"):
+    for space in own_namespaces(lab):
         ask = f"readlink /proc/self/ns/{space}"
         seen = {container.exec_run(["sh", "-c", ask]).output, *container.exec_run(["sh", "-c", ask], user="0")[1:]}
         assert len(seen) == 1, space
@@ -259,7 +274,8 @@ def test_capabilities_are_the_second_fence(run: Callable[..., str], probe: Path)
         assert answers[name] == "EPERM", name
 
 
-def test_setuid_programs(run: Callable[..., str], crafted: Callable[..., str], probe: Path) -> None:
+def test_setuid_programs(lab: Engine, run: Callable[..., str], crafted: Callable[..., str], probe: Path) -> None:
+    needs_users(lab)
     program = tarfile.TarInfo("probe")
     program.mode = 0o4755
     image = crafted((program, probe.read_bytes()))
@@ -330,9 +346,10 @@ def test_only_three_descriptors(lab: Engine, run: Callable[..., str]) -> None:
         rows = [line.split() for line in run("ls -l /proc/1/fd; true", **options).splitlines()[1:]]
         assert [row[-3] for row in rows] == ["0", "1", "2"], options
         assert {row[-1].partition(":")[0] for row in rows} <= {"pipe", "/dev/null"}, options
-    # the engine's own init may be counted, not read: it is a fork of the supervisor
-    seen = run("ls /proc/1/fd; cat /proc/1/environ /proc/1/maps /proc/1/mem; ls /proc/1/cwd/; true", init=True)
-    assert seen.split()[:3] == ["0", "1", "2"]
+    # the engine's own init may be counted (by the machine's root), not read: it is a fork of the supervisor
+    if lab.driver.name == "root":
+        assert run("ls /proc/1/fd", init=True).split()[:3] == ["0", "1", "2"]
+    seen = run("cat /proc/1/environ /proc/1/maps /proc/1/mem; ls /proc/1/cwd/; true", init=True)
     assert seen.count("ermission denied") >= 3
     container = lab.containers.run(IMAGE, ["sleep", "100"], detach=True)
     rows = container.exec_run(["sh", "-c", "ls -l /proc/$$/fd; true"]).output.decode().splitlines()[1:]
@@ -357,22 +374,25 @@ def test_the_hosts_processes_are_invisible(run: Callable[..., str], init: bool) 
         run(f"kill -0 {os.getpid()} 2>/dev/null")
 
 
-def test_names_are_its_own(run: Callable[..., str]) -> None:
+def test_names_are_its_own(lab: Engine, run: Callable[..., str]) -> None:
     assert run("hostname", hostname="inside").strip() == "inside"
     assert os.uname().nodename != "inside"
-    for space in ("pid", "mnt", "net", "uts", "ipc", "cgroup"):
+    for space in own_namespaces(lab):
         assert run(f"readlink /proc/self/ns/{space}").strip() != os.readlink(f"/proc/self/ns/{space}"), space
     assert set(run("ls /sys/class/net", network_mode="none").split()) == {"lo"}
     assert not [name for name in run("ls /sys/class/net").split() if name not in ("lo", "eth0")]
-    assert all(line.endswith(":/") for line in run("cat /proc/self/cgroup").split() if not line.startswith("0::"))
+    if "cgroup" in own_namespaces(lab):
+        assert all(line.endswith(":/") for line in run("cat /proc/self/cgroup").split() if not line.startswith("0::"))
 
 
-def test_dev_holds_what_docker_puts_there(run: Callable[..., str]) -> None:
+def test_dev_holds_what_docker_puts_there(lab: Engine, run: Callable[..., str]) -> None:
     wanted = "core fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero".split()  # noqa: SIM905
     assert run("ls /dev").split() == wanted
     kinds = run("stat -c '%n %t:%T %a %u:%g' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty")
+    # A user namespace makes no nodes: there they are the machine's own, whose root is nobody inside.
+    owner = "0:0" if lab.driver.name == "root" else "65534:65534"
     assert kinds.splitlines() == [
-        f"/dev/{name} {numbers} 666 0:0"
+        f"/dev/{name} {numbers} 666 {owner}"
         for name, numbers in (
             ("null", "1:3"),
             ("zero", "1:5"),
@@ -408,7 +428,8 @@ def test_an_images_device_node_is_no_way_out(run: Callable[..., str], crafted: C
     node.mode = 0o666
     major, minor = map(int, _partitions()[0].split()[:2])
     node.devmajor, node.devminor = major, minor
-    assert "opened" not in run("(true < /disk && echo opened) 2>&1; true", crafted(node))
+    # What may make no nodes unpacks an empty file.
+    assert "opened" not in run("([ ! -f /disk ] && true < /disk && echo opened) 2>&1; true", crafted(node))
 
 
 # -- ways out that images and arguments try ----------------------------------------------------------------------------
@@ -485,7 +506,9 @@ def test_the_interpreter_that_sets_up_is_out_of_reach(
     image = crafted(*programs, (script, b"#!/proc/self/exe\n"))
     for command in ("/proc/self/exe", "/script"):
         seen = lab.containers.run(image, [command], remove=True)
-        assert int(seen.split()[0]) == errno.EROFS, command
+        # without root the file is somebody else's, or what runs is a sealed copy
+        refusals = (errno.EROFS,) if lab.driver.name == "root" else (errno.EROFS, errno.EACCES, errno.EPERM)
+        assert int(seen.split()[0]) in refusals, command
 
 
 def test_the_supervisor_is_out_of_reach_of_a_bound_proc(lab: Engine) -> None:
