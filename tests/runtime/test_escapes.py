@@ -164,6 +164,78 @@ def test_nothing_is_made_outside_of_a_volume(lab: Engine, crafted: Callable[...,
     assert os.listdir(victim) == []
 
 
+SHARING = r"""
+import os, shutil, subprocess, sys
+from labkernel.engine import Engine
+base = sys.argv[1]
+
+def mounts(pid="self"):
+    with open(f"/proc/{pid}/mountinfo") as file:
+        return {(line.split()[0], line.split()[4]) for line in file}
+
+def places(pid):
+    return {place for _, place in mounts(pid)}
+
+def told(what):
+    seen = mounts() - before
+    assert not seen, f"{what} is mounted outside: {seen}"
+
+for name in ("data", "data/inner", "tree/bin"):
+    os.makedirs(f"{base}/{name}")
+for name in ("sh", "sleep"):
+    shutil.copy("/bin/busybox", f"{base}/tree/bin/{name}")
+lab = Engine.open(f"{base}/root", runtime_dir=f"{base}/run")
+before = mounts()
+try:
+    settings = dict(detach=True, network_mode="none", stop_signal="KILL")
+    shares = dict(volumes=[f"{base}/data:/data"], ipc_mode="shareable")
+    one = lab.containers.run("lab/busybox", ["sleep", "1000"], **shares, **settings)
+    told("a container")
+    two = lab.containers.run("lab/busybox", ["sleep", "1000"], ipc_mode=f"container:{one.id}", **settings)
+    told("the shared memory of two containers")
+    three = lab.containers.create(f"{base}/tree", ["sleep", "1000"], network_mode="none")
+    three.start()
+    told("a container of a directory")
+    still = lab.containers.create("lab/busybox", ["true"], volumes=[f"{base}/data:/data"])
+    chunks, _ = still.get_archive("/bin")  # more than a pipe holds, so that it is mounted when the first bytes are here
+    assert next(chunks)
+    told("a stopped container")
+    assert b"".join(chunks)
+    lab.builds.build("FROM lab/busybox\nRUN true")
+    told("a step of a build")
+    subprocess.run(["mount", "-t", "tmpfs", "late", f"{base}/data/inner"], check=True)
+    try:
+        assert "/data/inner" not in places(one.pid), "what is mounted later comes in"
+        where = f"{base}/tree/bin"
+        subprocess.run(["mount", "-t", "tmpfs", "late", where], check=True)
+        try:
+            assert "/bin" not in places(three.pid), "what is mounted later comes in"
+        finally:
+            subprocess.run(["umount", where], check=True)
+    finally:
+        subprocess.run(["umount", f"{base}/data/inner"], check=True)
+finally:
+    for container in lab.containers.list(all=True):
+        container.remove(force=True)
+    lab.runtime.shutdown(force=True)
+    lab.close()
+print("nothing")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a user namespace gets nothing back to the machine's mounts anyway")
+def test_mounts_of_containers_stay_in_them() -> None:
+    """Where the machine's mounts are shared (systemd makes them so) a mount in a new namespace would appear outside,
+    and one outside would appear in the containers."""
+    base = Path(tempfile.mkdtemp(prefix="lk-e-", dir="/tmp"))
+    line = ["unshare", "--mount", "--propagation", "shared", sys.executable, "-c", SHARING, str(base)]
+    try:
+        done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+        assert done.stdout == "nothing\n", done.stderr
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
+
+
 # -- the kernel's files ------------------------------------------------------------------------------------------------
 
 
