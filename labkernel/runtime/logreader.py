@@ -123,7 +123,9 @@ def parse_moment(value: Any) -> float:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
-            f'invalid value for "since" or "until": {value}', resolution="a time such as 2026-01-31T10:00:00, or 10m"
+            f'invalid value for "since" or "until": {value}',
+            resolution="a time such as 2026-01-31T10:00:00, or 10m",
+            exit_code=1,
         ) from None
     return moment.timestamp()
 

@@ -85,10 +85,23 @@ def _prepare_sys(target: str, cgroup_paths: dict[str, str]) -> None:
                 name = path.removeprefix("/sys/fs/cgroup/").split("/", 1)[0]
                 os.mkdir(f"{where}/{name}")
                 mount(path, f"{where}/{name}", None, MS_BIND)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.EPERM):
+            raise  # control groups that are not shown: what is there already is closed below all the same
+    _close_all(target)
+
+
+def _close_all(target: str) -> None:
+    """What is mounted at `target` and below may only be looked at. A control group that could be written to would be a
+    way out, so what cannot be closed ends the start."""
+    try:
         mount_setattr(-100, target, AT_RECURSIVE, attr_set=_ATTR_SYS)
     except OSError as err:
-        if err.errno not in (errno.ENOSYS, errno.ENOENT, errno.EPERM):
+        if err.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
             raise
+        for each in mounts.read_mountinfo():  # before Linux 5.12, or forbidden by an outer filter
+            if each["target"] == target or each["target"].startswith(f"{target}/"):
+                mounts.remount_flags(each["target"], MS_RDONLY | _HARD)
 
 
 def _prepare_dev(target: str, *, single_id: bool) -> None:

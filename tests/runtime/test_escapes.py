@@ -251,6 +251,28 @@ def test_release_agent(lab: Engine) -> None:
     assert "MADE" not in text
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a sysfs")
+@pytest.mark.parametrize("why", [errno.ENOSYS, errno.EPERM])
+def test_control_groups_are_closed_one_by_one(tmp_path: Path, why: int) -> None:
+    """CVE-2022-0492 where a kernel before 5.12, or a filter around the engine, has no mount_setattr."""
+    code = (
+        "from labkernel.linux import mounts, syscalls; from labkernel.runtime import rootfs\n"
+        "syscalls.unshare(syscalls.CLONE_NEWNS); mounts.make_private('/')\n"
+        f"def refused(*_, **__): raise OSError({why}, 'refused')\n"
+        "rootfs.mount_setattr = refused\n"
+        "groups = [line['target'] for line in mounts.read_mountinfo() if line['fstype'] in ('cgroup', 'cgroup2')]\n"
+        "if '/sys/fs/cgroup' in groups: groups = {'': '/sys/fs/cgroup'}\n"
+        "else: groups = {path: path for path in groups}\n"
+        f"where = {str(tmp_path)!r}; rootfs._prepare_sys(where, groups)\n"
+        "for line in mounts.read_mountinfo():\n"
+        " if line['target'].startswith(where): print(line['fstype'], line['options'])\n"
+    )
+    lines = [line.split() for line in told_by(code).splitlines()]
+    assert len(lines) > 1, "no control groups are mounted here"
+    for kind, options in lines:
+        assert {"ro", "nosuid", "nodev", "noexec"} <= set(options.split(",")), kind
+
+
 def test_a_masked_path_is_exchanged(lab: Engine, crafted: Callable[..., str]) -> None:
     """CVE-2025-31133: what hides a path is /dev/null, opened by name in the container's own /dev, where an image may
     have put a link; here it is the machine's null device."""
@@ -422,11 +444,14 @@ def test_what_is_mounted_below_a_read_only_bind_is_read_only(lab: Engine) -> Non
     """As with docker since 25: else `-v /:/host:ro` gives write access to every other disk."""
     if not os.path.ismount("/dev/shm"):
         pytest.skip("/dev/shm is no mount here")
-    text = run(lab, "touch /host/shm/lk-escape; grep ' /host[/ ]' /proc/self/mountinfo", volumes=["/dev:/host:ro"])
+    made = Path("/dev/shm/lk-escape")
+    text = run(lab, f"touch /host/shm/{made.name}; grep ' /host[/ ]' /proc/self/mountinfo", volumes=["/dev:/host:ro"])
+    escaped = made.exists()
+    made.unlink(missing_ok=True)
+    assert not escaped
     options = [line.split()[5].split(",") for line in text.splitlines() if " - " in line]
     assert len(options) > 1
     assert all("ro" in words for words in options)
-    assert not os.path.exists("/dev/shm/lk-escape")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="init gives up capabilities in this process's own namespace")
