@@ -164,6 +164,24 @@ def test_nothing_is_made_outside_of_a_volume(lab: Engine, crafted: Callable[...,
     assert os.listdir(victim) == []
 
 
+@pytest.mark.parametrize("place", ["data", "etc/hosts", "etc/resolv.conf", "etc/hostname"])
+def test_no_file_is_made_through_a_link_that_leads_nowhere(
+    lab: Engine, crafted: Callable[..., str], shared: Path, place: str
+) -> None:
+    """CVE-2024-45310 for files: a link whose target is missing on the machine, where a mount point is to be made."""
+    victim = shared / "victim"
+    victim.mkdir(mode=0o777)
+    victim.chmod(0o777)
+    (shared / "source").write_text("mounted\n")
+    for target in (f"{victim}/made", f"../../../../../..{victim}/made"):
+        image = crafted(**{place: target})
+        try:
+            run(lab, "true", image, volumes=[f"{shared / 'source'}:/{place}"] if place == "data" else [])
+        except LabkernelError:
+            continue
+    assert os.listdir(victim) == []
+
+
 SHARING = r"""
 import os, shutil, subprocess, sys
 from labkernel.engine import Engine

@@ -12,6 +12,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -251,6 +252,9 @@ def test_an_exec_is_as_confined(lab: Engine, options: dict[str, object]) -> None
     cgroups = container.exec_run(["sh", "-c", "cat /proc/1/cgroup; echo; cat /proc/self/cgroup"]).output.decode()
     one, _, other = cgroups.partition("\n\n")
     assert one.strip() == other.strip()
+    # A session of its own: control-C and the hang-up of a terminal are its own, too.
+    pid, _, _, _, group, session = container.exec_run(["cat", "/proc/self/stat"]).output.split()[:6]
+    assert pid == group == session
     for space in own_namespaces(lab):
         ask = f"readlink /proc/self/ns/{space}"
         seen = {container.exec_run(["sh", "-c", ask]).output, *container.exec_run(["sh", "-c", ask], user="0")[1:]}
@@ -332,7 +336,7 @@ def test_mounts_have_dockers_flags(run: Callable[..., str]) -> None:
         "/proc/bus": "ro nosuid nodev noexec",
         "/proc/sysrq-trigger": "ro nosuid nodev noexec",
     }.items():
-        if os.path.exists(path):
+        if path in found or not path.startswith("/proc/") or os.path.exists(path):  # what this kernel does not have
             assert set(flags.split()) <= set(found[path]), path
     for path in (path for path in found if path.startswith("/sys/fs/cgroup")):
         assert {"ro", "nosuid", "nodev", "noexec"} <= set(found[path]), path
@@ -354,6 +358,41 @@ def test_only_three_descriptors(lab: Engine, run: Callable[..., str]) -> None:
     container = lab.containers.run(IMAGE, ["sleep", "100"], detach=True)
     rows = container.exec_run(["sh", "-c", "ls -l /proc/$$/fd; true"]).output.decode().splitlines()[1:]
     assert [row.split()[-3] for row in rows] == ["0", "1", "2"]
+
+
+def test_limits_hold_for_who_enters(lab: Engine) -> None:
+    limits = {"nofile": (64, 128), "core": (0, 0), "fsize": (1 << 20, 1 << 21)}
+    words = [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in limits.items()]
+    script = "for n in n c f; do ulimit -S$n; ulimit -H$n; done; head -c 3000000 /dev/zero > /big; wc -c < /big"
+    container = lab.containers.run(IMAGE, ["sleep", "100"], detach=True, ulimits=words, stop_signal="KILL")
+    entered = container.exec_run(["sh", "-c", script], stderr=False).output.split()
+    assert entered == [b"64", b"128", b"0", b"0", b"2048", b"4096", b"1048576"]
+    started = lab.containers.run(IMAGE, ["sh", "-c", f"{script}; true"], ulimits=words, remove=True)
+    assert started.split() == entered
+
+
+def test_what_the_engine_was_started_with_does_not_go_on(fresh_engine: Engine) -> None:
+    """Blocked signals, a mask for files, limits raised for itself: none is the container's."""
+    if fresh_engine.driver.name not in ("root", "rootless"):
+        pytest.skip("about root and rootless")
+    code = (
+        "import os, signal, sys; from labkernel.engine import Engine\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT})\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); os.umask(0)\n"
+        "lab = Engine.open(sys.argv[1], runtime_dir=sys.argv[2]); lab.images.resolve('lab/busybox')\n"
+        "line = ['sh', '-c', 'cat /proc/1/status; umask']\n"
+        "one = lab.containers.run('lab/busybox', ['sleep', '1000'], detach=True, network_mode='none')\n"
+        "sys.stdout.buffer.write(one.exec_run(line).output + one.exec_run(['cat', '/proc/self/status']).output)\n"
+        "one.remove(force=True); lab.close()"
+    )
+    layout = fresh_engine.layout
+    line = [sys.executable, "-c", code, str(layout.root), str(layout.runtime_dir)]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    sets = [row.split() for row in done.stdout.splitlines() if row.startswith(("SigBlk", "SigIgn"))]
+    assert [name for name, _ in sets] == ["SigBlk:", "SigIgn:"] * 2
+    assert all(int(value, 16) & ~(3 << 31) == 0 for _, value in sets), done.stdout
+    assert "\n0022\n" in done.stdout
 
 
 def test_no_environment_of_the_host(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
