@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
 import time
 from collections.abc import Callable
@@ -55,6 +56,16 @@ def test_limits_that_are_not_updated_stay(engine: Engine) -> None:
     container = engine.containers.create("busybox", ["true"], mem_limit="64m", mem_swappiness=7)
     container.update(mem_limit="96m")
     assert container.config()["linux"]["resources"]["memory"]["swappiness"] == 7
+
+
+def test_a_limit_that_does_not_hold_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = engine.containers.create("busybox", ["true"], cpu_shares=512)
+    bare = dataclasses.replace(engine.driver, cgroups={"cpu": "kernel"})
+    monkeypatch.setattr(engine.containers, "driver", bare)
+    (warning,) = container.update(mem_limit="96m")["Warnings"]
+    assert "memory limit is not enforced" in warning
+    assert warning in container.warnings
+    assert not any("memory" in line for line in container.update(cpu_shares=256)["Warnings"])
 
 
 def test_who_holds_it(engine: Engine) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConflictError, UsageError
+from ..imaging.provision import find_warnings
 from ..runtime.devicelimits import RATES
 from ..runtime.settings import normalize
 from ..runtime.spec import finalize_resources
@@ -62,9 +63,19 @@ def update(container: Container, changes: Mapping[str, Any]) -> dict[str, Any]:
     restart = given.get("restart_policy")
     warnings = container._containers.runtime.update(container.id, _steps(container, resources, given), restart)
     _write(container, resources, restart)
-    container._containers.replace_record(container, {**container.record, "settings": {**settings, **given}})
+    changed = {**settings, **given}
+    known = find_warnings(container._containers.driver, changed)
+    container._containers.replace_record(container, {**container.record, "settings": changed, "warnings": known})
     container._containers.tell(container, "update")
-    return {"Warnings": warnings}
+    return {"Warnings": [*_not_enforced(container, changed, given), *warnings]}
+
+
+def _not_enforced(container: Container, changed: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """What is said of the limits that were given, and only of them."""
+    driver = container._containers.driver
+    without = {key: value for key, value in changed.items() if key not in LIMITS}
+    said = find_warnings(driver, without)
+    return [line for line in find_warnings(driver, {**without, **given}) if line not in said]
 
 
 def _steps(container: Container, resources: dict[str, Any], given: Mapping[str, Any]) -> list[dict[str, Any]]:
