@@ -26,7 +26,8 @@ from .rootfd import Root, clamp_path, clean_path
 from .tarstream import BlobStream, FdSink, TarWriter, members
 
 View = dict[str, Any]
-"""Which container: {"pid", "pid_start"} of one that runs, or {"rootfs", "mounts", "base" (a directory)} of another."""
+"""Which container: {"pid", "pid_start"} of one that runs, {"rootfs", "mounts", "base" (a directory)} of another, or
+{"root", "places"} where nothing can be mounted (proot): the directory, and what else is seen where in it."""
 
 MAX_BYTES = 1 << 40
 MAX_MEMBERS = 10_000_000
@@ -42,8 +43,8 @@ def look(*, view: View, path: str) -> dict[str, Any] | None:
 
     None when it is not there. A path that ends with `/` or `/.` names the directory a link leads to.
     """
-    with _opened(view) as root:
-        found = _find(root, path)
+    with _opened(view, path) as (root, inner):
+        found = _find(root, inner)
         if found is None:
             return None
         directory, name, status = found
@@ -63,8 +64,8 @@ def look(*, view: View, path: str) -> dict[str, Any] | None:
 def archive(*, view: View, path: str, name: str, fds: Sequence[int]) -> dict[str, Any] | None:
     """Write `path` as a tar to fds[0], its first member called `name` (`.`: what lies below it). None: not there."""
     raise_limits()
-    with _opened(view) as root:
-        found = _find(root, path)
+    with _opened(view, path) as (root, inner):
+        found = _find(root, inner)
         if found is None:
             return None
         directory, base, status = found
@@ -99,14 +100,15 @@ def unpack(*, view: View, path: str, fds: Sequence[int]) -> dict[str, Any] | Non
     A directory does not take a file's place, nor a file a directory's. Raises UsageError, LayerError, OSError.
     """
     raise_limits()
-    with _opened(view) as root:
+    with _opened(view, path, writing=True) as (root, inner):
+        prefix = clamp_path(os.fsencode(inner))
         try:
-            os.close(root.open_directory(clamp_path(os.fsencode(path))))
+            os.close(root.open_directory(prefix))
         except FileNotFoundError:
             return None
         except NotADirectoryError:
             raise UsageError("extraction point is not a directory", exit_code=1) from None
-        return extract(root, clamp_path(os.fsencode(path)), fds[0])
+        return extract(root, prefix, fds[0])
 
 
 def extract(root: Root, prefix: bytes, fd: int, *, owner: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -261,17 +263,37 @@ def _go_mode(mode: int) -> int:
 
 
 @contextmanager
-def _opened(view: View) -> Iterator[Root]:
-    """The root of a container as it sees it."""
+def _opened(view: View, path: str, *, writing: bool = False) -> Iterator[tuple[Root, str]]:
+    """A root of the container as it sees it, and where in it `path` lies."""
     if view.get("pid"):
-        root = Root.open(f"/proc/{view['pid']}/root")
-        with root:
+        with Root.open(f"/proc/{view['pid']}/root") as root:
             if view.get("pid_start") and _start_of(view["pid"]) != view["pid_start"]:
                 raise RuntimeFailure("the container has just ended", resolution="try again")
-            yield root
+            yield root, path
+        return
+    if "places" in view:
+        base, inner = _translated(view, path, writing=writing)
+        with Root.open(base) as root:
+            yield root, inner
         return
     with _mounted(view) as root:
-        yield root
+        yield root, path
+
+
+def _translated(view: View, path: str, *, writing: bool) -> tuple[str, str]:
+    """(directory of this machine, path in it) of a path of a container that only sees paths translated.
+
+    A link that leads from one place into another is not followed there: it ends at the place's own root."""
+    cleaned = "/" + os.fsdecode(clamp_path(os.fsencode(path)))
+    around = [place for place in view["places"] if f"{cleaned}/".startswith(f"{place['destination'].rstrip('/')}/")]
+    place = max(around, key=lambda each: len(each["destination"]), default={"destination": "/", "source": view["root"]})
+    if writing and not place.get("rw", True):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+    inner = cleaned[len(place["destination"].rstrip("/")) :] or "/"
+    if os.path.isdir(place["source"]):
+        # What the end of a name says (a directory is meant) stays.
+        return place["source"], inner + ("/" if path.endswith(("/", "/.")) else "")
+    return os.path.dirname(place["source"]), "/" + os.path.basename(place["source"]) + inner.rstrip("/")
 
 
 def _start_of(pid: int) -> int:

@@ -39,10 +39,12 @@ class NoSuchFile(NotFoundError):
 
 def view(container: Container) -> dict[str, Any]:
     """How a task reaches the container's root: through its process, or by mounting it."""
+    own = container.config()["labkernel"]
+    if own.get("proot"):
+        return _translated(container)
     state = container.runtime_state()
     if state["status"] in ("running", "paused") and state.get("pid"):
         return {"pid": int(state["pid"]), "pid_start": int(state.get("pid_start") or 0)}
-    own = container.config()["labkernel"]
     mounts = [mount for mount in container.record.get("mounts", ()) if mount["type"] != "tmpfs"]
     files = [
         {"destination": f"/etc/{name}", "source": f"{container.directory}/{name}", "rw": True}
@@ -50,6 +52,27 @@ def view(container: Container) -> dict[str, Any]:
         if (container.directory / name).exists()
     ]
     return {"rootfs": own["rootfs"], "mounts": [*mounts, *files], "base": str(container.directory)}
+
+
+def _translated(container: Container) -> dict[str, Any]:
+    """Under the driver proot nothing is mounted, whether it runs or not."""
+    from ..linux import landlock
+    from ..runtime.proot import places
+
+    config = container.config()
+    found = [place for place in places(config, str(container.directory)) if place.target not in ("/proc", "/sys")]
+    return {
+        "root": config["labkernel"]["rootfs"]["path"],
+        "places": [
+            {
+                "destination": place.target,
+                "source": place.source,
+                "rw": bool(place.rights & landlock.WRITE_FILE),
+            }
+            for place in found
+            if os.path.exists(place.source)
+        ],
+    }
 
 
 def look(container: Container, path: str) -> dict[str, Any] | None:
@@ -100,7 +123,7 @@ def put_archive(container: Container, path: str, data: Any) -> bool:
 
 def _writable(container: Container) -> dict[str, Any]:
     found = view(container)
-    if "rootfs" in found and container.settings.get("read_only"):
+    if "pid" not in found and container.settings.get("read_only"):
         raise UsageError("container rootfs is marked read-only", exit_code=1)
     return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import DriverError
 from ..linux import landlock
+from .devicelimits import RATES
 
 REMEDY = "`apt install proot` (in binder/apt.txt: proot), or put a `proot` on PATH"
 
@@ -27,6 +28,20 @@ _SHIM_CODE = bytes.fromhex(
     "0000000f05b83b000000498b7d00498d75084c89f20f05bf7e00000083f8fe7509ffc7eb05bf7d000000b8e70000000f05"
 )
 _BASE = 0x400000
+
+
+# Settings that are accepted and do nothing, and what they are called on the command line.
+_IGNORED = (
+    ("sysctls", "--sysctl"),
+    ("domainname", "--domainname"),
+    ("group_add", "--group-add"),
+    ("devices", "--device"),
+    ("device_cgroup_rules", "--device-cgroup-rule"),
+    ("shm_size", "--shm-size"),
+    ("oom_kill_disable", "--oom-kill-disable"),
+    ("count_denials", "--count-denials"),
+    ("cgroup_parent", "--cgroup-parent"),
+)
 
 
 def find(root: Path) -> str | None:
@@ -149,7 +164,7 @@ def warnings(settings: Mapping[str, Any], *, network: str) -> list[str]:
         found.append("the CPU limit: none (driver proot)")
     if settings.get("pids_limit"):
         found.append("the pids limit: none (driver proot)")
-    if settings.get("blkio_weight"):
+    if any(settings.get(key) for key in ("blkio_weight", "blkio_weight_device", *RATES)):
         found.append("the blkio limit: none (driver proot)")
     if network == "none":
         found.append("--network none: none (driver proot): the container sees this machine's network")
@@ -157,9 +172,9 @@ def warnings(settings: Mapping[str, Any], *, network: str) -> list[str]:
         found.append("published ports are not translated: a server is reached at its own port on this machine")
     if settings.get("cap_add") or settings.get("privileged"):
         found.append("capabilities: none (driver proot): root inside is an ordinary user")
-    for key, flag in (("sysctls", "--sysctl"), ("domainname", "--domainname"), ("group_add", "--group-add")):
-        if settings.get(key):
-            found.append(f"{flag}: none (driver proot)")
+    found += [f"{flag}: none (driver proot)" for key, flag in _IGNORED if settings.get(key)]
+    if settings.get("tmpfs") or any(mount.get("type") == "tmpfs" for mount in settings.get("mounts") or ()):
+        found.append("--tmpfs: a directory on the disk, of no bounded size (driver proot)")
     if files != "kernel (Landlock)" and (settings.get("read_only") or _has_read_only(settings)):
         found.append("read-only mounts and root: none (driver proot without Landlock)")
     return found

@@ -207,6 +207,12 @@ def test_what_is_missing_is_said(place: Place) -> None:
     assert "memory limit is per-process" in found
     assert "pids limit: none" in found
     assert "--network none: none" in found
+    found = place.python(
+        "c = lab.containers.create('lab/busybox', 'true', devices=['/dev/null'], tmpfs={'/t': ''}, shm_size='1m');"
+        "print('\\n'.join([*c.warnings, *c.update(mem_limit='64m')['Warnings']]))"
+    )
+    for word in ("--device: none", "--tmpfs: a directory", "--shm-size: none", "memory limit is per-process"):
+        assert word in found
 
 
 def test_memory_limit_holds_per_process(place: Place) -> None:
@@ -311,6 +317,40 @@ def test_volumes_are_binds(place: Place) -> None:
     place.ok("volume", "rm", "named")
     if landlock(place):
         assert "/ro/no: Permission denied" in done.stderr
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_cp(place: Place, running: bool) -> None:
+    (place.home / "in").mkdir(exist_ok=True)
+    (place.home / "in/f").write_text("from here\n")
+    (place.home / "secret").write_text("secret")
+    script = (
+        f"mkdir /d; echo hi > /d/f; ln -s {place.inner_home} /out; ln -s /d /in; echo v > /vol/v; echo up; sleep 1000"
+    )
+    words = ("-v", "named:/vol", "-v", "named:/ro:ro", "--tmpfs", "/t")
+    place.ok("run", "-d", "--name", "one", *words, "lab/busybox", "sh", "-c", script)
+    place.logs_hold("one", "up")
+    if not running:
+        place.ok("stop", "-t", "0", "one")
+    for path, text in (("/d/f", "hi"), ("/in/f", "hi"), ("/vol/v", "v"), ("/ro/v", "v"), ("/etc/hosts", "localhost")):
+        place.ok("cp", f"one:{path}", f"{place.inner_home}/got")
+        assert text in (place.home / "got").read_text(), path
+    for path in ("/out/secret", "/vol/../out/secret", "/out/../secret"):
+        done = place.labkernel("cp", f"one:{path}", f"{place.inner_home}/got")
+        assert done.returncode == 1
+        assert "Could not find the file" in done.stderr
+    for target in ("/d/g", "/vol/g", "/t/g", "/in/h"):
+        place.ok("cp", f"{place.inner_home}/in/f", f"one:{target}")
+    place.ok("cp", f"{place.inner_home}/in", "one:/d")
+    refused = place.labkernel("cp", f"{place.inner_home}/in/f", "one:/ro/g2")
+    assert refused.returncode == 1
+    assert "ead-only file system" in refused.stderr
+    if not running:
+        place.ok("start", "one")
+    shown = place.ok("exec", "one", "cat", "/d/g", "/vol/g", "/d/h", "/d/in/f", *(["/t/g"] if running else []))
+    assert shown == "from here\n" * (5 if running else 4)
+    place.ok("rm", "-f", "one")
+    place.ok("volume", "rm", "named")
 
 
 def landlock(place: Place) -> bool:
