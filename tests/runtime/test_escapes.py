@@ -410,6 +410,7 @@ def test_who_enters_a_container_is_out_of_its_reach(lab: Engine) -> None:
 
 SETUPS = {
     "first process": "init._prepare = tell; init.main(theirs, {})",
+    "first process, proot": "proot.protocol.receive = tell; proot.main(theirs, {})",
     "exec": "entering._enter = tell; entering._main(theirs, syscalls.SharedNumber(), {}, [])",
     # What a kernel with fs.suid_dumpable=1 does when the ids change (man 5 proc_sys_fs).
     "new identity": (
@@ -430,7 +431,7 @@ def test_who_sets_up_a_container_is_not_dumpable(way: str) -> None:
     """CVE-2019-5736, CVE-2016-9962: else a process of the container, with which it shares the ids and perhaps the pid
     namespace, could open its files in /proc."""
     code = (
-        "import os, socket; from labkernel.linux import syscalls; from labkernel.runtime import entering, init\n"
+        "import os, socket; from labkernel.linux import syscalls; from labkernel.runtime import entering, init, proot\n"
         "ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "def tell(*_): os.write(1, b'%d' % syscalls.prctl(3)); os._exit(0)  # PR_GET_DUMPABLE\n"
     )

@@ -371,6 +371,49 @@ def test_files_and_memory_outside_are_closed(place: Place) -> None:
         assert done.stdout == ""
 
 
+CALLS = r"""
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+  int numbers[] = {332, 322, 425, 435, 437, 439, 452, SYS_openat};
+  char zeros[256] = {0};
+  for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+    long found = syscall(numbers[i], -100, "/etc/passwd", zeros, 24, zeros);
+    printf("%d %s\n", numbers[i], found < 0 ? strerror(errno) : "ok");
+  }
+  return 0;
+}
+"""
+
+
+def test_no_call_passes_untranslated(place: Place, tmp_path: Path) -> None:
+    """What PRoot does not know would reach this machine's own paths."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler: apt-get install gcc libc6-dev")
+    (tmp_path / "calls.c").write_text(CALLS)
+    subprocess.run([compiler, "-static", "-o", tmp_path / "calls", tmp_path / "calls.c"], check=True)
+    (place.home / "bin").mkdir(exist_ok=True)
+    shutil.copy(tmp_path / "calls", place.home / "bin/calls")
+    os.chmod(place.home / "bin/calls", 0o755)
+    volume = f"{place.inner_home}/bin:/probe:ro"
+    *unknown, known = place.ok("run", "--rm", "-v", volume, "lab/busybox", "/probe/calls").splitlines()
+    assert known.endswith(" ok")
+    assert len(unknown) == 7
+    assert all(line.endswith(" Function not implemented") for line in unknown), unknown
+
+
+def test_no_program_gives_more_rights(place: Place) -> None:
+    found = place.ok(
+        "run", "--rm", "lab/busybox", "grep", "-E", "^(NoNewPrivs|Cap(Inh|Prm|Eff|Amb)):", "/proc/self/status"
+    )
+    assert {int(line.split()[1], 16) for line in found.splitlines() if line.startswith("Cap")} == {0}
+    assert "NoNewPrivs:\t1" in found
+
+
 # -- what is killed ------------------------------------------------------------------------------------------
 
 
