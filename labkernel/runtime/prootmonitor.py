@@ -48,6 +48,16 @@ def _parent(pid: int) -> int:
         return 0
 
 
+def is_dying(pid: int) -> bool:
+    """Whether a signal has ended it, though it may be a moment until that can be waited for (man 5 proc_pid_stat,
+    `flags`; the kernel's PF_SIGNALED)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & 0x400)
+    except (OSError, IndexError, ValueError):
+        return False
+
+
 def tree(pid: int) -> list[int]:
     """All descendants of a process, parents first."""
     found = children(pid)
@@ -202,9 +212,11 @@ class _Monitor:
         return True
 
     def _killed_tracer(self) -> int | None:
-        """The exit code of a PRoot that a signal has ended; None while it lives, and when it ended by itself."""
+        """The exit code of a PRoot that a signal has ended; None while it lives, and when it ended by itself.
+
+        Its tracees are let go before there is anything to be waited for, so the command's end may be heard first."""
         try:
-            pid, status = os.waitpid(self.proot, os.WNOHANG)
+            pid, status = os.waitpid(self.proot, 0 if is_dying(self.proot) else os.WNOHANG)
         except ChildProcessError:
             return None
         return code_of(status) if pid and os.WIFSIGNALED(status) else None

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -552,6 +553,24 @@ def test_shim_gives_status_and_hides_three_variables(tmp_path: Path) -> None:
         os.close(read)
         os.waitpid(pid, 0)
         assert prootmonitor.code_of(status) == expected
+
+
+def test_a_killed_tracer_is_known_while_it_is_still_going() -> None:
+    """On a busy machine a command, let go, ended before its PRoot could be waited for: its status was believed."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        held = b"x" * (300 << 20)  # takes a while to give back
+        os.write(write, held[:1])
+        signal.pause()
+    os.close(write)
+    assert os.read(read, 1) == b"x"
+    os.close(read)
+    assert not prootmonitor.is_dying(pid)
+    assert prootmonitor._Monitor(pid, -1)._killed_tracer() is None
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: prootmonitor.is_dying(pid))
+    assert prootmonitor._Monitor(pid, -1)._killed_tracer() == 137
 
 
 def test_store_is_refused_without_proot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
