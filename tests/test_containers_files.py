@@ -110,7 +110,8 @@ def test_volumes_are_seen(engine: Engine, either: Container, tmp_path: Path) -> 
             "busybox", ["sleep", "1000"], volumes=[f"{tmp_path}:/bound:ro", "files:/deep/er"]
         )
         container.put_archive("/deep/er", tar_of(kept=b"yes"))
-        reader: Any = {"volumes": ["files:/deep/er:ro"], "user": "7:8", "network_mode": "none", "remove": True}
+        user = "0" if engine.driver.id_mapping == "single" else "7:8"
+        reader: Any = {"volumes": ["files:/deep/er:ro"], "user": user, "network_mode": "none", "remove": True}
         assert engine.containers.run("busybox", ["cat", "/deep/er/kept"], **reader) == b"yes"
         assert unpacked(container.get_archive("/bound/inside")[0]) == {"inside": b"bound"}
         with pytest.raises(LabkernelError):

@@ -27,6 +27,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pages
+def test_tests_exist(page: Path) -> None:
+    """`test_file::test_name`; `…::test_name` is of the file named before."""
+    file = ""
+    for given, name in re.findall(r"`(test_\w+|…)::(test_\w+)`", page.read_text()):
+        file = file if given == "…" else given
+        (path,) = (REPO / "tests").rglob(f"{file}.py")
+        assert re.search(rf"^def {name}\(", path.read_text(), re.M), f"{page.name}: there is no {file}::{name}"
+
+
 MAGICS = {"container": CONTAINER_ROOT, "docker": ROOT, "lab": LAB_ROOT}
 
 

@@ -407,6 +407,21 @@ def test_no_call_passes_untranslated(place: Place, tmp_path: Path) -> None:
     assert all(line.endswith(" Function not implemented") for line in unknown), unknown
 
 
+def test_nothing_of_the_engine_is_open(place: Place) -> None:
+    words = place.ok("run", "--rm", "lab/busybox", "sh", "-c", "ls /proc/$$/fd; readlink /proc/$$/cwd").split()
+    assert words[:-1] == ["0", "1", "2"]
+    assert words[-1] == "/"
+
+
+def test_a_read_only_root(place: Place) -> None:
+    if not landlock(place):
+        pytest.skip("this kernel has no Landlock 2")
+    script = "touch /x; echo y > /etc/passwd; rm /bin/sh; touch /t/y && echo made"
+    done = place.labkernel("run", "--rm", "--read-only", "--tmpfs", "/t", "lab/busybox", "sh", "-c", script)
+    assert done.stdout == "made\n"
+    assert done.stderr.count("ermission denied") == 3, done.stderr
+
+
 def test_no_program_gives_more_rights(place: Place) -> None:
     found = place.ok(
         "run", "--rm", "lab/busybox", "grep", "-E", "^(NoNewPrivs|Cap(Inh|Prm|Eff|Amb)):", "/proc/self/status"

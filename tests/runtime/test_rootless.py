@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 
 
 MECHANISM = ["test_supervisor.py", "test_survival.py", "test_takeover.py", "test_worker.py"]
-SANDBOX = ["test_safety.py", "test_escapes.py"]
+SANDBOX = ["test_safety.py", "test_escapes.py", "../test_containers_files.py"]
 """With an engine, so with the fixtures of the folder above."""
 
 
