@@ -2,6 +2,8 @@
 
     start     how many `run -d` of a sleeping container a second
     memory    what the engine itself holds for each (PSS of its processes; the container's own is the same everywhere)
+    kernel    what the kernel holds for each: slab, per-CPU memory, page tables, stacks (of the whole machine, so a busy
+              one makes it wrong)
     ps        listing all of them; one reading of the figures of all of them
     exec      `true` in a running container
 
@@ -45,6 +47,13 @@ def pss_of(words: str) -> int:
     return total
 
 
+def kernel_bytes() -> int:
+    """What the kernel holds for itself (man 5 proc_meminfo); what it can give back at once is not counted."""
+    names = ("SUnreclaim:", "PageTables:", "KernelStack:", "Percpu:")
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    return sum(int(line[1]) * 1024 for line in lines if line[0] in names)
+
+
 def medians(call: Callable[[], object], runs: int) -> float:
     """Milliseconds."""
     times = []
@@ -62,7 +71,7 @@ def show(name: str, **figures: str) -> None:
 def ours(engine: Engine, count: int, runs: int) -> None:
     words = f"labkernel supervisor of {engine.layout.root}"
     engine.containers.run("lab/busybox", "true", remove=True)
-    empty = pss_of(words)
+    empty, kernel = pss_of(words), kernel_bytes()
     before = time.perf_counter()
     made = [engine.containers.run("lab/busybox", SLEEP, detach=True, network_mode="none") for _ in range(count)]
     took = time.perf_counter() - before
@@ -71,6 +80,7 @@ def ours(engine: Engine, count: int, runs: int) -> None:
         "labkernel",
         start=f"{count / took:.0f}/s",
         memory=f"{each / 1024:.1f} KiB each",
+        kernel=f"{(kernel_bytes() - kernel) / count / 1024:.0f} KiB each",
         base=f"{empty / 2**20:.1f} MiB",
     )
     listed = medians(lambda: engine.containers.list(), runs)
@@ -95,7 +105,7 @@ def environment(engine: Engine) -> dict[str, str]:
 def dockers(tar: Path, count: int, runs: int) -> None:
     docker = Docker(tar)
     try:
-        empty = pss_of(str(docker.base))
+        empty, kernel = pss_of(str(docker.base)), kernel_bytes()
         before = time.perf_counter()
         for number in range(count):
             done = docker._docker("run", "-d", "--network", "none", "--name", f"b{number}", "bench", *SLEEP)
@@ -107,6 +117,7 @@ def dockers(tar: Path, count: int, runs: int) -> None:
             "docker",
             start=f"{count / took:.2f}/s",
             memory=f"{each / 1024:.0f} KiB each",
+            kernel=f"{(kernel_bytes() - kernel) / count / 1024:.0f} KiB each",
             base=f"{empty / 2**20:.0f} MiB",
         )
         listed = medians(lambda: docker._docker("ps"), 5)
@@ -137,11 +148,17 @@ def podmans(rootfs: Path, work: Path, count: int, runs: int) -> None:
             raise RuntimeError(done.stderr.strip()[-300:])
 
     try:
+        kernel = kernel_bytes()
         before = time.perf_counter()
         for number in range(count):
             podman("run", "-d", *limits, "--name", f"b{number}", "--rootfs", str(rootfs), *SLEEP)
         took = time.perf_counter() - before
-        show("podman", start=f"{count / took:.2f}/s", memory=f"{pss_of(f'{work}/podman') / count / 1024:.0f} KiB each")
+        show(
+            "podman",
+            start=f"{count / took:.2f}/s",
+            memory=f"{pss_of(f'{work}/podman') / count / 1024:.0f} KiB each",
+            kernel=f"{(kernel_bytes() - kernel) / count / 1024:.0f} KiB each",
+        )
         show(
             "",
             ps=f"{medians(lambda: podman('ps'), 5):.0f} ms",

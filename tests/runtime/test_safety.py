@@ -298,6 +298,7 @@ def test_masked_paths(run: Callable[..., str]) -> None:
         assert run(f"wc -c < {path}").strip() == "0", path
     for path in (path for path in EMPTY if os.path.isdir(path)):
         assert run(f"ls -A {path}") == "", path
+        assert "Read-only file system" in run(f"touch {path}/x 2>&1; true"), path
 
 
 @pytest.mark.parametrize(
