@@ -46,6 +46,12 @@ class Host(ABC):
             self._engine = self._open_engine()
         return self._engine
 
+    def close(self) -> None:
+        """Close the engine, where one was opened."""
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
     @property
     def own_engine(self) -> Engine:
         """The embedded engine, also where the context is a daemon elsewhere."""

@@ -138,8 +138,8 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(lab: Any, monkeypatch: 
     container_id = lab.create("sleep", "600")
     pid = lab.runtime.start(container_id)
     before = lab.runtime.ensure()
-    broken = "raise SystemExit('broken')  # {path}"
-    monkeypatch.setattr(client, "_TAKEOVER_CODE", broken)
+    broken = "raise SystemExit('broken')  # {path} {module}"
+    monkeypatch.setattr(client, "_CODE", broken)
     runtime = newer(lab)
     while not (log := lab.runtime_dir / "supervisor.log").read_text():
         assert runtime.states([container_id])[container_id]["pid"] == pid
