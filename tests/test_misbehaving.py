@@ -13,6 +13,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -434,6 +435,83 @@ def test_a_push_whose_answers_are_lost(
         pulls.images.tag(done.image.id, f"{target.domain}/web:v1")
         Pushes(pulls.images, pulls).push(f"{target.domain}/web:v1")
         assert arrived == {**image.blobs, "manifest": image.manifest}
+
+
+class Taking:
+    """A scripted registry that takes pushes; `meet` is asked before each PUT of a blob is taken."""
+
+    def __init__(self, target: Scripted, meet: Callable[[str], Answer | None]) -> None:
+        self.arrived: dict[str, bytes] = {}
+        self.begun: list[str] = []
+        self._meet = meet
+        target.rules.append(self._answer)
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> Answer:
+        path, _, query = handler.path.partition("?")
+        if handler.command == "HEAD":
+            return Answer(b"", 200 if path.rpartition("/")[2] in self.arrived else 404)
+        if handler.command == "POST":
+            self.begun.append(path)
+            return Answer(b"", 202, Location=f"/v2/web/blobs/uploads/{len(self.begun)}")
+        digest = query.removeprefix("digest=").replace("%3A", ":") or "manifest"
+        refusal = self._meet(digest) if query else None
+        if refusal is None:
+            self.arrived[digest] = handler.body  # type: ignore[attr-defined]
+        return refusal or Answer(b"", 201)
+
+
+def test_an_upload_that_its_registry_has_forgotten_begins_anew_once(
+    pulls: QuickPulls, fake: Scripted, image: MadeImage
+) -> None:
+    fake.hold(image)
+    done = pulls.pull(f"{fake.domain}/web")
+    unknown = Answer(b'{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"upload unknown"}]}', 404)
+    for times in (1, 2):
+        with scripted() as target:
+            asked: list[str] = []
+
+            def forget(digest: str, times: int = times, asked: list[str] = asked) -> Answer | None:
+                asked.append(digest)
+                return unknown if digest == image.layers[0] and asked.count(digest) <= times else None
+
+            taking = Taking(target, forget)
+            pulls.images.tag(done.image.id, f"{target.domain}/web:v1")
+            push = Pushes(pulls.images, pulls).push
+            if times == 1:
+                push(f"{target.domain}/web:v1")
+                assert taking.arrived == {**image.blobs, "manifest": image.manifest}
+                assert len(taking.begun) == len(image.blobs) + 1
+            else:
+                with pytest.raises(RegistryError, match="upload unknown"):
+                    push(f"{target.domain}/web:v1")
+                assert "manifest" not in taking.arrived
+
+
+def test_more_uploads_are_begun_than_are_sent_at_once(pulls: QuickPulls, fake: Scripted) -> None:
+    """A registry takes its time to begin one: no PUT is taken here before eight have begun, and four come at once."""
+    pulls.answer_s = pulls.stall_s = 90.0
+    image = MadeImage(*({f"file{number}": b"x" * number} for number in range(1, 10)))
+    fake.hold(image)
+    done = pulls.pull(f"{fake.domain}/web")
+    with scripted() as target:
+        lock, count, most = threading.Lock(), [0], [0]
+
+        def wait(digest: str) -> Answer | None:
+            with lock:
+                count[0] += 1
+                most[0] = max(most[0], count[0])
+            deadline = time.monotonic() + 60
+            while not (met := len(taking.begun) >= 8 and most[0] >= 4) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            with lock:
+                count[0] -= 1
+            return None if met else Answer(b"", 400)
+
+        taking = Taking(target, wait)
+        pulls.images.tag(done.image.id, f"{target.domain}/web:v1")
+        Pushes(pulls.images, pulls).push(f"{target.domain}/web:v1")
+        assert taking.arrived == {**image.blobs, "manifest": image.manifest}
+        assert most == [4]
 
 
 def test_an_upload_that_is_sent_to_this_machine_or_nowhere() -> None:

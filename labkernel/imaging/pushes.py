@@ -6,6 +6,7 @@ this store once pulled from another repository of the same registry is mounted f
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .image import Image
 
 UPLOADS = 4
+BEGUN = 8
+"""Blobs that are asked for and begun at once; UPLOADS of them are being sent."""
 
 Notify = Callable[[str], None]
 
@@ -85,6 +88,7 @@ class _Job:
         self._registry = registry
         self._wanted = wanted
         self._chunk_bytes = chunk_bytes
+        self._turn = threading.Semaphore(UPLOADS)
         prefix = f"{wanted.domain}/"
         names = (name.partition("@")[0] for name in images.catalog.repo_digests(image.id))
         elsewhere = {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - {wanted.path}
@@ -101,7 +105,7 @@ class _Job:
                 raise ImageError(f"layer {descriptor.digest} is not in the store, so it cannot be pushed")
         shown = [state for digest, state in states.items() if digest != manifest.config.digest]
         queue = sorted(blobs.values(), key=lambda each: -each.size)
-        executor = ThreadPoolExecutor(UPLOADS, thread_name_prefix="labkernel-push")
+        executor = ThreadPoolExecutor(BEGUN, thread_name_prefix="labkernel-push")
         try:
             watch(shown)
             pending: set[Future[None]] = {executor.submit(self._blob, each, states[each.digest]) for each in queue}
@@ -148,5 +152,6 @@ class _Job:
             open_blob,
             mount_from=mount_from,
             chunk_bytes=self._chunk_bytes,
+            turn=self._turn,
             progress=count,
         )

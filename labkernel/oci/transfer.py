@@ -7,6 +7,7 @@ endless answers end. Source: OCI distribution-spec 1.1, "Pulling blobs", "Pushin
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO
 from urllib.parse import urlencode, urljoin
 
@@ -101,17 +102,43 @@ def upload(
     *,
     mount_from: str | None = None,
     chunk_bytes: int | None = None,
+    turn: AbstractContextManager[object] | None = None,
     progress: Progress = lambda count: None,
 ) -> str:
     """Bring a blob to a repository; returns `mounted` or `pushed`. The caller has asked whether it is there.
 
-    In one piece, or with `chunk_bytes` in chunks; what breaks is asked how far it came and goes on from there.
+    In one piece, or with `chunk_bytes` in chunks; what breaks is asked how far it came and goes on from there. `turn`
+    is held while bytes are sent: a registry takes its time to begin an upload, so the next ones begin meanwhile.
     Raises RegistryError, Refused, Cancelled.
     """
-    location = _begin(registry, repository, digest, mount_from)
-    if location is None:
-        progress(size_bytes)
-        return "mounted"
+    forgotten = False
+    while True:
+        location = _begin(registry, repository, digest, mount_from)
+        if location is None:
+            progress(size_bytes)
+            return "mounted"
+        try:
+            with turn or nullcontext():
+                _send(registry, repository, location, digest, size_bytes, open_blob, chunk_bytes, progress)
+            return "pushed"
+        except Refused as err:
+            # It knows nothing of what it began: while it waited for its turn, or because the registry began anew.
+            if err.status != 404 or forgotten:
+                raise
+            forgotten = True
+
+
+def _send(
+    registry: Registry,
+    repository: str,
+    location: str,
+    digest: str,
+    size_bytes: int,
+    open_blob: Callable[[], BinaryIO],
+    chunk_bytes: int | None,
+    progress: Progress,
+) -> None:
+    """The bytes of an upload that has begun."""
     sent, attempt = 0, 0
     while True:
         before = sent
@@ -121,7 +148,7 @@ def upload(
                     registry, repository, location, sent, size_bytes, open_blob, chunk_bytes, progress
                 )
             _finish(registry, repository, location, digest, sent, size_bytes, open_blob, progress)
-            return "pushed"
+            return
         except (Broken, Refused) as err:
             # 416: what arrived before the line broke is more than we saw.
             if isinstance(err, Refused) and err.status != 416:
