@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -244,6 +245,9 @@ def test_images_as_files(cli: Cli, env: dict[str, str], tmp_path: Path) -> None:
     assert made.stdout.startswith("sha256:")
     assert cli("run", "--rm", "course/made").stdout == "imported\n"
     assert cli("history", "-q", "course/made").returncode == 0
+    title, row = cli("history", "--human=false", "course/made").stdout.splitlines()[:2]
+    assert "CREATED AT" in title
+    assert re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ .* \d+ ", row)
     cli("rmi", "course/made", "course/box:1")
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from labkernel.commands.views import image_rows
 from labkernel.engine import Engine
 from labkernel.errors import (
     ConflictError,
@@ -270,6 +271,46 @@ def test_by_id_several_names_need_force(images: Images) -> None:
         images.remove(image.id)
     records = images.remove(image.short_id[7:], force=True)
     assert records[:3] == [{"Untagged": "a:latest"}, {"Untagged": "b:latest"}, {"Deleted": image.id}]
+
+
+def test_digests_of_a_repository_go_with_its_last_tag_and_count_as_names(images: Images) -> None:
+    """As dockerd does it: `rmi` of a tag, of a digest, of an id, beside names of another repository."""
+    image = make(images, "reg.example/web:v1", "reg.example/web:v2", "other:v1")
+    digest = f"sha256:{'1' * 64}"
+    for repository in ("reg.example/web", "reg.example/mirror"):
+        images.catalog.name_digest(f"{repository}@{digest}", image.id)
+    assert images.remove("reg.example/web:v1") == [{"Untagged": "reg.example/web:v1"}]
+    assert images.remove("reg.example/web:v2") == [
+        {"Untagged": "reg.example/web:v2"},
+        {"Untagged": f"reg.example/web@{digest}"},
+    ]
+    with pytest.raises(ConflictError, match="referenced in multiple repositories"):
+        images.remove(image.id)
+    assert images.remove("other:v1") == [{"Untagged": "other:v1"}]
+    assert images.get(image.id).repo_digests == [f"reg.example/mirror@{digest}"]  # a name is left
+    assert images.prune()["ImagesDeleted"] == [
+        {"Untagged": f"reg.example/mirror@{digest}"},
+        {"Deleted": image.id},
+    ]
+    image = make(images, "reg.example/web:v1")
+    images.catalog.name_digest(f"reg.example/web@{digest}", image.id)
+    assert images.remove(f"reg.example/web@{digest}") == [{"Untagged": f"reg.example/web@{digest}"}]
+    others = [f"sha256:{'2' * 64}", f"sha256:{'3' * 64}"]
+    for each in others:
+        images.catalog.name_digest(f"reg.example/other@{each}", image.id)
+    rows = [row[1:] for row in image_rows(image, digests=True)]
+    assert rows == [
+        ("reg.example/web", "v1", "<none>"),
+        *(("reg.example/other", "<none>", each) for each in others),
+    ]
+    assert [row[1:3] for row in image_rows(image)] == [("reg.example/web", "v1"), ("reg.example/other", "<none>")]
+    images.catalog.untag(f"reg.example/other@{each}" for each in others)
+    images.catalog.name_digest(f"reg.example/web@{digest}", image.id)
+    assert images.remove(image.short_id[7:])[:3] == [
+        {"Untagged": "reg.example/web:v1"},
+        {"Untagged": f"reg.example/web@{digest}"},
+        {"Deleted": image.id},
+    ]
 
 
 @needs_root

@@ -249,6 +249,8 @@ def _without_flag_values(command: click.Command, ctx: click.Context, args: list[
         if known is not None and known.is_flag and equals and value.lower() in _TRUE | _FALSE:
             if value.lower() in _TRUE:
                 result.append(name)
+            elif known.default and known.name:  # not to be named is not enough
+                ctx.default_map = {**(ctx.default_map or {}), known.name: False}
             continue
         result.append(word)
         takes_next = known is not None and not known.is_flag and not equals

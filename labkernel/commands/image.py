@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -16,7 +17,7 @@ from .container import confirm, filters_of, pruned, split_tag, tar_output
 from .grammar import IMAGE, command, flag, host_of, many, option, words
 from .host import failures
 from .values import Listing, tabulate
-from .views import IMAGE_COLUMNS, IMAGE_TITLES, age, created_at, epoch, image_rows, image_view
+from .views import IMAGE_COLUMNS, IMAGE_TITLES, ImageRow, age, deleted, epoch, image_rows, image_view
 
 
 def _not_there(err: NoSuchImage) -> NoSuchImage:
@@ -46,7 +47,8 @@ def images(ctx: click.Context, /, repository: str | None, **flags: Any) -> Listi
     found = engine.images.list(all=flags["all"], filters=filters or None)
     if flags["tree"]:
         return _tree(engine, found, no_trunc=flags["no_trunc"])
-    rows = [row for image in found for row in image_rows(image)]
+    each_digest = flags["digests"] or ".Digest" in (flags["form"] or "")
+    rows = [row for image in found for row in image_rows(image, digests=each_digest)]
     if patterns := filters.get("reference"):  # of an image's names only those that are asked for
         rows = [row for row in rows if any(_matches(row, pattern) for pattern in patterns)] or rows
     columns = list(IMAGE_COLUMNS)
@@ -141,11 +143,11 @@ def _verdicts(verdicts: Sequence[Any], quiet: bool) -> str:  # noqa: FBT001
     return "\n".join(lines)
 
 
-def _matches(row: tuple[Any, str, str], pattern: str) -> bool:
+def _matches(row: ImageRow, pattern: str) -> bool:
     from fnmatch import fnmatchcase
 
     name, tag = split_tag(pattern)
-    _, repository, its_tag = row
+    _, repository, its_tag, _ = row
     familiar = {repository, repository.removeprefix("docker.io/library/"), repository.removeprefix("docker.io/")}
     return any(fnmatchcase(each, name or "") for each in familiar) and (tag is None or fnmatchcase(its_tag, tag))
 
@@ -219,13 +221,13 @@ def history(ctx: click.Context, /, image: str, **flags: Any) -> Listing:
         return {
             "ID": id if flags["no_trunc"] else id.removeprefix("sha256:")[:12],
             "CreatedSince": age(entry.get("Created")),
-            "CreatedAt": created_at(created),
+            "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(created)) if created else "N/A",
             "CreatedBy": by if flags["no_trunc"] or len(by) <= 45 else f"{by[:44]}…",
             "Size": human_size(entry.get("Size") or 0) if flags["human"] else str(entry.get("Size") or 0),
             "Comment": str(entry.get("Comment") or ""),
         }
 
-    columns = ("ID", "CreatedSince", "CreatedBy", "Size", "Comment")
+    columns = ("ID", "CreatedSince" if flags["human"] else "CreatedAt", "CreatedBy", "Size", "Comment")
     quiet = "ID" if flags["quiet"] else None
     return tabulate(entries, view, HISTORY_TITLES, columns=columns, form=flags["form"], quiet=quiet)
 
@@ -335,5 +337,5 @@ def prune(ctx: click.Context, *, all: bool, force: bool, filter: tuple[str, ...]
     if all:
         filters["dangling"] = ["false"]
     answer = host.engine.images.prune(filters=filters or None)
-    gone = [what for action in answer.get("ImagesDeleted") or [] for what in action.values()]
+    gone = [deleted(record) for record in answer.get("ImagesDeleted") or []]
     return pruned("Deleted Images:", gone, answer.get("SpaceReclaimed", 0))

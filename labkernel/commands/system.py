@@ -19,6 +19,7 @@ from .container import confirm, document, filters_of, moment
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option, words
 from .host import Host
 from .values import Listing, Text
+from .views import deleted
 
 ENTRIES = {
     "check": Entry("system:check", "Look for what is inconsistent or leaked"),
@@ -252,7 +253,7 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
     wanted.append(("Deleted Images:", engine.images, "ImagesDeleted", image_filters))
     for title, service, key, chosen in wanted:
         answer = service.prune(filters=chosen) if chosen else service.prune()
-        names = [n if isinstance(n, str) else ", ".join(map(str, n.values())) for n in answer.get(key) or []]
+        names = [n if isinstance(n, str) else deleted(n) for n in answer.get(key) or []]
         lines += [title, *names, ""] if names else []
         reclaimed += answer.get("SpaceReclaimed", 0)
     engine.networks.sweep()

@@ -122,26 +122,44 @@ def container_view(container: Any, *, no_trunc: bool = False, sizes: bool = Fals
     }
 
 
-def image_rows(image: Any) -> list[tuple[Any, str, str]]:
-    """One (image, repository, tag) per tag, as docker lists images; `<none>` for an untagged one."""
-    rows = []
-    for reference in image.tags or ["<none>:<none>"]:
+ImageRow = tuple[Any, str, str, str]
+
+
+def image_rows(image: Any, *, digests: bool = False) -> list[ImageRow]:
+    """(image, repository, tag, digest) of each name, as docker lists images; `<none>` where there is none.
+
+    A repository that knows the image by digest only has a row of its own; with `digests` each digest has one.
+    """
+    known: dict[str, list[str]] = {}
+    for name, _, digest in (each.partition("@") for each in image.repo_digests):
+        known.setdefault(name, []).append(digest)
+    rows: list[ImageRow] = []
+    for reference in image.tags:
         name, colon, tag = reference.rpartition(":")
         if not colon or "/" in tag:
             name, tag = reference, "latest"
-        rows.append((image, name, tag))
-    return rows
+        found = known.get(name) or ["<none>"]
+        rows += [(image, name, tag, digest) for digest in (found if digests else found[:1])]
+    tagged = {row[1] for row in rows}
+    for name, found in known.items():
+        if name not in tagged:
+            rows += [(image, name, "<none>", digest) for digest in (found if digests else found[:1])]
+    return rows or [(image, "<none>", "<none>", "<none>")]
 
 
-def image_view(row: tuple[Any, str, str], *, no_trunc: bool = False) -> dict[str, Any]:
+def deleted(record: Mapping[str, str]) -> str:
+    """A record of ImageDelete as `docker image prune` prints it: `untagged: web:v1`."""
+    return ", ".join(f"{what.lower()}: {name}" for what, name in record.items())
+
+
+def image_view(row: ImageRow, *, no_trunc: bool = False) -> dict[str, Any]:
     """The fields of `docker images --format`."""
-    image, name, tag = row
+    image, name, tag, digest = row
     created = epoch(image.created)
-    digests = [each.partition("@")[2] for each in image.repo_digests if each.partition("@")[0] == name]
     return {
         "Repository": name,
         "Tag": tag,
-        "Digest": digests[0] if digests else "<none>",
+        "Digest": digest,
         "ID": image.id if no_trunc else image.id.removeprefix("sha256:")[:12],
         "CreatedSince": age(created),
         "CreatedAt": created_at(created),

@@ -30,24 +30,41 @@ ADDING_WAIT_S = 10.0
 def remove_image(images: Images, ref: str, *, force: bool) -> list[dict[str, str]]:
     """Docker's ImageDelete; see `Images.remove`."""
     image = images.get(ref)
-    tags = images.catalog.tags(image.id)
-    records: list[dict[str, str]] = []
+    names = _names_of(images, image)
     named = find_name(images, image, ref)
-    if named is not None:
-        if len(tags) <= 1 and not force:
-            _refuse_while_used(images, image, ref)
-        images.catalog.untag([named])
-        records.append(_untagged(images, image, named))
-        tags = [tag for tag in tags if tag != named]
-        if tags:
-            return records
-        if _find_user(images, image, running=True):
-            # Forced while a container runs: the name goes, the image stays without one.
-            return records
-    else:
-        _refuse_by_id(images, image, tags, force=force)
-    records += _delete(images, image, tags)
-    return records
+    if named is None:
+        _refuse_by_id(images, image, names, force=force)
+        return _delete(images, image, names)
+    if _are_one(names) and not force:
+        _refuse_while_used(images, image, ref)
+    gone = [named]
+    repository, its_digest = _split(named)
+    if not its_digest and not any(_split(name) == (repository, "") for name in names if name != named):
+        # With its last tag a repository's digests go, too.
+        gone += [name for name in names if name != named and _split(name)[0] == repository]
+    images.catalog.untag(gone)
+    records = [_untagged(images, image, name) for name in gone]
+    if len(gone) < len(names) or _find_user(images, image, running=True):
+        # Forced while a container runs: the name goes, the image stays without one.
+        return records
+    return records + _delete(images, image, ())
+
+
+def _names_of(images: Images, image: Image) -> list[str]:
+    """Canonical tags, then `repository@digest` names: docker counts both as references."""
+    return [*images.catalog.tags(image.id), *images.catalog.repo_digests(image.id)]
+
+
+def _split(name: str) -> tuple[str, str]:
+    """(repository, digest) of a canonical name; no digest for a tag."""
+    repository, at, digest = name.partition("@")
+    return (repository, digest) if at else (name.rpartition(":")[0], "")
+
+
+def _are_one(names: list[str]) -> bool:
+    """Whether these are one name in docker's sense: a tag at most, and digests of no repository but its own."""
+    tags = [name for name in names if not _split(name)[1]]
+    return len(tags) <= 1 and len({_split(name)[0] for name in names}) <= 1
 
 
 def prune_images(images: Images, filters: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,8 +76,7 @@ def prune_images(images: Images, filters: Mapping[str, Any]) -> dict[str, Any]:
         tags = images.catalog.tags(image.id)
         if (tags and not named_too) or images.catalog.containers_of(image.id):
             continue
-        for tag in tags:
-            records.append(_untagged(images, image, tag))
+        records += [_untagged(images, image, name) for name in _names_of(images, image)]
         images.catalog.delete(image.id)
         images.db.add_event("image", "delete", image.id, {"name": image.id})
         records.append({"Deleted": image.id})
@@ -115,9 +131,9 @@ def find_name(images: Images, image: Image, ref: str) -> str | None:
     return str(wanted) if images.catalog.find_by_tag(str(wanted)) == image.id else None
 
 
-def _delete(images: Images, image: Image, tags: Iterable[str]) -> list[dict[str, str]]:
+def _delete(images: Images, image: Image, names: Iterable[str]) -> list[dict[str, str]]:
     layers, manifest = image.layers, images.catalog_row(image).manifest
-    records = [_untagged(images, image, tag) for tag in tags]
+    records = [_untagged(images, image, name) for name in names]
     images.catalog.delete(image.id)
     images.catalog.forget_hidden()
     images.db.add_event("image", "delete", image.id, {"name": image.id})
@@ -173,7 +189,7 @@ def _refuse_while_used(images: Images, image: Image, ref: str) -> None:
         )
 
 
-def _refuse_by_id(images: Images, image: Image, tags: list[str], *, force: bool) -> None:
+def _refuse_by_id(images: Images, image: Image, names: list[str], *, force: bool) -> None:
     short = image.short_id[7:]
     running = _find_user(images, image, running=True)
     if running:
@@ -184,7 +200,7 @@ def _refuse_by_id(images: Images, image: Image, tags: list[str], *, force: bool)
         )
     if force:
         return
-    if len(tags) > 1:
+    if not _are_one(names):
         raise ConflictError(
             f"conflict: unable to delete {short} (must be forced) - image is referenced in multiple repositories",
             resolution="name the tag to remove, or use `rmi -f`",
