@@ -442,7 +442,7 @@ class Images:
         self, source: str | os.PathLike[str] | bytes | Readable, *, notify: Notify = lambda line: None
     ) -> ImageList:
         """Load the images of a `docker save` archive or an OCI image layout (a tar, plain, gzip or zstd, as path, bytes
-        or stream; or the layout's directory)."""
+        or stream; or the layout's directory). `notify` gets a line for each name that is in the archive."""
         from .imaging.removal import drop_unneeded
         from .oci.archive import Bounds, load_archive
 
@@ -461,7 +461,8 @@ class Images:
                     layers = [LayerInfo(*layer) for layer in item.layers]
                     loaded.append(self.register(item.config, item.manifest, layers, item.tags))
                     id = loaded[-1].id
-                    notify(f"Loaded image: {', '.join(tags)}" if tags else f"Loaded image ID: {id}")
+                    for line in [f"Loaded image: {tag}" for tag in tags] or [f"Loaded image ID: {id}"]:
+                        notify(line)
                     self.tell(loaded[-1], "load", tags[0] if tags else id)
         except BaseException:
             drop_unneeded(self, [], stored)

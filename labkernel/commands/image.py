@@ -239,16 +239,13 @@ def history(ctx: click.Context, /, image: str, **flags: Any) -> Listing:
 def load(ctx: click.Context, input: str | None, *, quiet: bool) -> Any:
     """Load an image from a tar archive, an OCI image layout or STDIN."""
     host = host_of(ctx)
+    notify = (lambda line: None) if quiet else host.line
     with ExitStack() as stack:
         layout = host.working_dir() / input / "oci-layout" if input else None
         if layout is not None and layout.is_file():
-            loaded = host.engine.images.load(layout.parent)
+            found = host.engine.images.load(layout.parent, notify=notify)
         else:
-            loaded = host.engine.images.load(_archive(stack, host, input, "-i FILE.tar"))
-    found = list(loaded)
-    for image in found if not quiet else ():
-        for name in image.tags or [""]:
-            host.line(f"Loaded image: {name}" if name else f"Loaded image ID: {image.id}")
+            found = host.engine.images.load(_archive(stack, host, input, "-i FILE.tar"), notify=notify)
     return Listing(found, text="") if host.notebook else None
 
 

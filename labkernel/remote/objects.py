@@ -271,8 +271,8 @@ class RemoteImages:
             stream = stack.enter_context(open(source, "rb")) if isinstance(source, (str, os.PathLike)) else source
             found = [self._image(each) for each in self._inner.load(stream)]
         for image in found:
-            names = ", ".join(image.tags)
-            notify(f"Loaded image: {names}" if names else f"Loaded image ID: {image.id}")
+            for line in [f"Loaded image: {tag}" for tag in image.tags] or [f"Loaded image ID: {image.id}"]:
+                notify(line)
         return found
 
     def __getattr__(self, name: str) -> Any:
