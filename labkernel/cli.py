@@ -61,6 +61,7 @@ def _carry_out(words: Sequence[str]) -> int:
     if os.environ.get("_LABKERNEL_COMPLETE"):
         # `eval "$(_LABKERNEL_COMPLETE=bash_source labkernel)"` is how click gives a shell its completion.
         terminal.complete()
+    terminal.end_tidily()
     host = terminal.TerminalHost(words=words)
     try:
         return terminal.run(words, host)

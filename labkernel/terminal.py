@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -120,8 +121,30 @@ def run(argv: Sequence[str], host: Host) -> int:
         sys.stdout.flush()
         host.error(err)
         return err.exit_code or 1
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as err:
+        return 128 + (err.number if isinstance(err, Ended) else signal.SIGINT)
+
+
+class Ended(KeyboardInterrupt):
+    """A signal has ended the command: it takes back what it began, as at Control-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def end_tidily() -> None:
+    """From now on `kill`, `timeout` and a terminal that closes are an interrupt, unless they are ignored (nohup).
+
+    Commands that give these signals a meaning of their own (`run`, `registry serve`) put it in this one's place.
+    """
+
+    def end(number: int, frame: object) -> None:
+        raise Ended(number)
+
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(each) is signal.SIG_DFL:
+            signal.signal(each, end)
 
 
 def complete() -> None:

@@ -319,12 +319,16 @@ def test_layers_of_every_compression_are_pulled_and_run(ready: Engine) -> None:
 
 
 def _pull_process(engine: Engine, name: str) -> subprocess.Popen[str]:
+    return _process(engine, "pull", name)
+
+
+def _process(engine: Engine, *words: str) -> subprocess.Popen[str]:
     env = {
         **os.environ,
         "LABKERNEL_ROOT": str(engine.layout.root),
         "LABKERNEL_RUNTIME_DIR": str(engine.layout.runtime_dir),
     }
-    argv = [sys.executable, "-m", "labkernel.cli", "pull", name]
+    argv = [sys.executable, "-m", "labkernel.cli", *words]
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -372,7 +376,8 @@ def test_a_pull_that_is_ended_leaves_nothing_half_done(
         process.communicate(timeout=60)
         assert process.returncode != 0
         assert not fresh_engine.images.list()
-        fresh_engine.images.sweep()  # what SIGKILL leaves is found by the next sweep; the others leave nothing
+        if number == signal.SIGKILL:  # what it leaves is found by the next sweep
+            fresh_engine.images.sweep()
         layout = fresh_engine.layout
         assert not os.listdir(layout.tmp)
         assert not os.listdir(layout.layers)
@@ -380,6 +385,35 @@ def test_a_pull_that_is_ended_leaves_nothing_half_done(
         fake.rules.clear()
         assert pulls(fresh_engine).pull(f"{fake.domain}/web").digest == image.digest
         assert not fresh_engine.check(verify=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
+def test_unpacking_of_several_layers_that_is_ended_leaves_nothing_half_done(
+    fresh_engine: Engine, home: Path, number: signal.Signals
+) -> None:
+    """The layers of an image that was only fetched are unpacked at once, in the first `create` that needs them."""
+    busybox = fresh_engine.images.resolve("lab/busybox")
+    large = MadeImage(*({f"{layer}-{number}": b"" for number in range(40_000)} for layer in "ab"))
+    at_once = min(2, len(os.sched_getaffinity(0)))
+    layout = fresh_engine.layout
+    before = set(os.listdir(layout.layers))
+    with scripted() as fake:
+        fake.hold(large)
+        name = f"{fake.domain}/web"
+        image = pulls(fresh_engine).pull(name, unpack=False).image
+    process = _process(fresh_engine, "create", name, "/x")
+    wait_until(lambda: len(list(layout.tmp.glob("*/root/[ab]-0"))) >= at_once)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, said
+    assert not fresh_engine.containers.list(all=True)
+    if number == signal.SIGKILL:  # what it leaves is found by the next sweep
+        fresh_engine.images.sweep()
+    assert not os.listdir(layout.tmp)
+    assert {image.id, busybox.id} == {each.id for each in fresh_engine.images.list()}
+    assert [each for each in os.listdir(layout.layers) if each not in before] == []
+    assert not fresh_engine.check(verify=True)
+    assert [len(os.listdir(path)) for path in fresh_engine.images.layer_dirs(image)] == [40_000, 40_000]
 
 
 def test_proxies_that_are_no_http_proxies_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -406,6 +406,11 @@ class Registry:
         name = f"{self.domain}/{repository}" if self.domain != DOCKER_DOMAIN else repository.removeprefix("library/")
         kind, _, reference = path.partition("/")
         words = ": ".join(part for part in (code.lower().replace("_", " "), message) if part) or f"status {status}"
+        if status == 403 and "quota" in words:
+            brief = f"{self.domain} takes no more for {name}: {words}"
+            return Refused(
+                brief, status=status, code=code, resolution="remove there what is not needed, or raise its quota"
+            )
         if status in (401, 403):
             brief = f"access denied for {name}: {words}" if repository else f"{self.domain}: {words}"
             if kind == "manifests":
