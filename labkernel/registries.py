@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 15.0
 COLLECT_EVERY_S = 3600.0
+SILENCE_S = 30.0
+"""For so long a cache serves what it has without asking an upstream that did not answer."""
 DEFAULT_LISTEN = "127.0.0.1:5000"
 
 Notify = Callable[[str], None]
@@ -229,11 +232,13 @@ class PullThrough:
         # Whether a tag has moved is asked with less patience: there is an answer without the upstream, too.
         patience = Patience(connect_s=3.0, stall_s=5.0, answer_s=5.0)
         self._asking = Registry(domain, mirrors=False, patience=patience, persistence=Persistence(retries=0))
+        self._silent_until = 0.0
 
     def manifest(self, depot: Depot, name: str, reference: str) -> None:
         """See to it that the depot has what the upstream has under this tag now.
 
-        When the upstream fails, or wants fewer requests, what is here is good enough; a clear no is passed on.
+        When the upstream fails, or wants fewer requests, what is here is good enough, and for a while it is not asked
+        again: a class would wait for each other's answers. A clear no is passed on.
         """
         if oci.is_digest(reference):
             try:
@@ -245,6 +250,8 @@ class PullThrough:
             kept = depot.find_manifest(name, reference)
         except Problem:
             self._fetch(depot, name, reference)
+            return
+        if time.monotonic() < self._silent_until:
             return
         try:
             digest = self._asking.find_digest(name, reference)
@@ -258,8 +265,10 @@ class PullThrough:
         except Refused as err:
             if err.status in (401, 403, 404):
                 raise
+            self._silent_until = time.monotonic() + SILENCE_S
             return
         except RegistryError:
+            self._silent_until = time.monotonic() + SILENCE_S
             return
         self._fetch(depot, name, reference)
 

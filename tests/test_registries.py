@@ -14,8 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registries import OCI_MANIFEST, MadeImage, Reply, ask, digest_of, give, give_image, make_bcrypt, scripted, serving
+from registries import (
+    OCI_MANIFEST,
+    Answer,
+    MadeImage,
+    Reply,
+    ask,
+    digest_of,
+    give,
+    give_image,
+    make_bcrypt,
+    scripted,
+    serving,
+)
 
+from labkernel import registries as service
 from labkernel.engine import Engine
 from labkernel.oci.depot import Depot
 from labkernel.oci.registry import Refused
@@ -230,17 +243,45 @@ def test_a_cache_fetches_each_thing_once(tmp_path: Path, fresh_engine: Engine, i
         assert first.digest == image.digest
         fresh_engine.images.remove(f"{domain}/web:v1")
         assert fresh_engine.pulls.pull(f"{domain}/web:v1").new
+        missing = ask(domain, "GET", "/v2/web/manifests/none")
+        assert (missing.status, missing.code) == (404, "MANIFEST_UNKNOWN")
         blobs = [line for line in upstream.asked if "/blobs/" in line]
         assert len(blobs) == len(set(blobs)) == len(image.blobs)
         upstream.rules.append(lambda handler: handler.connection.close())
         fresh_engine.images.remove(f"{domain}/web:v1")
 
 
-def test_a_quota_is_kept(tmp_path: Path) -> None:
+def test_a_cache_leaves_an_upstream_that_does_not_answer_alone_for_a_while(
+    tmp_path: Path, image: MadeImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "SILENCE_S", 1e6)
+    depot = Depot(tmp_path)
+    with scripted() as upstream:
+        upstream.hold(image, "v1")
+        cache = service.PullThrough(upstream.domain)
+        cache.manifest(depot, "web", "v1")
+        upstream.rules.append(lambda handler: Answer(b"{}", 503))
+        before = len(upstream.asked)
+        for _ in range(3):
+            cache.manifest(depot, "web", "v1")
+        assert len(upstream.asked) == before + 1
+        monkeypatch.setattr(service, "SILENCE_S", 0.0)
+        cache = service.PullThrough(upstream.domain)
+        for _ in range(2):
+            cache.manifest(depot, "web", "v1")
+        assert len(upstream.asked) == before + 3
+
+
+def test_a_quota_is_kept(tmp_path: Path, fresh_engine: Engine) -> None:
     with serving(tmp_path, "--quota", "2k") as domain:
         give(domain, "small", b"x" * 1500)
         reply = ask(domain, "POST", f"/v2/small/blobs/uploads/?digest=sha256:{'1' * 64}", b"y" * 1000)
         assert (reply.status, reply.code) == (403, "DENIED")
+        base = fresh_engine.images.resolve("lab/busybox")
+        fresh_engine.images.tag(base.id, f"{domain}/small:v1")
+        with pytest.raises(Refused, match=r"takes no more for .*/small: .*quota of 2000 bytes is used up") as raised:
+            fresh_engine.pushes.push(f"{domain}/small:v1")
+        assert "login" not in str(raised.value.resolution)
 
 
 # -- service ---------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ class _Handler(tornado.web.RequestHandler):
             for name, value in err.headers.items():
                 self.set_header(name, value)
         elif isinstance(err, RegistryError):
-            message = err.brief
+            code, message = getattr(err, "code", "") or code, err.brief
             self.set_status(getattr(err, "status", None) or 502)
         elif status_code == 405:
             code, message = "UNSUPPORTED", "the operation is unsupported"
