@@ -7,6 +7,7 @@ on the store (`--store`).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 from registries import (
+    OCI_CONFIG,
     OCI_INDEX,
+    OCI_LAYER,
     OCI_MANIFEST,
     MadeImage,
     Reply,
@@ -199,7 +202,10 @@ def test_end_11_mount(domain: str, name: str) -> None:
     reply = ask(domain, "POST", f"/v2/{name}/blobs/uploads/?mount={digest}&from={name}/source", b"")
     assert (reply.status, reply.headers["Location"]) == (201, f"/v2/{name}/blobs/{digest}")
     assert ask(domain, "GET", reply.headers["Location"]).body == b"shared"
-    for query in (f"mount={NOWHERE}&from={name}/source", f"mount={digest}&from=no/such", f"mount={digest}"):
+    reply = ask(domain, "POST", f"/v2/{name}/second/blobs/uploads/?mount={digest}", b"")  # from wherever it is
+    assert (reply.status, reply.headers["Location"]) == (201, f"/v2/{name}/second/blobs/{digest}")
+    assert ask(domain, "GET", reply.headers["Location"]).body == b"shared"
+    for query in (f"mount={NOWHERE}&from={name}/source", f"mount={digest}&from=no/such"):
         reply = ask(domain, "POST", f"/v2/{name}/other/blobs/uploads/?{query}", b"")
         assert reply.status == 202
         assert ask(domain, "PUT", with_digest(reply.headers["Location"], digest), b"shared").status == 201
@@ -311,6 +317,114 @@ def test_end_9_and_10_deletes(domain: str, name: str, image: MadeImage) -> None:
     assert ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}").status == 202
     assert_error(ask(domain, "GET", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
     assert_error(ask(domain, "DELETE", f"/v2/{name}/blobs/{blob}"), 404, "BLOB_UNKNOWN")
+
+
+def made(*, layers: list[dict[str, Any]], config: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": layers, **more}
+
+
+def described(blob: bytes, kind: str, *, algorithm: str = "sha256", **more: Any) -> dict[str, Any]:
+    digest = f"{algorithm}:{hashlib.new(algorithm, blob).hexdigest()}"
+    return {"mediaType": kind, "digest": digest, "size": len(blob), **more}
+
+
+def contents(algorithm: str) -> Iterator[tuple[str, list[bytes], list[dict[str, Any]]]]:
+    """What the official conformance program pushes: a kind, its blobs, its manifests in order of pushing (by digest,
+    the last by a tag, too)."""
+
+    def about(blob: bytes, kind: str, **more: Any) -> dict[str, Any]:
+        return described(blob, kind, algorithm=algorithm, **more)
+
+    def entry(manifest: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return about(json.dumps(manifest).encode(), manifest["mediaType"], **more)
+
+    def index(*manifests: dict[str, Any], **more: Any) -> dict[str, Any]:
+        found = [entry(each, **extra) for each, extra in zip(manifests, platforms, strict=False)]
+        return {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": found, **more}
+
+    platforms = [{"platform": {"os": "linux", "architecture": word}} for word in ("amd64", "arm64")]
+    config, layer = b'{"os":"linux","architecture":"amd64"}', b"a layer, as far as a registry knows"
+    blobs = [config, layer, EMPTY]
+    parts: dict[str, Any] = {"config": about(config, OCI_CONFIG), "layers": [about(layer, OCI_LAYER)]}
+    image = made(**parts)
+    second = made(**parts, annotations={"number": "two"})
+    empty = about(EMPTY, EMPTY_TYPE)
+    away = {
+        "mediaType": "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "digest": NOWHERE,
+        "size": 12345,
+        "urls": ["https://store.example/layer"],
+    }
+    yield "index", blobs, [image, second, index(image, second)]
+    inner = index(image, second)
+    yield "nested index", blobs, [image, second, inner, index(inner, inner)]
+    yield "empty index", [], [index()]
+    artifact_of = made(config=empty, layers=[about(layer, "application/x")], artifactType="application/x")
+    yield "artifact index", blobs, [artifact_of, index(artifact_of, artifactType="application/x")]
+    yield "no layers", blobs, [made(config=parts["config"], layers=[])]
+    missing = {"mediaType": OCI_MANIFEST, "digest": NOWHERE, "size": 123}
+    yield "missing subject", blobs, [{**artifact_of, "subject": missing}]
+    inline = about(config, OCI_CONFIG, data=base64.b64encode(config).decode())
+    yield "data field", blobs, [made(config=inline, layers=parts["layers"])]
+    yield "layers elsewhere", blobs, [made(config=parts["config"], layers=[away, *parts["layers"]])]
+    yield "fields of others", blobs, [made(**parts, **{"org.example": {"x": [1, None]}})]
+    large = {f"large-{number}": "A" * 10_000 for number in range(390)}
+    yield "large", blobs, [made(**parts, annotations=large)]
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_content_of_every_kind_comes_and_goes(domain: str, name: str, algorithm: str) -> None:
+    """Pushed, found by HEAD and GET, referred to, and deleted at once: tag, manifests from the top, blobs."""
+    for kind, blobs, manifests in contents(algorithm):
+        place = f"{name}/{kind.replace(' ', '-')}"
+        digests = []
+        for blob in blobs:
+            digest = described(blob, "", algorithm=algorithm)["digest"]
+            assert ask(domain, "POST", f"/v2/{place}/blobs/uploads/?digest={digest}", blob).status == 201, kind
+        for manifest in manifests:
+            raw = json.dumps(manifest).encode()
+            digests.append(described(raw, "", algorithm=algorithm)["digest"])
+            reply = put(domain, place, digests[-1], manifest, manifest["mediaType"])
+            assert (reply.status, reply.headers["Docker-Content-Digest"]) == (201, digests[-1]), kind
+            assert reply.headers.get("OCI-Subject") == manifest.get("subject", {}).get("digest")
+            for method, body in (("HEAD", b""), ("GET", raw)):
+                reply = ask(
+                    domain, method, f"/v2/{place}/manifests/{digests[-1]}", Accept=f"{OCI_INDEX}, {OCI_MANIFEST}"
+                )
+                assert (reply.status, reply.body) == (200, body), kind
+                assert reply.headers["Content-Type"] == manifest["mediaType"]
+                assert reply.headers["Content-Length"] == str(len(raw))
+        assert put(domain, place, "v1", manifests[-1], manifests[-1]["mediaType"]).status == 201
+        assert ask(domain, "GET", f"/v2/{place}/tags/list").json["tags"] == ["v1"]
+        if "subject" in manifests[-1]:
+            found = ask(domain, "GET", f"/v2/{place}/referrers/{NOWHERE}").json["manifests"]
+            assert digests[-1] in {each["digest"] for each in found}
+        for reference in ["v1", *dict.fromkeys(reversed(digests))]:
+            assert ask(domain, "DELETE", f"/v2/{place}/manifests/{reference}").status == 202, kind
+            assert ask(domain, "HEAD", f"/v2/{place}/manifests/{reference}").status == 404
+        for blob in blobs:
+            digest = described(blob, "", algorithm=algorithm)["digest"]
+            assert ask(domain, "DELETE", f"/v2/{place}/blobs/{digest}").status == 202
+            assert ask(domain, "HEAD", f"/v2/{place}/blobs/{digest}").status == 404
+
+
+def test_wrong_digests_are_refused_on_every_way(domain: str, name: str) -> None:
+    blob, wrong = os.urandom(3000), digest_of(b"other")
+    assert_error(ask(domain, "POST", f"/v2/{name}/blobs/uploads/?digest={wrong}", blob), 400, "DIGEST_INVALID")
+    for pieces in ((blob, b""), (blob[:1000], blob[1000:])):
+        reply = ask(domain, "PATCH", begin(domain, name), pieces[0])
+        assert reply.status == 202
+        reply = ask(domain, "PUT", with_digest(reply.headers["Location"], wrong), pieces[1])
+        assert_error(reply, 400, "DIGEST_INVALID")
+    give(domain, name, EMPTY)
+    manifest = made(config=described(EMPTY, EMPTY_TYPE), layers=[], artifactType="application/x")
+    raw = json.dumps(manifest).encode()
+    reply = ask(domain, "PUT", f"/v2/{name}/manifests/{digest_of(raw)}", raw + b"  ", Content_Type=OCI_MANIFEST)
+    assert_error(reply, 400, "DIGEST_INVALID")
+    reply = ask(domain, "PUT", f"/v2/{name}/manifests/sha256:baddigest", raw, Content_Type=OCI_MANIFEST)
+    assert reply.status == 400
+    assert ask(domain, "GET", f"/v2/{name}/manifests/sha256:baddigest").status in (400, 404)
+    assert ask(domain, "HEAD", f"/v2/{name}/blobs/{wrong}").status == 404
 
 
 # -- grammar, limits and what is not there ---------------------------------------------------------------------------

@@ -189,16 +189,20 @@ class Depot:
         _write(self._link(name, "_blobs", digest), b"")
 
     def mount(self, name: str, digest: str, source: str | None) -> bool:
-        """Link a blob of another repository; False when it is not there."""
-        if not oci.is_digest(digest) or source is None or not _NAME.fullmatch(source):
+        """Link a blob of another repository (without `source`, of any that has it); False when it is not there."""
+        if not oci.is_digest(digest) or (source is not None and not _NAME.fullmatch(source)):
+            return False
+        if source is None and not self.blob_path(digest).exists():
             return False
         with self.keeping():
-            try:
-                self.find_blob(source, digest)
-            except Problem:
-                return False
-            self.link_blob(name, digest)
-        return True
+            for each in (source,) if source is not None else self.repositories():
+                try:
+                    self.find_blob(each, digest)
+                except Problem:
+                    continue
+                self.link_blob(name, digest)
+                return True
+        return False
 
     def delete_blob(self, name: str, digest: str) -> None:
         """Take a blob away from a repository. Raises Problem (404)."""
