@@ -28,12 +28,12 @@ from .building.mounts import cache_mounts, prune_cache_mounts
 from .building.remotecache import INLINE, CachePlace, cache_places, export_caches, import_caches, inline_rows
 from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
+from .building.targets import arguments, build_platform, empty_document, joined, platform_of, targets
 from .building.transport import export_directory
 from .building.unchanged import forget as forget_records
 from .dockerfile.flags import did_you_mean
 from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, verify
 from .dockerfile.instructions import (
-    From,
     Instruction,
     Program,
     Stage,
@@ -44,13 +44,25 @@ from .dockerfile.instructions import (
 from .dockerfile.lint import Finding, lint, lint_error
 from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
-from .errors import DISK_FULL_HINT, BuildError, DiskFull, DockerfileError, LabkernelError, NoSuchImage, UsageError
-from .oci.config import host_architecture, new_document
+from .errors import (
+    DISK_FULL_HINT,
+    FOREIGN,
+    FOREIGN_HINT,
+    BuildError,
+    DiskFull,
+    DockerfileError,
+    LabkernelError,
+    NoSuchImage,
+    UsageError,
+)
+from .imaging.variants import find_for, resolve_for
+from .oci.platforms import normal, parse_platform
 
 if TYPE_CHECKING:
     from .images import Images
     from .imaging.image import Image
     from .networks import Networks
+    from .oci.manifest import Platform
     from .runtime.client import Runtime
     from .runtime.driver import Driver
     from .store.blobs import Blobs
@@ -70,8 +82,8 @@ class BuildOptions:
     or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
     `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
     `context_epoch_s`: what SOURCE_DATE_EPOCH=context means (epoch.py); `no_cache_filter`: names or numbers of stages;
-    `platform`: only this machine's can be built; `stopping`: called at the start with what stops the build, from any
-    thread."""
+    `platform`: `os/arch[/variant]`, or several with commas between (building/targets.py); `stopping`: called at the
+    start with what stops the build, from any thread."""
 
     secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     ssh: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
@@ -94,17 +106,10 @@ class BuildOptions:
         return replace(self, **given)
 
     def check(self) -> None:
-        """Raises UsageError for what this machine or this release cannot do."""
+        """Raises UsageError for what this release cannot do."""
         for name in self.allow:
             if name not in ENTITLEMENTS:
                 raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {', '.join(ENTITLEMENTS)}")
-        ours = f"linux/{host_architecture()}"
-        for wanted in (self.platform or "").split(",") if self.platform else ():
-            if wanted.split("/")[:2] != ours.split("/") and wanted != host_architecture():
-                raise UsageError(
-                    f"--platform {wanted}: only {ours} can be built on this machine",
-                    resolution="leave --platform out, or build on a machine of that kind",
-                )
 
 
 class Builds:
@@ -149,7 +154,8 @@ class Builds:
         `context` is the directory of COPY and ADD; `files` (name -> content) are added to it; `ignore` is the text of
         a .dockerignore to use instead of the context's. `network`: `default`, `none` or `host`, for RUN. `on_step` is
         called with each BuildStep as it starts, writes, ends (from one thread at a time). The fields of `BuildOptions`
-        may be given by name too: `secrets={"token": b"…"}`, `allow=["security.insecure"]`.
+        may be given by name too: `secrets={"token": b"…"}`, `allow=["security.insecure"]`. With several platforms there
+        is an image of each (`BuildResult.images`), and a tag names the one for this machine, else the first.
 
         Raises DockerfileError (before anything runs), BuildError (lines, `status` of a RUN), DiskFull, NoSuchImage,
         InvalidReference. Nothing is tagged then, and nothing half done stays.
@@ -159,19 +165,29 @@ class Builds:
         chosen = (options or BuildOptions()).with_fields(more)
         chosen.check()
         program = verify(dockerfile)
+        wanted = targets(chosen.platform) or [build_platform()]
         forget_failure(self.db)
         with self.images.adding():
-            work = _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None), chosen)
-            return work.carry_out(
-                Path(context) if context is not None else None,
-                tags=tags,
-                no_cache=no_cache,
-                labels=dict(labels or {}),
-                network=network,
-                files=files,
-                ignore=ignore,
-                started=started,
-            )
+            works = [
+                _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None), chosen, platform)
+                for platform in wanted
+            ]
+            results: list[BuildResult] = []
+            total = sum(work.total for work in works)
+            for work in works:
+                work.follow(results, total, several=len(works) > 1)
+                done = work.carry_out(
+                    Path(context) if context is not None else None,
+                    tags=tags if len(works) == 1 else (),
+                    no_cache=no_cache,
+                    labels=dict(labels or {}),
+                    network=network,
+                    files=files,
+                    ignore=ignore,
+                    started=started,
+                )
+                results.append(done)
+            return results[0] if len(results) == 1 else joined(self.images, wanted, results, tags)
 
     def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Forget the build cache, and the cache mounts that no build uses now.
@@ -205,7 +221,7 @@ class Builds:
         refuse_later(program, range(len(program.stages)))
         given = dict(build_args or {})
         wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
-        scope = global_scope(program, given, _platform())
+        scope = global_scope(program, given, arguments(build_platform()))
         return lint(program, wanted, surroundings(self.images, program, given, scope, read_ignore(ignore or "")))
 
 
@@ -220,6 +236,7 @@ class _Build:
         target: str | None,
         on_step: OnStep,
         options: BuildOptions,
+        platform: Platform,
     ) -> None:
         self._builds = builds
         self._options = options
@@ -230,18 +247,27 @@ class _Build:
         self._build_args = build_args
         self._on_step = on_step
         self._lock = threading.Lock()
-        self._platform = _platform()
-        self._scope = global_scope(program, build_args, self._platform)
+        self._platform = platform
+        self._platforms: dict[int, Platform] = {}  # of the stages
+        self._predefined = arguments(platform)
+        self._scope = global_scope(program, build_args, self._predefined)
         self._target = _find_target(program, target)
         self._needs = stage_dependencies(program, self._scope)
         self._order = needed_stages(self._needs, self._target.index)
         refuse_later(program, sorted(self._order))
-        self._total = sum(1 + len(program.stages[index].commands) for index in self._order)
+        self.total = sum(1 + len(program.stages[index].commands) for index in self._order)
         self._number = 0
+        self._prefix = ""
         self._states: dict[int, State] = {}
         self._steps: list[BuildStep] = []
         self._warnings: list[str] = []
         self._cache = BuildCache(builds.db, builds.blobs)
+
+    def follow(self, results: Sequence[BuildResult], total: int, *, several: bool) -> None:
+        """Number the steps after those of the other platforms, which the caches are to have too."""
+        self._number, self.total = sum(len(result.steps) for result in results), total
+        self._prefix = f"{self._platform} " if several else ""
+        self._cache.used += [key for result in results if result.trace for key in result.trace.keys]
 
     def carry_out(
         self,
@@ -310,7 +336,13 @@ class _Build:
     def _check(self) -> None:
         wanted = lint_options(self._program.dockerfile, self._build_args.get("BUILDKIT_DOCKERFILE_CHECK"))
         around = surroundings(
-            self._builds.images, self._program, self._build_args, self._scope, self._context.ignore_matcher()
+            self._builds.images,
+            self._program,
+            self._build_args,
+            self._scope,
+            self._context.ignore_matcher(),
+            platform=self._platform,
+            needed=self._order,
         )
         found = lint(self._program, wanted, around)
         self._warnings += [finding.short() for finding in found]
@@ -347,7 +379,7 @@ class _Build:
             maker=self._builds._maker,
             context=self._context,
             globals_=self._scope,
-            platform=self._platform | {"TARGETSTAGE": self._target.name or ""},
+            platform=self._predefined | {"TARGETSTAGE": self._target.name or ""},
             source_of=lambda ref: self._source(stage, ref),
             warn=self._warn,
             layout=self._builds.layout,
@@ -356,7 +388,7 @@ class _Build:
         )
         triggers = [onbuild_instruction(text) for text in state.config.pop("OnBuild", None) or ()]
         with self._lock:
-            self._total += len(triggers)
+            self.total += len(triggers)
         for trigger in triggers:
             self._step(stage, trigger, builder, place=stage.from_)
         for command in stage.commands:
@@ -379,54 +411,58 @@ class _Build:
         """The state a stage starts from, and whether nothing had to be fetched for it."""
         lexer = Lexer(self._program.dockerfile.escape)
         name = lexer.process(stage.base, self._scope).result
-        platform = lexer.process(stage.platform, self._scope).result if stage.platform else ""
-        self._check_platform(platform, stage.from_)
+        asked = lexer.process(stage.platform, self._scope).result if stage.platform else ""
+        platform = normal(parse_platform(asked)) if asked else self._platform
         earlier = find_named_stage(self._program.stages[: stage.index], name)
         known = True
         if earlier is not None:
-            state = self._states[earlier.index].copy()
+            state, platform = self._states[earlier.index].copy(), self._platforms[earlier.index]
         elif name == "scratch":
-            state = State(new_document(WorkingDir="/"))
+            state = State(empty_document(platform))
         elif not name:
             raise DockerfileError(f"base name ({stage.base}) should not be blank")
         else:
-            known = self._builds.images._find(name) is not None and not self._options.pull
-            state = State.of_image(self._image(name))
+            exact = bool(asked or self._options.platform)
+            image, known = self._image(name, platform, exact=exact)
+            state = State.of_image(image)
+            platform = platform if exact else platform_of(state.document)
+        self._platforms[stage.index] = platform
         if "PATH" not in state.environment:
             state.config["Env"] = [*(state.config.get("Env") or []), f"PATH={DEFAULT_PATH}"]
         return state, known
 
-    def _image(self, name: str) -> Image:
-        """The image of that name; with --pull asked for anew where a registry answers."""
-        images = self._builds.images
-        if self._options.pull:
-            from .imaging import bases
-            from .oci import reference
-
-            wanted = reference.parse(name).with_default_tag()
-            if not bases.is_builtin(wanted) and images.registry_answers(wanted.domain):
-                from .imaging.pulls import Pulls
-
-                return Pulls(images).pull(str(wanted), notify=self._warn).image
+    def _image(self, name: str, platform: Platform, *, exact: bool) -> tuple[Image, bool]:
+        """The image of that name and whether nothing was fetched; with --pull asked for anew where a registry answers.
+        Unless it has to be `exact`, an image of another platform will do where there is no other."""
+        images, pull = self._builds.images, self._options.pull
         try:
-            image = images.resolve(name, notify=self._warn)
+            found = None if pull else find_for(images, name, platform)
+            known = found is not None
+            if found is None and exact:
+                found = resolve_for(images, name, platform, notify=self._warn, fresh=pull)
+            elif found is None:
+                known = images._find(name) is not None and not pull
+                found = self._pulled(name) if pull else None
+                found = found or images.resolve(name, notify=self._warn)
         except NoSuchImage as err:
             raise suggesting(err, name, self._program.stages, images) from None
         trace, tag = self._context.trace, _canonical_tag(name)
-        if tag is not None and images.catalog.find_by_tag(tag) == image.id:
-            trace.names[tag] = image.id
+        if tag is not None and images.catalog.find_by_tag(tag) == found.id and not pull:
+            trace.names[tag] = found.id
         else:
             trace.repeatable = False
-        return image
+        return found, known
 
-    def _check_platform(self, wanted: str, place: From) -> None:
-        if wanted and wanted.split("/")[:2] != ["linux", host_architecture()]:
-            raise BuildError(
-                f"FROM --platform={wanted}: only linux/{host_architecture()} can be built on this machine",
-                line=place.line,
-                end_line=place.end_line,
-                resolution="remove --platform",
-            )
+    def _pulled(self, name: str) -> Image | None:
+        from .imaging import bases
+        from .oci import reference
+
+        images, wanted = self._builds.images, reference.parse(name).with_default_tag()
+        if bases.is_builtin(wanted) or not images.registry_answers(wanted.domain):
+            return None
+        from .imaging.pulls import Pulls
+
+        return Pulls(images).pull(str(wanted), notify=self._warn).image
 
     def _source(self, stage: Stage, ref: str) -> Sequence[LayerInfo]:
         """The layers that `--from=ref` copies out of."""
@@ -435,7 +471,7 @@ class _Build:
             return self._states[found.index].layers
         if ref == "scratch":
             return []
-        return self._image(ref).layers
+        return self._image(ref, self._platforms[stage.index], exact=False)[0].layers
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
@@ -444,7 +480,12 @@ class _Build:
             self._number += 1
             text = instruction.text if instruction is place else f"ONBUILD {instruction.text}"
             step = BuildStep(
-                self._number, self._total, stage.name or str(stage.index), text, place.line, place.end_line
+                self._number,
+                self.total,
+                f"{self._prefix}{stage.name or stage.index}",
+                text,
+                place.line,
+                place.end_line,
             )
             self._steps.append(step)
         self._tell(step)
@@ -528,7 +569,11 @@ class _Build:
         if err.error and err.status in (126, 127) and not shown:
             brief = f"{brief}: {err.error}"
         return BuildError(
-            brief, status=err.status, details="\n".join([*shown, lines]), resolution=_hint(err.status, shown), **where
+            brief,
+            status=err.status,
+            details="\n".join([*shown, lines]),
+            resolution=FOREIGN_HINT if FOREIGN in err.error else _hint(err.status, shown),
+            **where,
         )
 
 
@@ -582,22 +627,6 @@ def _find_target(program: Program, target: str | None) -> Stage:
             f'target stage "{target}" could not be found{did_you_mean(target, names)}',
             resolution=f"the stages are: {', '.join(names)}",
         )
-    return found
-
-
-def _platform() -> dict[str, str]:
-    architecture = host_architecture()
-    variant = "v8" if architecture == "arm64" else ""
-    name = f"linux/{architecture}"
-    found: dict[str, str] = {}
-    for kind in ("BUILD", "TARGET"):
-        found |= {
-            f"{kind}PLATFORM": name,
-            f"{kind}OS": "linux",
-            f"{kind}OSVERSION": "",
-            f"{kind}ARCH": architecture,
-            f"{kind}VARIANT": variant,
-        }
     return found
 
 

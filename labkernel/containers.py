@@ -38,6 +38,7 @@ from .imaging.provision import (
     spec_mount,
 )
 from .linux.files import read_file
+from .running import platforms
 from .running.container import Container, ContainerList, disk_bytes
 from .runtime import prootprogram, sharing
 from .runtime.copies import remove_tree
@@ -129,11 +130,11 @@ class Containers:
         name = given.pop("name", None)
         sharing.resolve(given, self.get)
         inherited = inherited_mounts(given, self.get)
-        found = self._image(image, notify)
+        found = self._image(image, notify, given.get("platform"))
         ref = image if isinstance(image, str) else (found.tags or [found.id])[0]
         words = parse_command(command)
         args = finalize_args(words, found.config, given)
-        self._check_platform(found, given)
+        platform_warnings = platforms.check(found, given)
         self.networks.check(given)
         id = secrets.token_hex(32)
         made: Words = []  # anonymous volumes, to take back when something fails
@@ -148,7 +149,7 @@ class Containers:
                 "labels": {**(found.config.get("Labels") or {}), **given.get("labels", {})},
                 "mounts": mounts,
                 "exposed": sorted({*(found.config.get("ExposedPorts") or ()), *given.get("exposed_ports", ())}),
-                "warnings": find_warnings(self.driver, given),
+                "warnings": [*find_warnings(self.driver, given), *platform_warnings],
             }
             self._write_config(id, directory, found, record)
             return self._insert(id, name, found, ref, record)
@@ -372,14 +373,14 @@ class Containers:
 
     # -- parts ------------------------------------------------------------------------------------------------------
 
-    def _image(self, image: str | Image, notify: Notify | None) -> Image:
+    def _image(self, image: str | Image, notify: Notify | None, platform: str | None = None) -> Image:
         if not isinstance(image, str):
             return image
         if image.startswith("/"):
             return RootDirectory(image)  # type: ignore[return-value]
         if not image:
             raise UsageError("invalid reference format: no image")
-        return self.images.resolve(image, notify=notify or (lambda line: None))
+        return self.images.resolve(image, notify=notify or (lambda line: None), platform=platform)
 
     def _lower(self, image: Image) -> Words:
         """The image's layer directories, top first, remembered while they are there."""
@@ -480,14 +481,6 @@ class Containers:
             "You have to remove (or rename) that container to be able to reuse that name.",
             resolution=f"`container rm {name}`, or choose another --name",
         )
-
-    def _check_platform(self, image: Image, settings: Mapping[str, Any]) -> None:
-        wanted = settings.get("platform")
-        if wanted and wanted.split("/")[:2] not in (["linux", image.architecture], ["linux"], [image.architecture]):
-            raise UsageError(
-                f"image with reference {image.short_id} was found but does not match the specified platform: "
-                f"wanted {wanted}, actual: linux/{image.architecture}"
-            )
 
     @contextlib.contextmanager
     def _taken_back_when_failing(self, container: Container) -> Iterator[None]:

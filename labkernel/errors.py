@@ -182,6 +182,14 @@ class RuntimeFailure(LabkernelError):
     exit_code = 125
 
 
+FOREIGN = "a program for linux/"
+"""In what a failed start says of a program of another architecture."""
+FOREIGN_HINT = (
+    "as root, `apt install qemu-user-static binfmt-support` registers interpreters for other architectures with the "
+    "kernel; in a pod that is done on its machine"
+)
+
+
 class StartError(RuntimeFailure):
     """The container's command could not be started: exit_code 125 (set-up), 126 (not executable), 127 (not found)."""
 
@@ -193,7 +201,7 @@ class StartError(RuntimeFailure):
     def __init__(self, brief: str, **parts: Any) -> None:
         super().__init__(brief, **parts)
         if self.resolution is None:
-            self.resolution = self._HINTS.get(self.exit_code)
+            self.resolution = FOREIGN_HINT if FOREIGN in brief else self._HINTS.get(self.exit_code)
 
 
 class TaskError(RuntimeFailure):

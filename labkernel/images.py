@@ -99,9 +99,14 @@ class Images:
             raise NoSuchImage(ref, resolution=f"`labkernel images` lists what there is; {_NO_IMAGE_HINT}")
         return image
 
-    def find(self, ref: str) -> Image | None:
-        """As `get`, but None where there is no such image."""
-        return self._find(ref)
+    def find(self, ref: str, *, platform: str | None = None) -> Image | None:
+        """As `get`, but None where there is no such image, or none for `platform`."""
+        if platform is None:
+            return self._find(ref)
+        from .imaging.variants import find_for
+        from .oci.platforms import parse_platform
+
+        return find_for(self, ref, parse_platform(platform))
 
     def resolve(
         self, ref: str, *, notify: Notify = lambda line: None, platform: str | None = None, ask: bool = True
@@ -109,9 +114,15 @@ class Images:
         """The image to run or build on: the stored one, else from its registry, else a built-in base.
 
         `notify` gets lines for the user: progress, and that a built-in image stands in for a name of Docker Hub since
-        no registry answers. With `ask=False` none is asked. Raises NoSuchImage (nothing of that name within reach),
-        RegistryError and what `Pulls.pull` raises.
+        no registry answers. With `ask=False` none is asked. `platform`: the image of that name for another machine
+        (imaging/variants.py). Raises NoSuchImage (nothing of that name within reach), UsageError (not for that
+        platform), RegistryError and what `Pulls.pull` raises.
         """
+        if platform is not None:
+            from .imaging.variants import resolve_for
+            from .oci.platforms import parse_platform
+
+            return resolve_for(self, ref, parse_platform(platform), notify=notify, ask=ask)
         image = self._find(ref)
         if image is not None:
             return image
@@ -131,7 +142,7 @@ class Images:
 
             notify(f"Unable to find image '{wanted.familiar}' locally; pulling it from {wanted.domain}")
             try:
-                return Pulls(self).pull(str(wanted), platform=platform, notify=notify).image
+                return Pulls(self).pull(str(wanted), notify=notify).image
             except RegistryError as err:
                 if getattr(err, "status", None) is not None:
                     raise  # an answer, if a bad one

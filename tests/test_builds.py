@@ -377,7 +377,7 @@ def test_a_failing_run_tells_status_lines_and_output(engine: Engine) -> None:
         ("RUN x\n", DockerfileError, "no build stage"),
         ("", DockerfileError, "(?i)empty|instruction|dockerfile"),
         ("FROM lab/nothing-like-it:1\n", BuildError, "nothing-like-it"),
-        ("FROM --platform=linux/s390x lab/busybox\n", BuildError, "only linux/"),
+        ("FROM --platform=linux/s390x lab/busybox\n", BuildError, "none for linux/s390x"),
         (BASE + "RUN no-such-command-here\n", BuildError, "exit code: 127"),
         (BASE + 'RUN ["/no/such"]\n', BuildError, "exit code: 127"),
         (BASE + "USER nobody-here\nRUN true\n", BuildError, "nobody-here"),

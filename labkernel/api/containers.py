@@ -39,7 +39,7 @@ def create(call: Call) -> Any:
         if call.query(name):
             settings[name] = call.query(name)
     # A client pulls what is missing itself, when it is told so: the engine must not do it for it.
-    call.engine.images.get(config.image)
+    _check_image(call.engine.images, config.image, settings.get("platform"))
     try:
         container = call.engine.containers.create(config.image, command or None, **settings)
     except NoSuchImage:
@@ -48,6 +48,17 @@ def create(call: Call) -> Any:
         # Of a network or a container to share with. Docker's client takes any 404 for the image's and pulls that.
         raise ApiError(400, err.brief) from err
     return call.answer(201, {"Id": container.id, "Warnings": container.warnings})
+
+
+def _check_image(images: Any, name: str, platform: str | None) -> None:
+    """Raises NoSuchImage (404), also when the image is here for another platform only."""
+    image = images.get(name)
+    if platform and images.find(name, platform=platform) is None:
+        raise ApiError(
+            404,
+            f"image with reference {name} was found but does not match the specified platform: "
+            f"wanted {platform}, actual: linux/{image.architecture}",
+        )
 
 
 def listing(call: Call) -> Any:

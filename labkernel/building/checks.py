@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..dockerfile.flags import did_you_mean
@@ -12,11 +12,14 @@ from ..dockerfile.lint import Surroundings
 from ..dockerfile.parser import excerpt
 from ..dockerfile.variables import Lexer
 from ..errors import LabkernelError, NoSuchImage, UsageError
-from ..oci.config import host_architecture
+from ..imaging.variants import find_for
+from ..oci.platforms import fits, normal, parse_platform
+from .targets import build_platform, platform_of
 
 if TYPE_CHECKING:
     from ..images import Images
     from ..imaging.image import Image
+    from ..oci.manifest import Platform
 
 
 def surroundings(
@@ -25,16 +28,24 @@ def surroundings(
     build_args: Mapping[str, str],
     scope: Mapping[str, str],
     ignore: IgnoreMatcher | None,
+    *,
+    platform: Platform | None = None,
+    needed: Collection[int] | None = None,
 ) -> Surroundings:
-    """For `lint`. Nothing is fetched: of a base image that is not here nothing is known. `scope`: the global ARGs."""
+    """For `lint`. Nothing is fetched: of a base image that is not here nothing is known. `scope`: the global ARGs;
+    `platform`: what is built for, this machine's by default; `needed`: the stages whose bases will be used."""
     lexer = Lexer(program.dockerfile.escape)
+
+    def wanted(stage: Stage) -> Platform:
+        asked = lexer.process(stage.platform, scope).result if stage.platform else ""
+        return normal(parse_platform(asked)) if asked else platform or build_platform()
 
     def base(stage: Stage) -> tuple[str, Image] | None:
         try:
             name = lexer.process(stage.base, scope).result
             if name == "scratch" or find_named_stage(program.stages[: stage.index], name) is not None:
                 return None
-            image = images.find(name)
+            image = find_for(images, name, wanted(stage)) or images.find(name)
         except LabkernelError:
             return None
         return (name, image) if image is not None else None
@@ -45,14 +56,13 @@ def surroundings(
         # PATH is set for an image that has none.
         return None if words is None else {"PATH": "", **dict(word.partition("=")[::2] for word in words)}
 
-    def platform(stage: Stage) -> tuple[str, str, str] | None:
-        found = base(stage)
-        if found is None or not found[1].architecture:
+    def base_platform(stage: Stage) -> tuple[str, str, str] | None:
+        found = base(stage) if needed is None or stage.index in needed else None
+        if found is None or not found[1].architecture or fits(found[1].raw_config, wanted(stage)):
             return None
-        actual = f"{found[1].raw_config.get('os') or 'linux'}/{found[1].architecture}"
-        return found[0], actual, f"linux/{host_architecture()}"
+        return found[0], str(platform_of(found[1].raw_config)), str(wanted(stage))
 
-    return Surroundings(build_args=build_args, ignore=ignore, base_env=environment, base_platform=platform)
+    return Surroundings(build_args=build_args, ignore=ignore, base_env=environment, base_platform=base_platform)
 
 
 def read_ignore(text: str) -> IgnoreMatcher | None:

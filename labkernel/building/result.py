@@ -62,13 +62,15 @@ class Trace:
 
 @dataclass
 class BuildResult:
-    """A finished build: the image, the steps in order, warnings. Iterates as (image, steps), like the Docker SDK's."""
+    """A finished build: the image, the steps in order, warnings. Iterates as (image, steps), like the Docker SDK's.
+    `images` has one for each platform (`linux/arm64`) where several were asked for; `image` is one of them."""
 
     image: Image
     steps: list[BuildStep]
     warnings: list[str] = field(default_factory=list)
     duration_s: float = 0.0
     trace: Trace | None = field(default=None, repr=False)
+    images: dict[str, Image] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -88,6 +90,7 @@ class BuildResult:
             ", ".join(self.image.tags) or "no tag",
             human_size(self.image.size_bytes),
             _counted(len(self.image.layers), "layer"),
+            *([", ".join(self.images)] if self.images else []),
             f"{_counted(len(self.steps), 'step')}, {cached} cached, {self.duration_s:.2f} s",
         ]
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..errors import DockerfileError, UsageError
-from .buildflags import JsonProgress, build_flags, options_of, outputs_of, write_output
+from .buildflags import JsonProgress, build_flags, check_outputs, options_of, outputs_of, write_output
 from .container import confirm, pruned
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
@@ -197,6 +197,7 @@ def build_text(
     quiet = flags["quiet"] or flags["progress"] == "quiet"
     settings = _settings(host, context, flags, files)
     outputs = outputs_of(flags["output"])
+    check_outputs(outputs, settings["options"].platform)
     if flags["check"]:
         return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile))
     settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]
@@ -216,7 +217,7 @@ def build_text(
     for warning in result.warnings if not host.notebook else ():
         host.warn(str(warning))
     for output in outputs:
-        write_output(host, result, output)
+        write_output(host, result, output, settings["tags"])
     if flags["iidfile"]:
         (host.working_dir() / flags["iidfile"]).write_text(result.image.id)
     lines = _closing_lines(result, settings["tags"], quiet=quiet) if not host.notebook else []

@@ -183,6 +183,19 @@ class Output:
     name: str = ""
 
 
+def check_outputs(outputs: Sequence[Output], platform: str | None) -> None:
+    """Raises UsageError for an output that cannot hold several platforms."""
+    from ..building.targets import targets
+
+    if any(output.kind == "docker" and output.dest for output in outputs) and len(targets(platform)) > 1:
+        raise UsageError(
+            "docker exporter does not currently support exporting manifest lists",
+            resolution="--output type=oci,dest=FILE holds several platforms, and so do type=local, type=tar and the "
+            "store itself",
+            exit_code=1,
+        )
+
+
 def outputs_of(words: Sequence[str]) -> list[Output]:
     """`--output`, also in its short form (`-o DIR`, `-o -`). Raises UsageError."""
     found = []
@@ -207,18 +220,28 @@ def outputs_of(words: Sequence[str]) -> list[Output]:
     return found
 
 
-def write_output(host: Host, result: BuildResult, output: Output) -> None:
-    """Carry out one `--output`. Raises UsageError, StoreError."""
+def write_output(host: Host, result: BuildResult, output: Output, names: Sequence[str] = ()) -> None:
+    """Carry out one `--output`; `names` are the tags. Raises UsageError, StoreError."""
+    from ..building.targets import directory_name, export_all, save_index
     from .container import tar_output
 
     images = host.engine.images
     if output.kind == "image" or (output.kind == "docker" and not output.dest):
         return
+    several = getattr(result, "images", None) or {}
     if output.kind == "local":
-        host.engine.builds.export_directory(result.image.id, host.working_dir() / Path(output.dest).expanduser())
+        target = host.working_dir() / Path(output.dest).expanduser()
+        for platform, image in several.items():
+            host.engine.builds.export_directory(image.id, target / directory_name(platform))
+        if not several:
+            host.engine.builds.export_directory(result.image.id, target)
         return
     with tar_output(host, None if output.dest == "-" else output.dest) as out:
-        if output.kind == "tar":
+        if several and output.kind == "tar":
+            export_all(images, several, out)
+        elif several:
+            save_index(images, several, names, out)
+        elif output.kind == "tar":
             images.export_rootfs(result.image.id, out)
         else:
             images.save(result.image.tags or [result.image.id], out)

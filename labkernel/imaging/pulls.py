@@ -94,12 +94,14 @@ class Pulls:
         *,
         platform: str | None = None,
         unpack: bool = True,
+        named: bool = True,
         notify: Notify = lambda line: None,
         watch: Watch = lambda layers: None,
     ) -> Pulled:
         """Bring the image `ref` (name, tag or digest) from its registry.
 
-        `platform` chooses from an index (default: this machine's). `unpack=False` leaves the layers packed until they
+        `platform` chooses from an index (default: this machine's); with `named=False` the tag stays with the image
+        that has it. `unpack=False` leaves the layers packed until they
         are needed. `notify` gets a line when the registry makes us wait; `watch` is called some ten times a second
         from this thread with the state of all layers. Raises RegistryError (Refused), ManifestError, LayerError,
         CorruptBlob, DiskFull; an interrupt ends every transfer and leaves nothing.
@@ -112,7 +114,8 @@ class Pulls:
                 layers = known.image.layers if unpack else []
                 if all(self.images.layer_path(layer).is_dir() for layer in layers):
                     return known
-            job = _Job(self.images, registry, wanted, chosen, unpack=unpack, downloads=self.settings.downloads)
+            downloads = self.settings.downloads
+            job = _Job(self.images, registry, wanted, chosen, unpack=unpack, named=named, downloads=downloads)
             done = job.run(watch)
             return done._replace(new=known is None or known.image.id != done.image.id)
 
@@ -182,6 +185,7 @@ class _Job:
         platform: oci.Platform | None,
         *,
         unpack: bool,
+        named: bool,
         downloads: int,
     ) -> None:
         self._images = images
@@ -189,6 +193,7 @@ class _Job:
         self._wanted = wanted
         self._platform = platform
         self._unpack = unpack
+        self._named = named
         self._downloads = downloads
         self._new_blobs: list[str] = []
         self._new_layers: list[str] = []
@@ -205,8 +210,8 @@ class _Job:
                     config.raw,
                     manifest.raw,
                     [layer.info for layer in layers],
-                    [f"{wanted.name}:{wanted.tag}"] if wanted.tag else [],
-                    repo_digests=[f"{wanted.name}@{top}"],
+                    [f"{wanted.name}:{wanted.tag}"] if wanted.tag and self._named else [],
+                    repo_digests=[f"{wanted.name}@{top if self._named else manifest.digest}"],
                 )
         except BaseException as err:
             keep = isinstance(err, RegistryError) and not isinstance(err, Refused)

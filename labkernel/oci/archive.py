@@ -413,21 +413,49 @@ def save_archive(blobs: Any, images: Sequence[SavedImage], out: BinaryIO) -> Non
 
     Blobs are written once each, as they are stored; all times are 0, so that equal images give equal archives.
     """
-    written: set[str] = set()
     with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        for directory in ("blobs", "blobs/sha256"):
-            member = tarfile.TarInfo(directory)
-            member.type, member.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(member)
-        for image in images:
-            for digest in (*(layer.digest for layer in image.layers), image.config, image.manifest):
-                if digest not in written:
-                    written.add(digest)
-                    _add_blob(tar, blobs, digest)
+        _add_directories(tar)
+        _add_blobs(tar, blobs, images)
         _add_document(tar, "index.json", _index_of(blobs, images))
         _add_document(tar, "manifest.json", _encode([_docker_entry(image) for image in images]))
         _add_document(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         _add_document(tar, "repositories", _encode(_repositories(images)))
+
+
+def save_index(blobs: Any, index: bytes, images: Sequence[SavedImage], names: Sequence[str], out: BinaryIO) -> None:
+    """Write an index (of images for several platforms) as an OCI image layout, under the canonical tags `names`."""
+    digest = oci.digest_of(index)
+    entries: list[dict[str, str] | None] = [_notes(name) for name in names]
+    top = [
+        oci.Descriptor(media_type=oci.OCI_INDEX, digest=digest, size=len(index), annotations=notes)
+        for notes in entries or [None]
+    ]
+    with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        _add_directories(tar)
+        _add_blobs(tar, blobs, images)
+        _add_document(tar, _blob_name(digest), index)
+        _add_document(tar, "index.json", oci.make_index(top).raw)
+        _add_document(tar, "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+
+
+def _add_directories(tar: tarfile.TarFile) -> None:
+    for directory in ("blobs", "blobs/sha256"):
+        member = tarfile.TarInfo(directory)
+        member.type, member.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(member)
+
+
+def _add_blobs(tar: tarfile.TarFile, blobs: Any, images: Sequence[SavedImage]) -> None:
+    written: set[str] = set()
+    for image in images:
+        for digest in (*(layer.digest for layer in image.layers), image.config, image.manifest):
+            if digest not in written:
+                written.add(digest)
+                _add_blob(tar, blobs, digest)
+
+
+def _notes(tag: str) -> dict[str, str]:
+    return {"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag.rpartition(":")[2]}
 
 
 def _index_of(blobs: Any, images: Sequence[SavedImage]) -> bytes:
@@ -435,10 +463,7 @@ def _index_of(blobs: Any, images: Sequence[SavedImage]) -> bytes:
     for image in images:
         media_type = oci.parse_manifest(blobs.read(image.manifest)).media_type or oci.OCI_MANIFEST
         size = blobs.size(image.manifest)
-        notes: list[dict[str, str] | None] = [
-            {"io.containerd.image.name": tag, "org.opencontainers.image.ref.name": tag.rpartition(":")[2]}
-            for tag in image.tags
-        ]
+        notes: list[dict[str, str] | None] = [_notes(tag) for tag in image.tags]
         descriptors += [
             oci.Descriptor(media_type=media_type, digest=image.manifest, size=size, annotations=note)
             for note in notes or [None]

@@ -46,6 +46,18 @@ def parse_platform(text: str) -> Platform:
     )
 
 
+def normal(platform: Platform) -> Platform:
+    """The form in which builders name it: no v8 for arm64, v7 for arm."""
+    variant = (platform.variant or "").lower()
+    if platform.architecture in ("arm", "arm64") and variant.isdigit():
+        variant = f"v{variant}"
+    if platform.architecture == "arm" and not variant:
+        variant = "v7"
+    if (platform.architecture, variant) in _NORMAL:
+        variant = ""
+    return Platform(os=platform.os, architecture=platform.architecture, variant=variant or None)
+
+
 def rank(offered: Platform, wanted: Platform) -> int:
     """How well a platform fits: 0 not at all, more is better. An older variant of the same architecture still runs."""
     if offered.os != wanted.os or offered.architecture != wanted.architecture:

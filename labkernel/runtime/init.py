@@ -20,7 +20,8 @@ import stat
 from collections.abc import Callable
 from typing import Any
 
-from ..linux import capabilities, mounts, netlink, pty, seccomp, syscalls
+from ..errors import FOREIGN
+from ..linux import capabilities, elf, mounts, netlink, pty, seccomp, syscalls
 from ..linux.files import read_file
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, protocol, rootfs
@@ -452,13 +453,26 @@ def replace_program(args: list[str], env: list[str]) -> None:
     try:
         os.execve(path, args, pairs)
     except FileNotFoundError:
+        foreign = elf.foreign_program(path)
+        if foreign is not None:
+            raise SetupError(f"exec {path}: {foreign_words(foreign)}, whose interpreter is not in here", 126) from None
         raise SetupError(f"exec {path}: no such file or directory", 127) from None
     except PermissionError:
         raise SetupError(f'exec: "{name}": permission denied', 126) from None
     except OSError as err:
         if err.errno == errno.ENOEXEC:
-            raise SetupError(f"exec {path}: exec format error", 126) from None
+            raise SetupError(f"exec {path}: exec format error{_why_format(path)}", 126) from None
         raise SetupError(f"exec {path}: {os.strerror(err.errno or 0).lower()}", 126) from None
+
+
+def foreign_words(architecture: str) -> str:
+    """What to say of a program for another architecture than this machine's linux/amd64."""
+    return f"it is {FOREIGN}{architecture} on linux/{elf.host()}"
+
+
+def _why_format(path: str) -> str:
+    foreign = elf.foreign_program(path)
+    return f": {foreign_words(foreign)}, and the kernel has no interpreter for it (binfmt_misc)" if foreign else ""
 
 
 def locate(name: str, search: str) -> str:

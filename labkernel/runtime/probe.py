@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from ..errors import DriverError
 from ..linux import landlock, nftables, seccomp
+from . import foreign
 
 TRIES_TIMEOUT_S = 60.0
 LOW_DISK_BYTES = 2 << 30
@@ -83,6 +84,7 @@ def probe(store: Store, *, fresh: bool = False) -> list[Capability]:
         *_cgroups(answers["cgroup"]),
         *_filters(answers),
         *_programs(),
+        _foreign(),
         *_networks(),
         *_room(store),
     ]
@@ -255,6 +257,11 @@ def _programs() -> list[Capability]:
         remedy = "" if where else f"`apt install {package}`"
         found.append(Capability(name, where is not None, None, where or f"no {name} in PATH", remedy, needed_for))
     return found
+
+
+def _foreign() -> Capability:
+    ok, cause, remedy = foreign.report()
+    return Capability("foreign architectures", ok, None, cause, remedy, "images of other machines (--platform)")
 
 
 def _networks() -> list[Capability]:

@@ -21,7 +21,7 @@ import stat
 import struct
 from typing import Any
 
-from ..linux import landlock, pty, seccomp, syscalls
+from ..linux import elf, landlock, pty, seccomp, syscalls
 from ..linux.mounts import ensure_in_root, is_directory, open_in_root
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, init, prootmonitor, protocol
@@ -431,8 +431,14 @@ class _View:
                     self._mode(os.fsdecode(words[0]))
             except OSError:
                 raise init.SetupError(f"exec {path}: no such file or directory", 127) from None
-        elif not head.startswith(b"\x7fELF"):
+            return
+        if not head.startswith(b"\x7fELF"):
             raise init.SetupError(f"exec {path}: exec format error", 126)
+        # PRoot loads programs itself and asks no binfmt_misc: it would jump right into foreign code.
+        machine = elf.architecture_of(head)
+        if machine is not None and not elf.native(machine):
+            why = f"{init.foreign_words(machine)}, and the driver proot executes this machine's own only"
+            raise init.SetupError(f"exec {path}: exec format error: {why}", 126)
 
 
 # -- what the supervisor asks -----------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""Images of one name for several platforms: the tag names one of them, the others are remembered beside it.
+
+`FROM --platform=$BUILDPLATFORM golang` and `FROM golang` in one Dockerfile need two images of one name, and a tag is
+one image's. So what is fetched for another platform than the tag's stays without a tag, and is found again here by name
+and platform, until `prune` takes it with the other images that have no name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..errors import ImageError, InvalidReference, NoSuchImage, UsageError
+from ..oci import platforms, reference
+from ..oci.manifest import Platform
+
+if TYPE_CHECKING:
+    from ..images import Images
+    from .image import Image
+
+
+def find_for(images: Images, ref: str, wanted: Platform) -> Image | None:
+    """The stored image of that name for that platform; None where there is none."""
+    image = images.find(ref)
+    if image is not None and platforms.fits(image.raw_config, wanted):
+        return image
+    name = _name(ref)
+    id = images.db.setting(_key(name, wanted)) if name is not None else None
+    found = images.find(id) if id else None
+    return found if found is not None and platforms.fits(found.raw_config, wanted) else None
+
+
+def resolve_for(
+    images: Images,
+    ref: str,
+    wanted: Platform,
+    *,
+    notify: Callable[[str], None],
+    ask: bool = True,
+    fresh: bool = False,
+) -> Image:
+    """As `Images.resolve`, for one platform. The tag is left to an image that has it. `fresh`: where a registry
+    answers, as it is there now. Raises UsageError when the name is known for other platforms only."""
+    found = find_for(images, ref, wanted)
+    name = _name(ref)
+    if (found is not None and not fresh) or name is None:
+        return found or _refuse(images, ref, wanted)
+    builtin = images.is_builtin(name)
+    if ask and not builtin and images.registry_answers(name.domain):
+        return _pull(images, name, wanted, notify)
+    if found is not None:
+        return found
+    if not platforms.fits({"architecture": platforms.host_platform().architecture}, wanted):
+        if builtin:
+            raise ImageError(
+                f"{name.familiar_name} is made of this machine's own programs, so there is none for {wanted}",
+                resolution="import a root file system: `labkernel import --platform OS/ARCH FILE.tar NAME`",
+            )
+        if images.find(ref) is None:
+            raise NoSuchImage(
+                name.familiar, resolution=f"for {wanted} it has to come from {name.domain}, which does not answer"
+            )
+    elif images.find(ref) is None:
+        return images.resolve(ref, notify=notify, ask=ask)
+    return _refuse(images, ref, wanted)
+
+
+def remember(images: Images, name: reference.Reference, wanted: Platform, image: Image) -> None:
+    """That `image` is what `name` means for `wanted`."""
+    images.db.remember(_key(name, wanted), image.id)
+
+
+def _pull(images: Images, name: reference.Reference, wanted: Platform, notify: Callable[[str], None]) -> Image:
+    from .pulls import Pulls
+
+    notify(f"Unable to find image '{name.familiar}' for {wanted} locally; pulling it from {name.domain}")
+    known = images.find(str(name))
+    # The tag goes to this machine's platform, and to another one while nobody has it.
+    named = known is None or platforms.fits(known.raw_config, wanted)
+    image = Pulls(images).pull(str(name), platform=str(wanted), notify=notify, named=named).image
+    remember(images, name, wanted, image)
+    return image
+
+
+def _refuse(images: Images, ref: str, wanted: Platform) -> Image:
+    image = images.get(ref)
+    actual = "/".join(
+        str(image.raw_config[part]) for part in ("os", "architecture", "variant") if image.raw_config.get(part)
+    )
+    raise UsageError(
+        f"image with reference {ref} was found but does not match the specified platform: "
+        f"wanted {wanted}, actual: {actual}"
+    )
+
+
+def _name(ref: str) -> reference.Reference | None:
+    try:
+        return reference.parse(ref).with_default_tag()
+    except InvalidReference:
+        return None  # an id
+
+
+def _key(name: reference.Reference, wanted: Platform) -> str:
+    return f"image-for:{wanted} {name}"
