@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -439,10 +440,11 @@ class _Build:
             found = None if pull else find_for(images, name, platform)
             known = found is not None
             if found is None and exact:
-                found = resolve_for(images, name, platform, notify=self._warn, fresh=pull)
+                found = resolve_for(images, name, platform, notify=self._warn, fresh=pull, tagged=False)
             elif found is None:
-                known = images._find(name) is not None and not pull
-                found = self._pulled(name) if pull else None
+                local = images._find(name)
+                known = local is not None and not pull
+                found = self._pulled(name) if pull else local and self._elsewhere(name, platform)
                 found = found or images.resolve(name, notify=self._warn)
         except NoSuchImage as err:
             raise suggesting(err, name, self._program.stages, images) from None
@@ -452,6 +454,12 @@ class _Build:
         else:
             trace.repeatable = False
         return found, known
+
+    def _elsewhere(self, name: str, platform: Platform) -> Image | None:
+        """Of an image that is here for another platform only: what a registry has for this one, if any."""
+        with suppress(LabkernelError):
+            return resolve_for(self._builds.images, name, platform, notify=self._warn, tagged=False)
+        return None
 
     def _pulled(self, name: str) -> Image | None:
         from .imaging import bases

@@ -331,7 +331,8 @@ def test_flags_of_the_command(cli: Cli, engine: Engine, tmp_path: Path) -> None:
     steps = [json.loads(line) for line in cli("build", *words, "--progress", "json", ".").stderr.splitlines()]
     assert {step["status"] for step in steps} <= {"started", "cached", "done"}
     for bad, message in (
-        (["--platform", "linux/s390x"], b"only linux/"),
+        (["--platform", "linux/s390x"], b"there is none for linux/s390x"),
+        (["--output", "type=tar,dest=x,rewrite-timestamp=maybe"], b"non-bool value 'maybe' specified"),
         (["--cache-to", "type=s3,bucket=x"], b"type=s3 is not supported"),
         (["--cache-from", "type=inline"], b"type=inline is not supported"),
         (["--cache-to", "type=registry"], b"type=registry needs ref=NAME"),
@@ -371,6 +372,14 @@ def test_outputs(cli: Cli, tmp_path: Path) -> None:
     piped = cli("build", "-o", "-", ".")
     with tarfile.open(fileobj=io.BytesIO(piped.stdout)) as tar:
         assert "sub/dir/Dockerfile" in tar.getnames()
+
+    clamped = ["--output", "type=tar,dest=c.tar,rewrite-timestamp=true,compression=zstd"]
+    done = cli("build", "--build-arg", "SOURCE_DATE_EPOCH=1500000000", *clamped, ".")
+    assert done.returncode == 0
+    assert b"compression is not supported and changes nothing" in done.stderr
+    assert b"rewrite-timestamp" not in done.stderr
+    with tarfile.open(tmp_path / "c.tar") as tar:
+        assert {member.mtime for member in tar if member.name.strip("./")} == {1_500_000_000}
 
 
 # -- caches and the graph --------------------------------------------------------------------------------------------

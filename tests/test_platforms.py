@@ -178,7 +178,8 @@ def fake() -> Iterator[Scripted]:
         yield registry
 
 
-def test_one_name_is_pulled_for_two_platforms(fresh_engine: Engine, fake: Scripted) -> None:
+def hold_index(fake: Scripted) -> None:
+    """`web`, for this machine and for the other one; its only file says which."""
     images = {name: MadeImage({"is": name.encode()}, architecture=name) for name in (elf.host(), FOREIGN)}
     entries = []
     for name, image in images.items():
@@ -189,6 +190,10 @@ def test_one_name_is_pulled_for_two_platforms(fresh_engine: Engine, fake: Script
         entries.append({"mediaType": OCI_MANIFEST, "digest": image.digest, "size": size, "platform": platform})
     index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
     fake.document("latest", json.dumps(index).encode(), OCI_INDEX)
+
+
+def test_one_name_is_pulled_for_two_platforms(fresh_engine: Engine, fake: Scripted) -> None:
+    hold_index(fake)
     name = f"{fake.domain}/web"
     text = f"FROM --platform=$BUILDPLATFORM {name} AS own\nFROM {name}\nCOPY --from=own /is /own\n"
     for _ in range(2):  # the second time nothing is asked for
@@ -199,6 +204,23 @@ def test_one_name_is_pulled_for_two_platforms(fresh_engine: Engine, fake: Script
         assert fresh_engine.images.get(name).architecture == elf.host()
         fake.documents.clear()
     assert all(step.cached for step in done.steps)
+    # With another image under the name, what it meant for others is forgotten.
+    fresh_engine.images.tag(done.image.id, name)
+    assert fresh_engine.images.find(name, platform=f"linux/{FOREIGN}") == done.image
+    assert fresh_engine.images.find(name, platform=f"linux/{elf.host()}") is None
+
+
+def test_a_foreign_base_takes_no_tag_from_this_machines(fresh_engine: Engine, fake: Scripted) -> None:
+    hold_index(fake)
+    name = f"{fake.domain}/web"
+    text = f"FROM --platform=linux/{FOREIGN} {name} AS other\nFROM {name}\nCOPY --from=other /is /other\n"
+    done = fresh_engine.builds.build(text)
+    assert in_image(fresh_engine, done.image.id, "is") == elf.host() == fresh_engine.images.get(name).architecture
+    assert in_image(fresh_engine, done.image.id, "other") == FOREIGN
+    # An image that is here for another machine gives way to one of a registry.
+    fresh_engine.pulls.pull(name, platform=f"linux/{FOREIGN}")
+    assert fresh_engine.images.get(name).architecture == FOREIGN
+    assert fresh_engine.builds.build(f"FROM {name}\nENV A=1\n").image.architecture == elf.host()
 
 
 # -- executed ----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,9 @@ def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
             steps.say(f"[Warning] {flag} is not applied to the steps of a build\n")
     if call.document("ulimits"):
         steps.say("[Warning] --ulimit is not applied to the steps of a build\n")
-    with _context(call) as found:
+    moments: list[int] = []
+    with _context(call, moments.append, keep_git=keeps_git(settings)) as found:
+        settings["options"] = replace(settings["options"], context_epoch_s=moments[-1] if moments else None)
         if isinstance(found, bytes):
             yield found.decode("utf-8-sig", "replace"), settings
             return
@@ -137,27 +140,32 @@ def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def _context(call: Call) -> Iterator[Path | bytes]:
-    """The directory of the context, or the Dockerfile that came instead of one."""
-    from ..building.sources import download, git_context, is_git, is_url, stream_context
+def _context(call: Call, told: Callable[[int], None], *, keep_git: bool | None) -> Iterator[Path | bytes]:
+    """The directory of the context, or the Dockerfile that came instead of one; `told` is given its moment."""
+    from ..building.sources import git_context, is_git, is_url, stream_context, url_context
 
     remote, layout = call.query("remote"), call.engine.layout
     if remote == "client-session":
         raise UsageError("contexts from a session need BuildKit")
     if remote and is_git(remote):
-        with git_context(layout, remote) as path:
+        with git_context(layout, remote, keep_git=keep_git, told=told) as path:
             yield path
     elif remote and is_url(remote):
-        fetched = download(remote, layout, checksum=None)
-        with open(fetched.path, "rb") as file, stream_context(layout, file) as found:
+        with url_context(layout, remote, told) as found:
             yield found
     elif remote:
         # docker takes `github.com/user/repository` for a repository, too
-        with git_context(layout, f"https://{remote}" if remote.startswith("github.com/") else remote) as path:
+        source = f"https://{remote}" if remote.startswith("github.com/") else remote
+        with git_context(layout, source, keep_git=keep_git, told=told) as path:
             yield path
     else:
-        with stream_context(layout, _Ended(call.reader())) as found:  # type: ignore[arg-type]
+        with stream_context(layout, _Ended(call.reader()), told=told) as found:  # type: ignore[arg-type]
             yield found
+
+
+def keeps_git(settings: Mapping[str, Any]) -> bool | None:
+    """Whether the build arguments ask for the .git of a git context; None leaves that to its URL."""
+    return settings["build_args"].get("BUILDKIT_CONTEXT_KEEP_GIT_DIR", "").lower() in ("1", "t", "true") or None
 
 
 class _Ended(io.RawIOBase):

@@ -13,16 +13,17 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..building.sources import download, git_context, is_git, is_url, stream_context
+from ..building.sources import git_context, is_git, is_url, stream_context, url_context
 from ..dockerfile.ignorefile import read_ignorefile
 from ..errors import LabkernelError, UsageError
 from ..store.blobs import temporary_directory
 from . import protobuf
 from .agentforward import forwarded_agents, wanted_agents
-from .build import read_dockerfile, settings_of
+from .build import keeps_git, read_dockerfile, settings_of
 from .call import Call, Host
 from .errors import ApiError
 from .filesend import send_directory, send_tar
@@ -261,6 +262,10 @@ def _prepare(
     call: Call, session: Session, body: Call | None, trace: Trace, work: Path, settings: dict[str, Any]
 ) -> str:
     """Fetch Dockerfile and context below `work`; returns the Dockerfile, and puts the rest into `settings`."""
+
+    def told(moment_s: int) -> None:
+        settings["options"] = replace(settings["options"], context_epoch_s=moment_s)
+
     name, remote = call.query("dockerfile") or "Dockerfile", call.query("remote")
     context, files = work / "context", work / "dockerfile"
     if body is not None:
@@ -269,19 +274,24 @@ def _prepare(
             stream_context(
                 call.engine.layout,
                 body.reader(),  # type: ignore[arg-type]
+                told=told,
             ) as found,
         ):
             return _kept(found, context, name, settings)
     if is_git(remote):
-        with trace.doing("[internal] load git source"), git_context(call.engine.layout, remote) as path:
+        with (
+            trace.doing("[internal] load git source"),
+            git_context(call.engine.layout, remote, keep_git=keeps_git(settings), told=told) as path,
+        ):
             return _kept(path, context, name, settings)
     if remote not in ("client-session", ""):
         if not is_url(remote):
             raise UsageError(f"not a build context: {remote}")
-        with trace.doing("[internal] load remote build context"):
-            fetched = download(remote, call.engine.layout, checksum=None)
-            with open(fetched.path, "rb") as given, stream_context(call.engine.layout, given) as found:
-                return _kept(found, context, name, settings)
+        with (
+            trace.doing("[internal] load remote build context"),
+            url_context(call.engine.layout, remote, told) as found,
+        ):
+            return _kept(found, context, name, settings)
     files.mkdir()
     with trace.doing(f"[internal] load build definition from {name}") as key:
         follow = [name, f"{name}.dockerignore", name.lower()]

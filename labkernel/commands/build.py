@@ -198,6 +198,9 @@ def build_text(
     settings = _settings(host, context, flags, files)
     outputs = outputs_of(flags["output"])
     check_outputs(outputs, settings["options"].platform)
+    for output in outputs:
+        for name in output.ignored:
+            host.warn(f"--output type={output.kind}: {name} is not supported and changes nothing")
     if flags["check"]:
         return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile))
     settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]

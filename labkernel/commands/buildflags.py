@@ -176,11 +176,13 @@ def _cache_place(host: Host, word: str, flag_name: str, key: str) -> CachePlace:
 
 @dataclass(frozen=True)
 class Output:
-    """Where the build goes beside the store. `kind`: image, local, tar, oci or docker; `dest` "-" is stdout."""
+    """Where the build goes beside the store. `kind`: image, local, tar, oci or docker; `dest` "-" is stdout; `ignored`:
+    what was asked for and is not done."""
 
     kind: str
     dest: str = ""
     name: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 def check_outputs(outputs: Sequence[Output], platform: str | None) -> None:
@@ -216,8 +218,19 @@ def outputs_of(words: Sequence[str]) -> list[Output]:
             raise UsageError("dest is required for local output", resolution="--output type=local,dest=DIRECTORY")
         if kind in ("tar", "oci") and not dest:
             dest = "-"
-        found.append(Output(kind, dest, fields.get("name", "")))
+        _check_rewriting(fields.get("rewrite-timestamp"))
+        ignored = tuple(sorted(set(fields) - _OUTPUT_KEYS))
+        found.append(Output(kind, dest, fields.get("name", ""), ignored))
     return found
+
+
+_OUTPUT_KEYS = {"type", "dest", "name", "push", "rewrite-timestamp"}
+
+
+def _check_rewriting(value: str | None) -> None:
+    """`rewrite-timestamp=true` is what SOURCE_DATE_EPOCH does here anyway, in layers and in files that go out."""
+    if value is not None and value.lower() not in ("1", "t", "true", "0", "f", "false"):
+        raise UsageError(f"non-bool value {value!r} specified for rewrite-timestamp", exit_code=1)
 
 
 def write_output(host: Host, result: BuildResult, output: Output, names: Sequence[str] = ()) -> None:

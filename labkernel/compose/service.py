@@ -194,12 +194,16 @@ class Compose:
         return built
 
     def _build(self, project: Project, name: str, given: Mapping[str, Any], told: Any) -> Any:
+        from ..building.epoch import from_environment
         from ..building.sources import git_context, is_git
 
         context = given["context"]
+        build_args = {key: value for key, value in given["args"].items() if value is not None}
+        from_environment(build_args)
         with contextlib.ExitStack() as stack:
+            moments: list[int] = []
             if is_git(context):
-                folder = stack.enter_context(git_context(self._containers.layout, context))
+                folder = stack.enter_context(git_context(self._containers.layout, context, told=moments.append))
             else:
                 folder = Path(context)
             if not folder.is_dir():
@@ -213,7 +217,7 @@ class Compose:
                 text,
                 context=folder,
                 tags=[image_name(project, name), *given.get("tags", ())],
-                build_args={key: value for key, value in given["args"].items() if value is not None},
+                build_args=build_args,
                 target=given.get("target"),
                 no_cache=given["no_cache"],
                 labels={**given.get("labels", {}), **project_labels(project), f"{PREFIX}.service": name},
@@ -225,6 +229,7 @@ class Compose:
                 allow=given.get("entitlements", ()),
                 extra_hosts=[each.replace("=", ":", 1) for each in given.get("extra_hosts", ())],
                 platform=",".join(given.get("platforms", ())) or None,
+                context_epoch_s=moments[-1] if moments else None,
             )
         return result.image
 

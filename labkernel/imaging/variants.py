@@ -2,7 +2,7 @@
 
 `FROM --platform=$BUILDPLATFORM golang` and `FROM golang` in one Dockerfile need two images of one name, and a tag is
 one image's. So what is fetched for another platform than the tag's stays without a tag, and is found again here by name
-and platform, until `prune` takes it with the other images that have no name.
+and platform, until the tag moves, or `prune` takes it with the other images that have no name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ def find_for(images: Images, ref: str, wanted: Platform) -> Image | None:
     if image is not None and platforms.fits(image.raw_config, wanted):
         return image
     name = _name(ref)
-    id = images.db.setting(_key(name, wanted)) if name is not None else None
-    found = images.find(id) if id else None
+    id, beside = (images.db.setting(_key(name, wanted)) if name is not None else None) or (None, None)
+    if id is None or beside != (image.id if image else None):
+        return None  # what the name means now came later, and so may have what it means for others
+    found = images.find(id)
     return found if found is not None and platforms.fits(found.raw_config, wanted) else None
 
 
@@ -38,16 +40,19 @@ def resolve_for(
     notify: Callable[[str], None],
     ask: bool = True,
     fresh: bool = False,
+    tagged: bool = True,
 ) -> Image:
-    """As `Images.resolve`, for one platform. The tag is left to an image that has it. `fresh`: where a registry
-    answers, as it is there now. Raises UsageError when the name is known for other platforms only."""
+    """As `Images.resolve`, for one platform. The tag is left to an image that has it, and unless `tagged` to one for
+    this machine. `fresh`: where a registry answers, as it is there now.
+
+    Raises UsageError when the name is known for other platforms only."""
     found = find_for(images, ref, wanted)
     name = _name(ref)
     if (found is not None and not fresh) or name is None:
         return found or _refuse(images, ref, wanted)
     builtin = images.is_builtin(name)
     if ask and not builtin and images.registry_answers(name.domain):
-        return _pull(images, name, wanted, notify)
+        return _pull(images, name, wanted, notify, tagged=tagged)
     if found is not None:
         return found
     if not platforms.fits({"architecture": platforms.host_platform().architecture}, wanted):
@@ -66,17 +71,22 @@ def resolve_for(
 
 
 def remember(images: Images, name: reference.Reference, wanted: Platform, image: Image) -> None:
-    """That `image` is what `name` means for `wanted`."""
-    images.db.remember(_key(name, wanted), image.id)
+    """That `image` is what `name` means for `wanted` while its tag stays where it is."""
+    now = images.find(str(name))
+    images.db.remember(_key(name, wanted), [image.id, now.id if now else None])
 
 
-def _pull(images: Images, name: reference.Reference, wanted: Platform, notify: Callable[[str], None]) -> Image:
+def _pull(
+    images: Images, name: reference.Reference, wanted: Platform, notify: Callable[[str], None], *, tagged: bool
+) -> Image:
     from .pulls import Pulls
 
     notify(f"Unable to find image '{name.familiar}' for {wanted} locally; pulling it from {name.domain}")
     known = images.find(str(name))
-    # The tag goes to this machine's platform, and to another one while nobody has it.
-    named = known is None or platforms.fits(known.raw_config, wanted)
+    if known is None:
+        named = tagged or platforms.rank(wanted, platforms.host_platform()) > 0
+    else:
+        named = platforms.fits(known.raw_config, wanted)
     image = Pulls(images).pull(str(name), platform=str(wanted), notify=notify, named=named).image
     remember(images, name, wanted, image)
     return image

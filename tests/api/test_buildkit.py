@@ -175,10 +175,11 @@ def test_a_tar_of_stdin_is_a_second_request(build: Build, name: str, engine: Eng
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, data in (("Dockerfile", b"FROM lab/busybox\nCOPY x /x\n"), ("x", b"of the tar")):
             member = tarfile.TarInfo(path)
-            member.size = len(data)
+            member.size, member.mtime = len(data), 1_700_000_000
             tar.addfile(member, io.BytesIO(data))
-    done = build("-t", name, "-", stdin=buffer.getvalue())
+    done = build("-t", name, "--build-arg", "SOURCE_DATE_EPOCH=context", "-", stdin=buffer.getvalue())
     assert done.returncode == 0, done.stderr
+    assert engine.images.get(name).raw_config["created"].startswith("2023-11-14T22:13:20"), "of its newest member"
     assert engine.containers.run(name, ["cat", "/x"], remove=True) == b"of the tar"
 
 

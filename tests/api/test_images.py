@@ -123,6 +123,30 @@ def test_the_sdk_builds_and_reads_the_streams(sdk: Any, name: str, context: Path
     assert sdk.api.prune_builds()["SpaceReclaimed"] >= 0
 
 
+def test_a_context_has_a_moment_and_a_platform(sdk: Any, name: str, engine: Engine) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        member = tarfile.TarInfo("Dockerfile")
+        text = b"FROM scratch\nARG TARGETPLATFORM\nENV P=$TARGETPLATFORM\nCOPY Dockerfile /\n"
+        member.size, member.mtime = len(text), 1_700_000_000
+        tar.addfile(member, io.BytesIO(text))
+    image, _ = sdk.images.build(
+        fileobj=io.BytesIO(buffer.getvalue()),
+        custom_context=True,
+        tag=name,
+        platform="linux/s390x",
+        buildargs={"SOURCE_DATE_EPOCH": "context"},
+    )
+    assert image.attrs["Created"].startswith("2023-11-14T22:13:20")
+    assert (image.attrs["Architecture"], image.attrs["Config"]["Env"][-1]) == ("s390x", "P=linux/s390x")
+    # 404 is what makes a client pull: the image is here for another platform only.
+    with pytest.raises(docker_sdk.errors.ImageNotFound, match="wanted linux/riscv64, actual: linux/s390x"):
+        sdk.api.create_container(name, "x", platform="linux/riscv64")
+    made = sdk.api.create_container(name, "x", platform="linux/s390x")
+    assert not made["Warnings"]
+    sdk.api.remove_container(made["Id"])
+
+
 def test_save_load_and_import(sdk: Any, docker: Cli, name: str, tmp_path: Path) -> None:
     base = sdk.images.get(IMAGE)
     assert base.tag(name, "kept")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -260,6 +261,30 @@ def test_run_exec_and_the_other_verbs(project: Path, compose: Run, engine: Engin
     assert compose("-p", project.name, "ps", "--services").stdout == "web\n"
     compose("-p", project.name, "down", "-t", "0")
     assert not engine.compose.containers(project.name)
+
+
+def test_the_epoch_of_a_git_context(project: Path, compose: Run, engine: Engine) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("there is no git here")
+    (project / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    moment = {**os.environ, "GIT_COMMITTER_DATE": "1700000000 +0000"}
+    for words in (["init", "-q", "-b", "main"], ["add", "Dockerfile"], ["commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(project), *who, *words], check=True, env=moment)
+    name = f"{project.name}/made"
+    (project / "compose.yaml").write_text(
+        f"services:\n  s:\n    image: {name}\n    build:\n      context: file://{project}/.git#main\n"
+        "      platforms: [linux/s390x, linux/riscv64]\n"
+    )
+    try:
+        compose("build", SOURCE_DATE_EPOCH="context")
+        created = {
+            architecture: engine.images.resolve(name, platform=f"linux/{architecture}").raw_config["created"][:19]
+            for architecture in ("s390x", "riscv64")
+        }
+        assert created == dict.fromkeys(("s390x", "riscv64"), "2023-11-14T22:13:20")
+    finally:
+        engine.images.remove(name, force=True)
 
 
 def test_a_cell_is_a_compose_file(project: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
