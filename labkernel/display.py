@@ -5,13 +5,32 @@ Services give their objects a `__repr__` and a `_repr_html_` with these; the fac
 
 from __future__ import annotations
 
+import functools
 import html
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 # Classes of HTML whose text is not ours: without them JupyterLab and nbconvert set `$A … $B` as a formula.
-NO_MATH = "tex2jax_ignore mathjax_ignore"
+_NO_MATH = "tex2jax_ignore mathjax_ignore"
+
+_Shown = TypeVar("_Shown")
+
+
+def no_formulas(text: str) -> str:
+    """HTML in which dollars are dollars. All that is shown goes through here, or through `without_formulas`."""
+    return f"<div class='{_NO_MATH}'>{text}</div>"
+
+
+def without_formulas(method: Callable[[_Shown], str]) -> Callable[[_Shown], str]:
+    """Decorates a `_repr_html_`."""
+
+    @functools.wraps(method)
+    def shown(self: _Shown) -> str:
+        return no_formulas(method(self))
+
+    return shown
+
 
 _DECIMAL = ("B", "kB", "MB", "GB", "TB", "PB")
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -72,9 +91,7 @@ def table_html(header: Sequence[str], rows: Iterable[Sequence[object]], *, capti
         for row in rows
     )
     title = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
-    return (
-        f"<table class='labkernel-table {NO_MATH}'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
+    return f"<table class='labkernel-table'>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def status_words(state: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from .commands.cells import HelpLines, ShowDiscarded, command_matcher, expand, s
 from .commands.grammar import LabGroup, invoke
 from .commands.host import Host, Progress
 from .commands.tree import CONTAINER_ROOT, LAB_ROOT, ROOT
+from .display import no_formulas
 from .errors import LabkernelError
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class NotebookHost(Host):
 
         def redraw(text: str, html: str | None) -> None:
             nonlocal handle
-            bundle = {"text/plain": text, **({"text/html": html} if html else {})}
+            bundle = {"text/plain": text, **({"text/html": no_formulas(html)} if html else {})}
             if handle is None:
                 handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]
             else:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
-from .display import human_memory, table_html, table_text
+from .display import human_memory, table_html, table_text, without_formulas
 from .errors import LabkernelError, NotFoundError, UsageError
 from .measuring.guest import GuestReader
 from .measuring.processes import ProcessReader, ProcessTreeReader
@@ -399,6 +399,7 @@ class Sampler:
         table = table_text(SUMMARY_HEADER, (summary(series) for series in self.all_series()))
         return "\n".join(filter(None, (table, self.note())))
 
+    @without_formulas
     def _repr_html_(self) -> str:
         rows = [summary(series) for series in self.all_series()]
         return table_html(SUMMARY_HEADER, rows, caption=self.note() or None)

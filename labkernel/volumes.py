@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .display import human_age, table_html, table_text
+from .display import human_age, table_html, table_text, without_formulas
 from .errors import ConflictError, InvalidFilter, NoSuchVolume, TaskError, UsageError
 from .events import insert_event
 from .runtime.copies import remove_tree
@@ -283,6 +283,7 @@ class Volume:
     def __repr__(self) -> str:
         return f"<Volume: {self.short_id}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return VolumeList([self])._repr_html_()
 
@@ -298,6 +299,7 @@ class VolumeList(list[Volume]):
     def __repr__(self) -> str:
         return table_text(self.header, self.rows())
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return table_html(self.header, self.rows())
 

@@ -6,7 +6,7 @@ import html
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import NO_MATH, human_size, table_text
+from ..display import human_size, table_text, without_formulas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,6 +111,7 @@ class BuildResult:
         table = table_text(["STEP", "INSTRUCTION", "TIME", "SIZE", "LAYER", "WHY"], self._rows())
         return "\n".join(["  ".join(self._summary()), table, *(f"warning: {text}" for text in self.warnings)])
 
+    @without_formulas
     def _repr_html_(self) -> str:
         left = "style='text-align:left'"
         cells = []
@@ -127,7 +128,7 @@ class BuildResult:
         folded = "" if len(self.steps) > _SHOWN_STEPS else " open"
         short, tags, *rest = (html.escape(part) for part in self._summary())
         return (
-            f"<div class='labkernel-image {NO_MATH}'><details{folded}><summary style='cursor:pointer'><b>{tags}</b> · "
+            f"<div class='labkernel-image'><details{folded}><summary style='cursor:pointer'><b>{tags}</b> · "
             f"<code>{short}</code> · {' · '.join(rest)}</summary><table><thead><tr>{head}</tr></thead>"
             f"<tbody>{''.join(cells)}</tbody></table></details>{warnings}</div>"
         )

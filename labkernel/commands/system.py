@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..display import human_size, table_html
+from ..display import human_size, table_html, without_formulas
 from ..errors import LabkernelError, NotFoundError, UsageError
 from .container import confirm, document, filters_of, moment
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option, words
@@ -55,6 +55,7 @@ class Report(Listing):
                 out.append(f"     {'':<{width}}  → {remedy}")
         return "\n".join(out)
 
+    @without_formulas
     def _repr_html_(self) -> str:
         """What is missing or has something to say as a table; the plain yeses in one line below."""
         lines = self._lines()

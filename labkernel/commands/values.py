@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..display import human_duration, table_html, table_text
+from ..display import human_duration, table_html, table_text, without_formulas
 from .template import render
 
 
@@ -38,6 +38,7 @@ class Listing(list[Any]):
     def __repr__(self) -> str:
         return self.text
 
+    @without_formulas
     def _repr_html_(self) -> str:
         if self._header is not None and self._text is None:
             return table_html(self._header, self._rows)
@@ -125,6 +126,7 @@ class RunResult:
             parts.append(self.note)
         return " · ".join(parts)
 
+    @without_formulas
     def _repr_html_(self) -> str:
         mark, colour = ("✓", "#2e7d32") if self.ok else ("✗", "#c62828")
         return f"<span style='color:{colour}'>{mark}</span> {html.escape(repr(self))}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_age, human_size, table_html, table_text
+from ..display import human_age, human_size, table_html, table_text, without_formulas
 from ..errors import UsageError
 from ..oci import reference
 from ..oci.config import timestamp
@@ -171,6 +171,7 @@ class Image:
         names = ", ".join(self.tags) or "<none>"
         return f"<Image {names} {self.short_id[7:]} {human_size(self.size_bytes)}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         steps = self.history()
         rows = [
@@ -202,5 +203,6 @@ class ImageList(list[Image]):
     def __repr__(self) -> str:
         return table_text(self.HEADER, self.rows())
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return table_html(self.HEADER, self.rows())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import NO_MATH, human_size, table_text
+from ..display import human_size, table_text, without_formulas
 from ..errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class Layers:
 
     # -- HTML --------------------------------------------------------------------------------------------------
 
+    @without_formulas
     def _repr_html_(self) -> str:
         largest = max((layer.size_bytes for layer in self.layers), default=0) or 1
         rows = "".join(_layer_html(layer, largest) for layer in self.layers)
@@ -146,7 +147,7 @@ class Layers:
             f"<span style='color:{_COLOURS[word]}'><b>{mark}</b> {word}</span>" for word, mark in _MARKS.items()
         )
         return (
-            f"<div class='labkernel-layers {NO_MATH}'><div><b>{html.escape(self._heading())}</b></div>"
+            f"<div class='labkernel-layers'><div><b>{html.escape(self._heading())}</b></div>"
             f"<div style='{_MUTED};margin-bottom:4px'>from the base up: each layer opens &nbsp; {legend}</div>"
             f"{rows}{waste}</div>"
         )

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from ..display import human_memory, human_size, table_html, table_text
+from ..display import human_memory, human_size, table_html, table_text, without_formulas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ class VMResult:
     def __repr__(self) -> str:
         return table_text(("VM", self.image), self._rows())
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return table_html(("VM", self.image), self._rows(), caption=shlex.join(self.command))
 

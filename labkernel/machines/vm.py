@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ..display import without_formulas
 from ..errors import ConflictError, NoSuchContainer, NoSuchVM, StartError, UsageError, VMError
 from ..measuring.readers import reader_for
 from ..measuring.samples import Limits, Sample
@@ -326,6 +327,7 @@ class VM(Container):
         how = f", {self.accelerator.upper()}" if self.accelerator else ""
         return f"<VM {self.name} ({self.short_id}) {self.image_ref}: {self.status_line()}{how}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..display import table_html, table_text
+from ..display import table_html, table_text, without_formulas
 from ..errors import UsageError
 from ..metrics import dataframe
 from .words import disk_text, memory_text, ratio_text, seconds_text
@@ -178,6 +178,7 @@ class Comparison:
     def __repr__(self) -> str:
         return self.text()
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

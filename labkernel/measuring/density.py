@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import table_html, table_text
+from ..display import table_html, table_text, without_formulas
 from ..errors import LabkernelError, UsageError
 from ..metrics import dataframe, reader_for
 from .program import INSIDE
@@ -122,6 +122,7 @@ class Density:
     def __repr__(self) -> str:
         return self.text()
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

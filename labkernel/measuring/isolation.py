@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_memory, table_html, table_text
+from ..display import human_memory, table_html, table_text, without_formulas
 from ..errors import LabkernelError
 from ..metrics import dataframe
 from .program import INSIDE, told
@@ -65,6 +65,7 @@ class Isolation:
     def __repr__(self) -> str:
         return self.text()
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

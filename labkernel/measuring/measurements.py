@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import table_html, table_text
+from ..display import table_html, table_text, without_formulas
 from ..errors import UsageError
 from ..metrics import dataframe
 from .experiments import BY_NAME, Experiment
@@ -121,6 +121,7 @@ class Measurements:
     def __repr__(self) -> str:
         return self.text()
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

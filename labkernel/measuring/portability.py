@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_size, table_html, table_text
+from ..display import human_size, table_html, table_text, without_formulas
 from ..errors import LabkernelError
 from ..metrics import dataframe
 from .program import INSIDE, told
@@ -73,6 +73,7 @@ class Portability:
     def __repr__(self) -> str:
         return self.text()
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_age, table_html, table_text
+from ..display import human_age, table_html, table_text, without_formulas
 from ..net import addresses
 from ..runtime.logs import timestamp
 
@@ -126,6 +126,7 @@ class Network:
     def __repr__(self) -> str:
         return f"<Network {self.name} ({self.short_id}) {self.subnet or self.driver}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return NetworkList([self])._repr_html_()
 
@@ -141,5 +142,6 @@ class NetworkList(list[Network]):
     def __repr__(self) -> str:
         return table_text(self.header, self.rows())
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return table_html(self.header, self.rows())

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..display import human_age, human_size, table_html
+from ..display import human_age, human_size, table_html, without_formulas
 from ..errors import (
     ConflictError,
     DriverError,
@@ -110,6 +110,7 @@ class RemoteObject:
     def __repr__(self) -> str:
         return f"<{self._kind.capitalize()} {self.name} on {self._engine.context.name}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         rows = [(key, str(value)) for key, value in self.attrs.items() if isinstance(value, (str, int)) and value != ""]
         return table_html((self._kind, self.name), rows[:12], caption=self._engine.context.name)

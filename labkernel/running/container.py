@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..display import command_words, human_age, status_words, table_html, table_text
+from ..display import command_words, human_age, status_words, table_html, table_text, without_formulas
 from ..errors import ConflictError, NoSuchContainer, NoSuchImage, UsageError
 from ..linux.files import read_file
 from ..runtime.settings import check_name, parse_command, parse_signal
@@ -544,6 +544,7 @@ class Container:
     def __repr__(self) -> str:
         return f"<Container {self.name} ({self.short_id}) {self.image_ref}: {self.status_line()}>"
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 
@@ -568,6 +569,7 @@ class ContainerList(list[Container]):
     def __repr__(self) -> str:
         return table_text(self.header, self.rows())
 
+    @without_formulas
     def _repr_html_(self) -> str:
         return table_html(self.header, self.rows())
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..display import without_formulas
 from ..linux.limits import device_rule, translate
 from ..linux.seccomp import call_name
 from ..runtime.spec import DEFAULT_CAPABILITIES
@@ -68,6 +69,7 @@ class Explanation(list[Step]):
     def __repr__(self) -> str:
         return self.text
 
+    @without_formulas
     def _repr_html_(self) -> str:
         import html
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_age, human_memory, human_size, table_html, table_text
+from ..display import human_age, human_memory, human_size, no_formulas, table_html, table_text
 from ..errors import LabkernelError
 from .monitor import _SHOWN_BY as SHOWN_BY
 
@@ -256,7 +256,7 @@ class Dashboard:
         return dict(bundle[0] if isinstance(bundle, tuple) else bundle)
 
     def _plain(self) -> dict[str, Any]:
-        return {"text/plain": repr(self), "text/html": self.html()}
+        return {"text/plain": repr(self), "text/html": no_formulas(self.html())}
 
     def _ipython_display_(self) -> None:
         from IPython.core.getipython import get_ipython

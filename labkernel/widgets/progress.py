@@ -14,7 +14,7 @@ import time
 from collections import deque
 from typing import Any, Literal, Protocol, TextIO
 
-from ..display import NO_MATH, human_size
+from ..display import human_size, no_formulas
 
 Mode = Literal["auto", "plain", "tty", "quiet"]
 _TAIL_LINES = 8
@@ -234,7 +234,7 @@ class BuildProgress:
         from IPython.display import display
 
         self._shown_at = time.monotonic()
-        data = {"text/html": self.html(), "text/plain": self.text()}
+        data = {"text/html": no_formulas(self.html()), "text/plain": self.text()}
         if self._handle is None:
             # Made in the cell's own thread; later updates find the output by its display id, from any thread.
             self._handle = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
@@ -280,7 +280,7 @@ class BuildProgress:
         folded = self._closed and not isinstance(self._outcome, BaseException)
         rows = "".join(_row_html(step, self._look(step), closed=self._closed) for step in self._steps)
         return (
-            f"<details class='labkernel-build {NO_MATH}'{'' if folded else ' open'}>"
+            f"<details class='labkernel-build'{'' if folded else ' open'}>"
             f"<summary style='cursor:pointer'>{html.escape(self._heading())}</summary>"
             f"<table style='{_TABLE}'>{rows}</table></details>"
         )

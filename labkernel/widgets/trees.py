@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..display import NO_MATH, human_memory
+from ..display import human_memory, no_formulas, without_formulas
 from ..errors import LabkernelError, NoSuchContainer, NoSuchVM, UsageError
 
 _MONO = "font-family:var(--jp-code-font-family, monospace);font-size:12px"
@@ -61,12 +61,13 @@ class ProcessTree:
     def __repr__(self) -> str:
         return "\n".join([self.title, *(self._lines() or ["nothing runs"])])
 
+    @without_formulas
     def _repr_html_(self) -> str:
         body = "".join(_branch(root) for root in self.roots) or "<p>nothing runs</p>"
         count = sum(root.count for root in self.roots)
         many = "1 process" if count == 1 else f"{count} processes"
         head = f"<div><b>{html.escape(self.title)}</b> <span style='{_MUTED}'>{many}</span></div>"
-        return f"<div class='labkernel-processes {NO_MATH}'>{head}{body}</div>"
+        return f"<div class='labkernel-processes'>{head}{body}</div>"
 
 
 def _words(process: Process) -> str:
@@ -227,7 +228,7 @@ class NetworkMap:
         # As an image in HTML it shrinks with its cell; on its own JupyterLab cuts it off.
         data = base64.b64encode(self.svg().encode()).decode()
         picture = f"<img style='max-width:100%' alt='map of the networks' src='data:image/svg+xml;base64,{data}'>"
-        return {"text/html": picture, "image/svg+xml": self.svg(), "text/plain": repr(self)}
+        return {"text/html": no_formulas(picture), "image/svg+xml": self.svg(), "text/plain": repr(self)}
 
 
 def _box(x: float, y: float, w: float, h: float, name: str, below: str, colour: str, *, filled: bool) -> str:

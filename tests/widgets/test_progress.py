@@ -108,7 +108,7 @@ def test_a_notebook_shows_one_output_that_folds(shown: list[dict[str, str]]) -> 
     progress.close(object())
     assert len(shown) <= 3, "redraws are limited to a few a second"
     last = shown[-1]["text/html"]
-    assert last.startswith("<details class='labkernel-build tex2jax_ignore mathjax_ignore'><summary")
+    assert last.startswith("<div class='tex2jax_ignore mathjax_ignore'><details class='labkernel-build'><summary")
     assert "Built web in" in last
     assert "2 steps, 1 cached" in last
     assert "2.5MB" in last
