@@ -205,8 +205,10 @@ class _Monitor:
             return False  # PRoot was killed: the shim lives on, for a moment
         if len(data) < 4:
             return False
-        # Untraced, a command soon dies of something else; what ended it is that PRoot was killed.
-        self.code = self._killed_tracer()
+        # Untraced, a command soon dies of something else; what ended it is that PRoot was killed. It may have been
+        # reaped by now: its end and the status can come in one poll.
+        if self.code is None:
+            self.code = self._killed_tracer()
         if self.code is None:
             self.code = code_of(int.from_bytes(data, "little"))
         return True

@@ -588,6 +588,23 @@ def test_a_killed_tracer_is_known_while_it_is_still_going() -> None:
     assert prootmonitor._Monitor(pid, -1)._killed_tracer() == 137
 
 
+@pytest.mark.parametrize("seen_first", ["tracer", "status"])
+def test_a_killed_tracer_is_what_ended_the_command(seen_first: str) -> None:
+    """Both can come in one poll; the command's own status, untraced, is then of something else."""
+    # In a process of its own: the monitor reaps whatever child there is.
+    code = (
+        "import os, signal\nfrom labkernel.runtime.prootmonitor import _Monitor\n"
+        "reading, writing = os.pipe2(os.O_NONBLOCK)\ntracer = os.fork()\n"
+        "if tracer == 0:\n signal.pause()\n"
+        "os.kill(tracer, signal.SIGKILL)\nos.waitid(os.P_PID, tracer, os.WEXITED | os.WNOWAIT)\n"
+        "os.write(writing, (139 << 8).to_bytes(4, 'little'))\nmonitor = _Monitor(tracer, reading)\n"
+        f"if {seen_first!r} == 'tracer':\n monitor._reap()\n"
+        "assert monitor._take_status()\nprint(monitor.code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=REPO)
+    assert done.stdout == "137\n", done.stderr
+
+
 def test_store_is_refused_without_proot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from labkernel.errors import DriverError
 
