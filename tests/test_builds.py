@@ -147,6 +147,18 @@ def test_changed_args_and_instructions_say_why(engine: Engine) -> None:
     assert third.steps[-1].why.startswith("instruction changed")
 
 
+def test_steps_without_files_say_why_too(engine: Engine) -> None:
+    text = fresh(BASE + "ENV A=1\nLABEL x=1\n")
+    assert [step.why for step in build(engine, text).steps][1:] == [
+        "not built before",
+        *[f"follows {line}, which was made anew" for line in text.splitlines()[1:3]],
+    ]
+    assert not any(step.why for step in build(engine, text).steps)
+    changed = build(engine, text.replace("x=1", "x=2")).steps
+    assert [step.why for step in changed][2:] == ["", "instruction changed: it was LABEL x=1"]
+    assert {step.why for step in build(engine, text, no_cache=True).steps[1:]} == {"--no-cache"}
+
+
 def test_a_step_of_another_image_is_not_taken_for_an_earlier_one(engine: Engine) -> None:
     stamp = time.time_ns()
     build(engine, BASE + f"RUN echo {stamp} > /one; sleep 0\n")

@@ -107,14 +107,14 @@ class BuildCache:
     def why(self, place: str, inputs: Mapping[str, str], text: str) -> str:
         """Why there is no row for a step at `place` (parent and kind of instruction): what differed last time."""
         rows = self._db.query(
-            "SELECT config FROM build_cache WHERE json_extract(config, '$.place') = ? ORDER BY created_at DESC",
-            (place,),
+            "SELECT config FROM build_cache WHERE json_extract(config, '$.place') = ? ORDER BY created_at DESC LIMIT ?",
+            (place, _MAX_COMPARED),
         )
         records = [json.loads(row[0]) for row in rows]
         same = next((record for record in records if record.get("text") == text), None)
         if same is None:
             # Others build on the same base: only what resembles this step can be what it was before.
-            near = _nearest(text, [str(record.get("text")) for record in records[:_MAX_COMPARED]])
+            near = _nearest(text, [str(record.get("text")) for record in records])
             return f"instruction changed: it was {shortened(near)}" if near else "not built before"
         name = text.split(" ", 1)[0]
         before: dict[str, str] = same.get("inputs") or {}

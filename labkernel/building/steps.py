@@ -155,6 +155,7 @@ class StageBuilder:
         self.later = later
         self._lexer = Lexer(settings.escape)
         self._rebuilt = ""  # the last step of this stage that was made anew
+        self._reset = ""  # the last one of those that change the config only
 
     def carry_out(self, step: ins.Instruction, on_output: Callable[[bytes], None]) -> Outcome:
         """Do one instruction. Raises LabkernelError, RunEnded; the state is then as it was before."""
@@ -273,12 +274,22 @@ class StageBuilder:
         key = digest_of("config", 1, parent, message, self.state.config, document.get("author"), self.settings.epoch_s)
         found = None if self.settings.no_cache else self._cache.find(key)
         created = found.created if found else self._now()
+        why = ""
         if found is None:
-            place = digest_of("config", self.state.chain, step.line)
-            self._cache.store(key, None, {"created": created, "text": message, "place": place})
+            place = digest_of("config", self.state.chain, step.name)
+            why = self._why(place, {"what is before it": parent}, message, self._rebuilt or self._reset)
+            record = {"created": created, "text": message, "place": place, "inputs": {"what is before it": parent}}
+            self._cache.store(key, None, record)
+            self._reset = shortened(message)
         if not isinstance(step, ins.Onbuild):  # as BuildKit has it: a trigger leaves its trace where it is carried out
             self._add_history(message, created, empty=True)
-        return Outcome(cached=found is not None)
+        return Outcome(cached=found is not None, why=why)
+
+    def _why(self, place: str, inputs: Mapping[str, str], text: str, earlier: str) -> str:
+        """Why a step is not cached; `earlier`: the step before it that was not."""
+        if self.settings.no_cache:
+            return "--no-cache"
+        return f"follows {earlier}, which was made anew" if earlier else self._cache.why(place, inputs, text)
 
     # -- instructions that make layers --------------------------------------------------------------------------
 
@@ -453,12 +464,7 @@ class StageBuilder:
             self._append(found.layer, message, found.created)
             return Outcome(cached=True, layer=found.layer, size_bytes=int(found.record.get("size_bytes", 0)))
         place = digest_of("layer", parent, name)
-        if self.settings.no_cache:
-            why = "--no-cache"
-        elif self._rebuilt:
-            why = f"follows {self._rebuilt}, which was made anew"
-        else:
-            why = self._cache.why(place, inputs, text)
+        why = self._why(place, inputs, text, self._rebuilt)
         layer, size_bytes, warnings = make()
         for warning in warnings:
             self.warn(f"{text.splitlines()[0]}: {warning}")

@@ -166,6 +166,9 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TRIGGER machine_leaves AFTER DELETE ON vms
         BEGIN DELETE FROM endpoints WHERE container_id = old.id; END;
     """,
+    """
+    CREATE INDEX build_cache_by_place ON build_cache(json_extract(config, '$.place'));
+    """,
 )
 """Migration N brings `user_version` from N to N + 1. Only ever append."""
 
