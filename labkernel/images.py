@@ -218,6 +218,9 @@ class Images:
         target = str(reference.parse_tag(name))
         image = self.get(ref)
         self.catalog.tag(target, image.id)
+        from .imaging.variants import copy_set
+
+        copy_set(self, ref, reference.parse(target))
         self.tell(image, "tag", reference.parse(target).familiar)
 
     def remove(self, ref: str, *, force: bool = False) -> Records:

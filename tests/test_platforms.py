@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registries import OCI_INDEX, OCI_MANIFEST, MadeImage, Scripted, scripted
+from registries import OCI_INDEX, OCI_MANIFEST, MadeImage, Scripted, docker_registry, scripted
 
 from labkernel.engine import Engine
-from labkernel.errors import BuildError, StartError, UsageError
+from labkernel.errors import BuildError, ManifestError, StartError, UsageError
 from labkernel.imaging.basefiles import find_busybox
 from labkernel.linux import elf
 
@@ -149,6 +149,27 @@ def test_several_platforms_are_an_index(fresh_engine: Engine, tmp_path: Path) ->
     refused = labkernel(engine, "build", *words, "-o", f"type=docker,dest={tmp_path}/d.tar", str(tmp_path))
     assert refused.returncode == 1
     assert "does not currently support exporting manifest lists" in refused.stderr
+
+
+def test_several_platforms_are_pushed_as_an_index(engine: Engine, fresh_engine: Engine, tmp_path: Path) -> None:
+    with docker_registry(tmp_path) as domain:
+        name = f"{domain}/multi"
+        done = engine.builds.build(CROSS, platform=f"linux/{FOREIGN},linux/{elf.host()}", tags=[name])
+        assert engine.images.get(name).architecture == elf.host(), "the tag is for this machine whatever comes first"
+        pushed = engine.pushes.push(name)
+        assert engine.images.find(f"{name}@{pushed.digest}") == engine.images.get(name)
+        for platform, image in done.images.items():
+            pulled = fresh_engine.pulls.pull(name, platform=platform)
+            assert (pulled.digest, pulled.image.id) == (pushed.digest, image.id)
+        engine.images.tag(name, f"{name}:again")
+        assert engine.pushes.push(f"{name}:again").digest == pushed.digest
+        engine.images.remove(f"{name}:again")
+        # With another image under the name it is that one alone.
+        engine.images.tag(done.images[f"linux/{FOREIGN}"].id, name)
+        assert engine.pushes.push(name).digest != pushed.digest
+        with pytest.raises(ManifestError, match="does not provide the specified platform"):
+            fresh_engine.pulls.pull(name, platform=f"linux/{elf.host()}")
+        engine.images.remove(name)
 
 
 def test_no_tag_where_one_platform_fails(engine: Engine) -> None:

@@ -75,7 +75,7 @@ def joined(
     images: Images, wanted: Sequence[Platform], results: Sequence[BuildResult], tags: Sequence[str]
 ) -> BuildResult:
     """One result of the builds for several platforms; their names are set here, after the last one has succeeded."""
-    from ..imaging.variants import remember
+    from ..imaging.variants import remember_set
     from ..oci import reference
     from .result import BuildResult
 
@@ -84,8 +84,7 @@ def joined(
     first = next((image for platform, image in built.items() if platforms.rank(platform, own)), results[0].image)
     for tag in tags:
         images.tag(first.id, tag)
-        for platform, image in built.items():
-            remember(images, reference.parse_tag(tag), platform, image)
+        remember_set(images, reference.parse_tag(tag), built)
     warnings = dict.fromkeys(line for result in results for line in result.warnings)
     return BuildResult(
         first,
@@ -98,19 +97,14 @@ def joined(
 
 def save_index(images: Images, built: Mapping[str, Image], names: Sequence[str], out: BinaryIO) -> None:
     """`--output type=oci` of several platforms: an image layout whose index has one image for each."""
+    from ..imaging.variants import index_of
     from ..oci import archive
-    from ..oci import manifest as oci
     from ..oci.reference import parse_tag
 
-    saved, descriptors = [], []
-    for platform, image in built.items():
-        digest = images.catalog_row(image).manifest
-        media_type = oci.parse_manifest(images.blobs.read(digest)).media_type or oci.OCI_MANIFEST
-        size, of = images.blobs.size(digest), platforms.parse_platform(platform)
-        descriptors.append(oci.Descriptor(media_type=media_type, digest=digest, size=size, platform=of))
-        saved.append(archive.SavedImage(image.id, digest, image.layers, []))
+    rows = {image.id: images.catalog_row(image).manifest for image in built.values()}
+    saved = [archive.SavedImage(image.id, rows[image.id], image.layers, []) for image in built.values()]
     tags = [str(parse_tag(name)) for name in names]
-    archive.save_index(images.blobs, oci.make_index(descriptors).raw, saved, tags, out)
+    archive.save_index(images.blobs, index_of(images, built).raw, saved, tags, out)
 
 
 def export_all(images: Images, built: Mapping[str, Image], out: BinaryIO) -> None:

@@ -17,6 +17,7 @@ from ..oci import reference, transfer
 from ..oci.registry import Refused, Registry
 from ..store.catalog import HOST_LAYER
 from .pulls import POLL_S, LayerState, Pulls, Watch
+from .variants import index_of, set_of
 
 if TYPE_CHECKING:
     from ..images import Images
@@ -52,7 +53,8 @@ class Pushes:
         notify: Notify = lambda line: None,
         watch: Watch = lambda layers: None,
     ) -> Pushed:
-        """Bring the image tagged `ref` to the registry of that name.
+        """Bring the image tagged `ref` to the registry of that name; with those built for other platforms together with
+        it, as an index.
 
         `chunk_bytes` sends blobs in chunks of that size (for proxies that limit a request) instead of in one piece.
         `watch` is called some ten times a second with the state of all layers. Raises NoSuchImage, RegistryError.
@@ -61,18 +63,23 @@ class Pushes:
         image = self.images.get(str(wanted))
         if image.uses_host:
             raise ImageError("an image on lab/host cannot leave this machine: its lowest layer is the machine")
-        raw = self.images.blobs.read(self.images.catalog_row(image).manifest)
-        manifest = oci.parse_manifest(raw)
-        with self.pulls.open(wanted.domain, notify=notify, mirrors=False) as registry:
-            job = _Job(self.images, registry, wanted, image, chunk_bytes)
-            with self.images.adding():
-                job.send(manifest, watch)
+        together = set_of(self.images, wanted)
+        raw, media_type = b"", ""
+        with self.pulls.open(wanted.domain, notify=notify, mirrors=False) as registry, self.images.adding():
+            for each in together.values() or [image]:
+                raw = self.images.blobs.read(self.images.catalog_row(each).manifest)
+                manifest = oci.parse_manifest(raw)
                 media_type = manifest.media_type or oci.OCI_MANIFEST
-                registry.put_manifest(wanted.path, wanted.tag or "latest", raw, media_type)
-        name = f"{wanted.name}@{manifest.digest}"
-        self.images.catalog.name_digest(name, image.id)
+                _Job(self.images, registry, wanted, each, chunk_bytes).send(manifest, watch)
+                if together:
+                    registry.put_manifest(wanted.path, manifest.digest, raw, media_type)
+            if together:
+                raw, media_type = index_of(self.images, together).raw, oci.OCI_INDEX
+            registry.put_manifest(wanted.path, wanted.tag or "latest", raw, media_type)
+        digest = oci.digest_of(raw)
+        self.images.catalog.name_digest(f"{wanted.name}@{digest}", image.id)
         self.images.tell(image, "push", wanted.familiar)
-        return Pushed(wanted.familiar, manifest.digest, len(raw))
+        return Pushed(wanted.familiar, digest, len(raw))
 
 
 class _Job:

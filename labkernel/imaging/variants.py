@@ -7,10 +7,11 @@ and platform, until the tag moves, or `prune` takes it with the other images tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidReference, NoSuchImage, UsageError
+from ..oci import manifest as oci
 from ..oci import platforms, reference
 from ..oci.manifest import Platform
 
@@ -74,6 +75,42 @@ def remember(images: Images, name: reference.Reference, wanted: Platform, image:
     """That `image` is what `name` means for `wanted` while its tag stays where it is."""
     now = images.find(str(name))
     images.db.remember(_key(name, wanted), [image.id, now.id if now else None])
+
+
+def remember_set(images: Images, name: reference.Reference, built: Mapping[Platform, Image]) -> None:
+    """That these images were built together under `name`, whose tag is one of theirs: a push sends them all."""
+    for wanted, image in built.items():
+        remember(images, name, wanted, image)
+    now = images.get(str(name))
+    images.db.remember(f"images-of:{name}", [now.id, {str(wanted): image.id for wanted, image in built.items()}])
+
+
+def set_of(images: Images, name: reference.Reference) -> dict[str, Image]:
+    """The images that were built together under `name`, by platform, while its tag and all of them are there."""
+    tagged, ids = images.db.setting(f"images-of:{name}") or (None, {})
+    found = {platform: images.find(id) for platform, id in ids.items()}
+    if tagged is None or tagged != images.catalog.find_by_tag(str(name)):
+        return {}
+    return {platform: image for platform, image in found.items() if image is not None}
+
+
+def copy_set(images: Images, ref: str, name: reference.Reference) -> None:
+    """After `tag ref name`: what was built together under `ref` is so under `name`, too."""
+    source = _name(ref)
+    built = set_of(images, source) if source is not None else {}
+    if built:
+        remember_set(images, name, {platforms.parse_platform(word): image for word, image in built.items()})
+
+
+def index_of(images: Images, built: Mapping[str, Image]) -> oci.Index:
+    """An index with one image for each platform (image-index.md)."""
+    descriptors = []
+    for platform, image in built.items():
+        digest = images.catalog_row(image).manifest
+        media_type = oci.parse_manifest(images.blobs.read(digest)).media_type or oci.OCI_MANIFEST
+        size, of = images.blobs.size(digest), platforms.parse_platform(platform)
+        descriptors.append(oci.Descriptor(media_type=media_type, digest=digest, size=size, platform=of))
+    return oci.make_index(descriptors)
 
 
 def _pull(
