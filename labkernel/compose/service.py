@@ -111,16 +111,17 @@ class Compose:
         for name in services:
             service, ref = project.services[name], image_name(project, name)
             policy = pull or service.get("pull_policy") or "missing"
-            image = self._images.find(ref)
+            platform = service.get("platform")
+            image = self._images.find(ref, platform=platform)
             if "build" in service and (build or policy == "build" or (image is None and build is not False)):
                 if policy in ("always", "missing") and image is None and "image" in service and build is None and pull:
-                    image = self._pull(ref, report, needed=False)
+                    image = self._pull(ref, report, needed=False, platform=platform)
                 if image is None or build or policy == "build":
-                    image = self.build(project, [name], report=report, on_step=on_step)[name]
+                    image = self.build(project, [name], report=report, on_step=on_step, to_run=True)[name]
             elif image is None and "build" in service:
                 raise project.error(name, f"no such image: {ref}", at="build", resolution="up without --no-build")
             elif policy == "always" and "image" in service:
-                image = self._pull(ref, report)
+                image = self._pull(ref, report, platform=platform)
             elif image is None:
                 if policy == "never":
                     raise project.error(name, f"No such image: {ref}", at="image", resolution="`compose pull` gets it")
@@ -141,10 +142,10 @@ class Compose:
                 err.details = "\n".join(filter(None, (err.details, f"service {name} ({place.file}:{place.line})")))
             raise
 
-    def _pull(self, ref: str, report: Report, *, needed: bool = True) -> Any:
+    def _pull(self, ref: str, report: Report, *, needed: bool = True, platform: str | None = None) -> Any:
         report(f"Image {ref}", "Pulling")
         try:
-            image = self._images.pull(ref)
+            image = self._images.pull(ref, platform=platform)
         except LabkernelError:
             if needed:
                 raise
@@ -162,7 +163,8 @@ class Compose:
             if "image" not in service or "build" in service:
                 report(f"Service {name}", "Skipped - No image to be pulled")
                 continue
-            image = self._pull(image_name(project, name), report, needed=not ignore_failures)
+            platform = service.get("platform")
+            image = self._pull(image_name(project, name), report, needed=not ignore_failures, platform=platform)
             images += [image] if image is not None else []
         return images
 
@@ -176,8 +178,10 @@ class Compose:
         build_args: Mapping[str, str] | None = None,
         report: Report = _silent,
         on_step: Callable[[str, BuildStep], None] | None = None,
+        to_run: bool = False,
     ) -> dict[str, Any]:
-        """Build the images of `services` (default: all that have a build): service -> Image."""
+        """Build the images of `services` (default: all that have a build): service -> Image. `to_run`: for the platform
+        that a container of them is for only."""
         built = {}
         for name in project.select(services, with_dependencies=False):
             service = project.services[name]
@@ -188,6 +192,11 @@ class Compose:
             given["args"] = {**given.get("args", {}), **(build_args or {})}
             given["no_cache"] = no_cache or given.get("no_cache", False)
             given["pull"] = pull or given.get("pull", False)
+            own = [service["platform"]] if service.get("platform") else []
+            listed = given.get("platforms") or own
+            if own and own[0] not in listed:
+                raise project.error(name, f"build.platforms does not hold the service's platform {own[0]}", at="build")
+            given["platforms"] = own if to_run else listed
             told = (lambda step, name=name: on_step(name, step)) if on_step is not None else None
             built[name] = self._build(project, name, given, told)
             report(f"Service {name}", "Built")

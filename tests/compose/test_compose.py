@@ -287,6 +287,31 @@ def test_the_epoch_of_a_git_context(project: Path, compose: Run, engine: Engine)
         engine.images.remove(name, force=True)
 
 
+def test_a_service_is_built_for_its_platform(project: Path, compose: Run, engine: Engine) -> None:
+    (project / "Dockerfile").write_text(
+        'FROM scratch\nARG TARGETARCH\nCMD ["x"]\nENV FOR=$TARGETARCH\nCOPY Dockerfile /\n'
+    )
+    name = f"{project.name}/made"
+    text = "services:\n  s:\n    image: {}\n    platform: linux/{}\n    build:\n      context: .\n"
+    file = project / "compose.yaml"
+    try:
+        file.write_text(text.format(name, "riscv64"))
+        compose("build")
+        assert engine.images.get(name).architecture == "riscv64"
+        # For a container one of the listed platforms is enough: its own.
+        file.write_text(text.format(name, "s390x") + "      platforms: [linux/s390x, linux/riscv64]\n")
+        compose("create")
+        label = f"com.docker.compose.project={project.name}"
+        (made,) = engine.containers.list(True, filters={"label": label})
+        assert made.image.architecture == "s390x"
+        assert engine.images.find(name, platform="linux/riscv64") is None
+        file.write_text(text.format(name, "mips64le") + "      platforms: [linux/s390x]\n")
+        assert "does not hold the service's platform linux/mips64le" in compose("build", code=None).stderr
+    finally:
+        compose("rm", "-f")
+        engine.images.remove(name, force=True)
+
+
 def test_a_cell_is_a_compose_file(project: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     from IPython.testing.globalipapp import start_ipython
 
