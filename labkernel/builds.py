@@ -47,14 +47,13 @@ from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
 from .errors import (
     DISK_FULL_HINT,
-    FOREIGN,
-    FOREIGN_HINT,
     BuildError,
     DiskFull,
     DockerfileError,
     LabkernelError,
     NoSuchImage,
     UsageError,
+    foreign_hint,
 )
 from .imaging.variants import find_for, resolve_for
 from .oci.platforms import normal, parse_platform
@@ -580,7 +579,7 @@ class _Build:
             brief,
             status=err.status,
             details="\n".join([*shown, lines]),
-            resolution=FOREIGN_HINT if FOREIGN in err.error else _hint(err.status, shown),
+            resolution=foreign_hint(err.error) or _hint(err.status, shown),
             **where,
         )
 

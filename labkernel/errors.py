@@ -190,6 +190,13 @@ FOREIGN_HINT = (
 )
 
 
+def foreign_hint(text: str) -> str | None:
+    """What helps where a start failed with `text`; None where that is of no program of another architecture."""
+    if FOREIGN not in text:
+        return None
+    return "the drivers root and rootless can do it, with an interpreter" if "driver proot" in text else FOREIGN_HINT
+
+
 class StartError(RuntimeFailure):
     """The container's command could not be started: exit_code 125 (set-up), 126 (not executable), 127 (not found)."""
 
@@ -201,7 +208,7 @@ class StartError(RuntimeFailure):
     def __init__(self, brief: str, **parts: Any) -> None:
         super().__init__(brief, **parts)
         if self.resolution is None:
-            self.resolution = FOREIGN_HINT if FOREIGN in brief else self._HINTS.get(self.exit_code)
+            self.resolution = foreign_hint(brief) or self._HINTS.get(self.exit_code)
 
 
 class TaskError(RuntimeFailure):

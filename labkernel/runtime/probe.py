@@ -261,7 +261,9 @@ def _programs() -> list[Capability]:
 
 def _foreign() -> Capability:
     ok, cause, remedy = foreign.report()
-    return Capability("foreign architectures", ok, None, cause, remedy, "images of other machines (--platform)")
+    return Capability(
+        "foreign architectures", ok, None, cause, remedy, "images of other machines (--platform), root and rootless"
+    )
 
 
 def _networks() -> list[Capability]:
