@@ -345,13 +345,13 @@ class Images:
 
         `lowers` are the directories of the layers below it, top first.
         """
-        from .imaging.unpacking import unpack_into
-
         self._claim_layers()
         target = self.layer_path(layer)
         with self.locks.exclusive(f"layer-{target.name}"):
             if target.is_dir():
                 return target
+            from .imaging.unpacking import unpack_into
+
             with temporary_directory(self.layout, "layer") as work:
                 self.place_layer(layer, *unpack_into(self, layer, work, lowers))
         return target

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import BuildError, RegistryError
 from ..oci import manifest as oci
-from ..oci import platforms, reference, transfer
+from ..oci import platforms, reference
 from .transport import CONFIG_TYPE, MAX_CONFIG_BYTES, checked_row, describe, export_cache, import_cache
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ class RemoteCache:
         blobs = self._images.blobs
         if row["digest"] is None or blobs.has(row["digest"]):
             return True
+        from ..oci import transfer  # a client of registries takes 15 ms to load, and most builds need none
+
         try:
             with self._open() as registry, blobs.writer(row["digest"], size_bytes=row["layer_bytes"]) as out:
                 transfer.download(registry, self._wanted.path, row["digest"], row["layer_bytes"], out.write)
@@ -134,6 +136,8 @@ class RemoteCache:
             registry.put_manifest(path, self._wanted.tag or "latest", found.manifest, oci.OCI_MANIFEST)
 
     def _upload(self, registry: Registry, digest: str, size_bytes: int, open_blob: Callable[[], BinaryIO]) -> None:
+        from ..oci import transfer
+
         if not registry.has_blob(self._wanted.path, digest):
             transfer.upload(registry, self._wanted.path, digest, size_bytes, open_blob)
 
