@@ -412,12 +412,15 @@ class _Build:
         lexer = Lexer(self._program.dockerfile.escape)
         name = lexer.process(stage.base, self._scope).result
         asked = lexer.process(stage.platform, self._scope).result if stage.platform else ""
+        if stage.platform and not asked:
+            raise DockerfileError(f"empty platform value from expression {stage.platform}")
         platform = normal(parse_platform(asked)) if asked else self._platform
         earlier = find_named_stage(self._program.stages[: stage.index], name)
         known = True
         if earlier is not None:
             state, platform = self._states[earlier.index].copy(), self._platforms[earlier.index]
         elif name == "scratch":
+            platform = self._platform  # whatever the stage says, as BuildKit has it
             state = State(empty_document(platform))
         elif not name:
             raise DockerfileError(f"base name ({stage.base}) should not be blank")
