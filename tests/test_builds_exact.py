@@ -1,7 +1,4 @@
-"""One Dockerfile, every driver: the same file tree, to the last attribute, and the same config.
-
-Not the same bytes: what the header of a hard link says beside its target differs where owners are records.
-"""
+"""One Dockerfile, every driver: the same file tree, to the last attribute, and the same config."""
 
 from __future__ import annotations
 
@@ -55,6 +52,7 @@ def context() -> Iterator[Path]:
         (path / name).write_text(name)
     (path / "tree/pair").write_text("two names")
     (path / "tree/twin").hardlink_to(path / "tree/pair")
+    (path / "tree/link").symlink_to("kept")
     with tarfile.open(path / "archive.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         for name, mode in (("plain", 0o640), ("capable", 0o755), ("moved", 0o604)):
             entry = tarfile.TarInfo(name)
@@ -68,6 +66,11 @@ def context() -> Iterator[Path]:
             entry = tarfile.TarInfo(name)
             entry.type = tarfile.SYMTYPE if name == "plain-link" else tarfile.LNKTYPE
             entry.linkname, entry.mtime = target, 1_600_000_000
+            tar.addfile(entry)
+        for name, kind in (("owned-link", tarfile.SYMTYPE), ("owned-pipe", tarfile.FIFOTYPE)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.linkname, entry.mtime = kind, "plain" if "link" in name else "", 1_600_000_000
+            entry.uid, entry.gid = 1003, 1004
             tar.addfile(entry)
     for made in [path, *path.rglob("*")]:
         made.chmod(0o755 if made.is_dir() else 0o644)
@@ -95,8 +98,7 @@ def _members(layer: bytes) -> dict[str, Any]:
             data = tar.extractfile(member) if member.isreg() else None
             xattrs = {key: text for key, text in member.pax_headers.items() if key.startswith("SCHILY.xattr.")}
             digest = hashlib.sha256(data.read()).hexdigest() if data is not None else ""
-            # What a hard link's own header says beside its target has no meaning.
-            own = (0, 0, 0, 0) if member.islnk() else (oct(member.mode), member.uid, member.gid, member.mtime)
+            own = (oct(member.mode), member.uid, member.gid, member.mtime)
             found[member.name] = (member.type, *own, member.linkname, digest, xattrs)
     return found
 
@@ -153,6 +155,9 @@ def test_the_tree_is_what_the_dockerfile_says(expected: tuple[Any, list[dict[str
     assert found["a/plain"][:5] == (tarfile.REGTYPE, "0o640", 1001, 1002, 1_600_000_000)
     assert found["a/plain"][7] == {"SCHILY.xattr.user.note": "kept"}
     assert found["a/second"][5] == "a/plain"
+    # Links and fifos cannot carry a record of their owner on disk.
+    assert found["w/tree/link"][2:4] == (7, 7)
+    assert found["a/owned-link"][2:4] == found["a/owned-pipe"][2:4] == (1003, 1004)
     raw = found["a/capable"][7]["SCHILY.xattr.security.capability"].encode("utf-8", "surrogateescape")
     assert raw == CAPABILITY
     assert "a/elsewhere" in found
@@ -165,7 +170,7 @@ def test_another_driver_builds_the_same(
     driver: str, plain_user: Any, context: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]
 ) -> None:
     """As a system user without root and without subordinate ids: a single id is mapped, or none at all."""
-    tree = shutil.copytree(context, plain_user.home / "ctx") / "tree"
+    tree = shutil.copytree(context, plain_user.home / "ctx", symlinks=True) / "tree"
     (tree / "twin").unlink()  # copytree makes two files of it
     (tree / "twin").hardlink_to(tree / "pair")
     done = plain_user.python("-c", SCRIPT, driver)

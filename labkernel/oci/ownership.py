@@ -3,8 +3,8 @@
 With one mapped id, chown to another id fails, and device nodes cannot be made in any user namespace. The intended owner
 is then recorded on the file ("uid:gid", or "uid:gid:type:major:minor" on the empty file that stands for a device), is
 carried along when overlay copies the file up, and is given back when the tree becomes a tar again. The capabilities
-of a file go the same way, into `user.labkernel.capability`. Symlinks, fifos and sockets cannot carry user xattrs (man 7
-xattr): their owner is lost there.
+of a file go the same way, into `user.labkernel.capability`. Symlinks and fifos cannot carry user xattrs (man 7 xattr):
+their owner is kept in memory until the task that made them has written its layer, and is lost on disk.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ CAPABILITY_XATTR = "user.labkernel.capability"
 # EINVAL: the id is not mapped here; EPERM: no CAP_CHOWN over it
 _UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
 
+
+_unwritten: dict[int, tuple[int, int]] = {}
+"""Inode -> owner of what this task (a process of its own) has made and could not give away."""
 
 WHITEOUT_MODE = stat.S_IFSOCK | 0o5000
 """A whiteout where 0:0 devices cannot be made either, which without any namespace is so (driver proot): a socket with
@@ -54,14 +57,21 @@ def set_owner(fd: int, uid: int, gid: int) -> bool:
 
 
 def set_owner_at(dir_fd: int, name: bytes, uid: int, gid: int) -> bool:
-    """The same for a name that is not opened (symlink, fifo, device). True when the owner was lost."""
+    """The same for a name that is not opened (symlink, fifo, device). True when the owner is lost on disk."""
     try:
         os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
     except OSError as err:
         if err.errno not in _UNMAPPED:
             raise
+        _unwritten[os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ino] = uid, gid
         return True
     return False
+
+
+def owner_of(status: os.stat_result) -> Recorded | None:
+    """The owner `set_owner_at` was to give a symlink or fifo in this task, where the disk does not have it."""
+    found = None if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) else _unwritten.get(status.st_ino)
+    return None if found is None else Recorded(b"%d:%d" % found)
 
 
 def set_capability(fd: int, value: bytes) -> bool:

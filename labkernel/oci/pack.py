@@ -83,6 +83,7 @@ class Packer:
         self._own = os.geteuid(), os.getegid() if os.geteuid() else 0
         self._opened_up: dict[int, int] = {}
         self._links: dict[tuple[int, int], bytes] = {}
+        self._link_owners: dict[tuple[int, int], ownership.Recorded | None] = {}
         self.members = 0
         self.size_bytes = 0
         self.skip: Callable[[bytes], bool] = lambda path: False
@@ -153,9 +154,10 @@ class Packer:
         if stat.S_ISSOCK(mode):
             return
         if status.st_nlink > 1:
-            first = self._links.setdefault((status.st_dev, status.st_ino), path)
+            inode = status.st_dev, status.st_ino
+            first = self._links.setdefault(inode, path)
             if first is not path:
-                self._write(path, b"1", status, linkname=first)
+                self._write(path, b"1", status, linkname=first, owner=self._link_owners.get(inode))
                 return
         if stat.S_ISREG(mode):
             fd = _open_own(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd)
@@ -167,9 +169,11 @@ class Packer:
         if self._clamp_ns is not None and status.st_mtime_ns > self._clamp_ns:
             os.utime(name, ns=(self._clamp_ns, self._clamp_ns), dir_fd=dir_fd, follow_symlinks=False)
         if stat.S_ISLNK(mode):
-            self._write(path, b"2", status, linkname=os.readlink(name, dir_fd=dir_fd))
+            target = os.readlink(name, dir_fd=dir_fd)
+            self._write(path, b"2", status, linkname=target, owner=ownership.owner_of(status))
         else:
-            self._write(path, _KINDS.get(stat.S_IFMT(mode), _FIFO), status, device=status.st_rdev)
+            kind = _KINDS.get(stat.S_IFMT(mode), _FIFO)
+            self._write(path, kind, status, device=status.st_rdev, owner=ownership.owner_of(status))
 
     @property
     def sink(self) -> Sink:
@@ -212,6 +216,8 @@ class Packer:
         for name in os.listxattr(fd):
             if name == ownership.OWNER_XATTR:
                 owner = _recorded(fd)
+                if status.st_nlink > 1:
+                    self._link_owners[status.st_dev, status.st_ino] = owner
             elif name == ownership.CAPABILITY_XATTR:
                 records.setdefault(b"SCHILY.xattr.security.capability", os.getxattr(fd, name))
             elif name.startswith(_PRIVATE_XATTRS):
