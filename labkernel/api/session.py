@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
 from ..errors import LabkernelError
 from .call import Call, Host
 from .errors import ApiError, ClientGone
 from .hijack import Duplex
+from .http2 import ACKNOWLEDGED_BYTES, Connection, framed, needs_h2, unframed
 from .routes import Route
 
-WINDOW_BYTES = 8 << 20
-ACKNOWLEDGED_BYTES = 1 << 20  # at once: each frame of 16 kB by itself would cost as much as its content
-MESSAGE_MAX_BYTES = 64 << 20
 ARRIVE_S = 10.0
 
 
@@ -58,8 +57,7 @@ class Stream:
 
     def send(self, message: bytes, *, last: bool = False) -> None:
         """Raises ClientGone."""
-        frame = b"\0" + len(message).to_bytes(4, "big") + message
-        self._session.run(self._session.send(self.number, frame, end=last))
+        self._session.run(self._session.send(self.number, framed(message), end=last))
 
     def close(self) -> None:
         """No more messages from us; without effect where the client has ended the call."""
@@ -69,14 +67,12 @@ class Stream:
     def receive(self) -> bytes | None:
         """The next message; None at a good end. Raises CallFailed."""
         while True:
-            if len(self._buffer) >= 5:
-                length = int.from_bytes(self._buffer[1:5], "big")
-                if self._buffer[0] != 0 or length > MESSAGE_MAX_BYTES:
-                    raise CallFailed("the client sends compressed or huge messages, which were not asked for", 13)
-                if len(self._buffer) >= 5 + length:
-                    message = bytes(self._buffer[5 : 5 + length])
-                    del self._buffer[: 5 + length]
-                    return message
+            try:
+                message = unframed(self._buffer)
+            except ValueError as err:
+                raise CallFailed(f"the client sends {err}", 13) from None
+            if message is not None:
+                return message
             item = self._arrived.get()
             if item is None:
                 self._arrived.put(None)
@@ -95,117 +91,48 @@ class Stream:
             self._session.loop.call_soon_threadsafe(self._session.taken, self.number, count)
 
 
-class Session:
+class Session(Connection[Stream]):
     """The connection of one client. Its loop side is driven by `serve`; threads use `open` and `call`."""
 
     def __init__(self, duplex: Duplex, methods: Sequence[str]) -> None:
-        from h2.config import H2Configuration
-        from h2.connection import H2Connection
-
-        self.loop = asyncio.get_running_loop()
+        super().__init__(duplex, client_side=True)
         self.methods = frozenset(methods)
-        self._duplex = duplex
-        self._h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
-        self._streams: dict[int, Stream] = {}
-        self._sending = asyncio.Lock()
-        self._closed = False
 
     # -- on the loop -----------------------------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Until the client closes the connection."""
-        from h2.exceptions import ProtocolError
-        from h2.settings import SettingCodes
-
-        self._h2.initiate_connection()
-        self._h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES, SettingCodes.ENABLE_PUSH: 0})
-        self._h2.increment_flow_control_window(WINDOW_BYTES)
-        try:
-            await self._flush()
-            while data := await self._duplex.receive():
-                for event in self._h2.receive_data(data):
-                    self._take(event)
-                await self._flush()
-        except (ClientGone, ProtocolError):
-            pass
-        finally:
-            self._closed = True
-            for stream in list(self._streams.values()):
-                stream.end(CallFailed("the client has closed its session", 14))
-                stream.room.set()
-            self._duplex.close()
-
-    def _take(self, event: Any) -> None:
+    def take(self, event: Any) -> None:
         name = type(event).__name__
-        stream = self._streams.get(getattr(event, "stream_id", 0) or 0)
-        if name in ("WindowUpdated", "RemoteSettingsChanged"):
-            for each in self._streams.values():
-                each.room.set()
-        elif stream is None:
+        stream = self.streams.get(getattr(event, "stream_id", 0) or 0)
+        if stream is None:
             return
-        elif name == "DataReceived":
+        if name == "DataReceived":
             stream.feed(event.data, event.flow_controlled_length)
         elif name in ("ResponseReceived", "TrailersReceived"):
             headers = dict(event.headers)
             code = headers.get("grpc-status", "0")
             if code != "0":
-                from urllib.parse import unquote
-
                 message = unquote(headers.get("grpc-message", "")) or f"gRPC status {code}"
                 stream.end(CallFailed(message, int(code) if code.isdigit() else 2))
         elif name in ("StreamEnded", "StreamReset"):
             failure = CallFailed("the client broke the call off", 1) if name == "StreamReset" else None
             stream.end(failure)
-            self._streams.pop(event.stream_id, None)
+            self.streams.pop(event.stream_id, None)
             stream.room.set()
 
-    async def _flush(self) -> None:
-        async with self._sending:
-            data = self._h2.data_to_send()
-            if data:
-                await self._duplex.send(data)
-
-    def taken(self, number: int, count: int) -> None:
-        """A thread has taken `count` bytes of a stream: the client may send as many more."""
-        if self._closed or not count:
-            return
-        from h2.exceptions import ProtocolError
-
-        with suppress(ProtocolError):
-            self._h2.acknowledge_received_data(count, number)
-        task = self.loop.create_task(self._flush())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    def ended(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.end(CallFailed("the client has closed its session", 14))
 
     async def _open(self, method: str, metadata: Sequence[tuple[str, str]]) -> Stream:
-        if self._closed:
+        if self.closed:
             raise ClientGone("the client has closed its session")
-        number = self._h2.get_next_available_stream_id()
-        stream = self._streams[number] = Stream(self, number)
+        number = self.h2.get_next_available_stream_id()
+        stream = self.streams[number] = Stream(self, number)
         head = [(":method", "POST"), (":scheme", "http"), (":path", method), (":authority", "localhost")]
         head += [("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "labkernel")]
-        self._h2.send_headers(number, [*head, *metadata])
-        await self._flush()
+        self.h2.send_headers(number, [*head, *metadata])
+        await self.flush()
         return stream
-
-    async def send(self, number: int, data: bytes, *, end: bool = False) -> None:
-        """Bytes of a stream, as the client's windows allow. Raises ClientGone."""
-        stream = self._streams.get(number)
-        if stream is None or self._closed:
-            raise ClientGone("the call has ended")
-        rest = memoryview(data)
-        while True:
-            room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size)
-            if rest and room <= 0:
-                stream.room.clear()
-                await stream.room.wait()
-                if self._closed or number not in self._streams:
-                    raise ClientGone("the call has ended")
-                continue
-            piece, rest = rest[:room], rest[room:]
-            self._h2.send_data(number, bytes(piece), end_stream=end and not rest)
-            await self._flush()
-            if not rest:
-                return
 
     # -- in threads ------------------------------------------------------------------------------------------------
 
@@ -269,10 +196,7 @@ async def open_session(call: Call) -> Any:
         raise ApiError(400, "X-Docker-Expose-Session-Uuid is needed")
     if call.headers.get("Upgrade", "").lower() != "h2c":
         raise ApiError(400, "a session is an upgrade to h2c")
-    try:
-        import h2  # noqa: F401
-    except ImportError:
-        raise ApiError(501, "sessions need the Python package h2: pip install h2") from None
+    needs_h2()
     names = call.headers.get_list("X-Docker-Expose-Session-Grpc-Method")
     duplex = await call.upgrade({"Connection": "Upgrade", "Upgrade": "h2c"})
     await call.host.shared(Sessions).keep(id, Session(duplex, [name for each in names for name in each.split(",")]))
