@@ -491,8 +491,11 @@ class Images:
             if not fits(image.raw_config, parse_platform(platform)):
                 raise ImageError(f"{(image.tags or [image.short_id])[0]} does not provide the platform {platform}")
 
-    def save(self, refs: Sequence[str], out: BinaryIO, *, platform: str | None = None) -> None:
-        """Write images as one tar that is a `docker save` archive and an OCI image layout at once."""
+    def save(
+        self, refs: Sequence[str], out: BinaryIO, *, platform: str | None = None, names: Sequence[str] = ()
+    ) -> None:
+        """Write images as one tar that is a `docker save` archive and an OCI image layout at once. `names`: further
+        ones that the last of them has in the archive alone."""
         from .imaging.removal import find_name
         from .oci.archive import SavedImage, save_archive
 
@@ -507,6 +510,7 @@ class Images:
             entry = saved.setdefault(image.id, SavedImage(image.id, manifest, image.layers, []))
             if name and "@" not in name and name not in entry.tags:
                 entry.tags.append(name)
+        entry.tags.extend(str(reference.parse_tag(name)) for name in names)
         save_archive(self.blobs, list(saved.values()), out)
         for entry in saved.values():
             name = reference.parse(entry.tags[0]).familiar if entry.tags else entry.config

@@ -18,6 +18,7 @@ from .filesync import TransferError
 from .session import Session, Stream
 
 METHOD = "/moby.filesync.v1.FileSend/DiffCopy"
+OUTPUT = "buildkit-attachable-exporter-id"
 PIECE_BYTES = 128 << 10
 _STAT, _REQ, _DATA, _FIN, _ERR = range(5)
 _GO_KINDS = {
@@ -31,9 +32,9 @@ _GO_KINDS = {
 _GO_BITS = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
 
 
-def send_tar(session: Session, file: BinaryIO) -> int:
-    """The rest of `file`; returns its bytes. Raises CallFailed, ClientGone."""
-    stream, count = session.open(METHOD), 0
+def send_tar(session: Session, file: BinaryIO, number: int = 0) -> int:
+    """The rest of `file`, for the output `number` of the client; returns its bytes. Raises CallFailed, ClientGone."""
+    stream, count = session.open(METHOD, [(OUTPUT, str(number))]), 0
     while piece := file.read(PIECE_BYTES):
         stream.send(protobuf.encode([(1, piece)]))
         count += len(piece)
@@ -43,9 +44,9 @@ def send_tar(session: Session, file: BinaryIO) -> int:
     return count
 
 
-def send_directory(session: Session, root: Path) -> int:
+def send_directory(session: Session, root: Path, number: int = 0) -> int:
     """What is in the directory `root`; returns the bytes of files. Raises CallFailed, ClientGone, TransferError."""
-    return _Sender(session.open(METHOD), root).work()
+    return _Sender(session.open(METHOD, [(OUTPUT, str(number))]), root).work()
 
 
 class _Sender:

@@ -64,7 +64,7 @@ class Connection(Generic[S]):
         from h2.settings import SettingCodes
 
         self.h2.initiate_connection()
-        settings = {SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES}
+        settings: dict[SettingCodes | int, int] = {SettingCodes.INITIAL_WINDOW_SIZE: WINDOW_BYTES}
         if self.h2.config.client_side:
             settings[SettingCodes.ENABLE_PUSH] = 0
         self.h2.update_settings(settings)
