@@ -46,6 +46,7 @@ _GROUPS = (
     "images",
     "build",
     "session",
+    "control",
     "distribution",
     "auth",
 )

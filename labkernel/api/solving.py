@@ -44,7 +44,9 @@ _HUB = "https://index.docker.io/v1/"
 @dataclass
 class Wanted:
     """A build as its client asked for it. `settings`: arguments of `Builds.build`; `remote`: a context elsewhere;
-    `upload`: the context itself, as a tar or a Dockerfile; `local`: how the client calls its own directories."""
+    `upload`: the context itself, as a tar or a Dockerfile; `local`: how the client calls its own directories;
+    `own_dockerfile`: the Dockerfile is the client's even where the context is elsewhere; `not_applied`: flags that a
+    step's container is not given."""
 
     session: Session
     settings: dict[str, Any]
@@ -53,6 +55,10 @@ class Wanted:
     upload: BinaryIO | None = None
     local: Mapping[str, str] = field(default_factory=lambda: {"context": "context", "dockerfile": "dockerfile"})
     contexts: Mapping[str, str] = field(default_factory=dict)
+    own_dockerfile: bool = False
+    not_applied: Sequence[str] = ()
+    text: str = ""
+    """The Dockerfile, once it is here."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +109,17 @@ def solve(engine: Engine, wanted: Wanted, trace: Trace) -> Solved:
     """Build. Hold `engine.images.adding()` until the result has been exported."""
     settings = dict(wanted.settings)
     with temporary_directory(engine.layout, "session") as work:
-        text = prepare(engine, wanted, trace, work, settings)
+        text = wanted.text = prepare(engine, wanted, trace, work, settings)
         settings["secrets"] = SessionSecrets(wanted.session)
         with (
             tempfile.TemporaryDirectory(prefix="lk-a-") as sockets,
             forwarded_agents(wanted.session, wanted_agents(text), Path(sockets)) as settings["ssh"],
         ):
             result = engine.builds.build(text, on_step=trace.step, **settings)
+    warnings = [*result.warnings, *(f"{flag} is not applied to the steps of a build" for flag in wanted.not_applied)]
     if trace.warnings_apart:
-        trace.warnings(_LOAD.format(wanted.dockerfile), result.warnings)
-    return Solved(str(result.image.id), result.warnings)
+        trace.warnings(_LOAD.format(wanted.dockerfile), warnings)
+    return Solved(str(result.image.id), warnings)
 
 
 def export(engine: Engine, session: Session, solved: Solved, outputs: Sequence[Export], trace: Trace) -> dict[str, str]:
@@ -227,13 +234,9 @@ def prepare(engine: Engine, wanted: Wanted, trace: Trace, work: Path, settings: 
 
 def _own_dockerfile(wanted: Wanted, trace: Trace, work: Path, settings: dict[str, Any]) -> str:
     """The Dockerfile and the .dockerignore out of the client's directories."""
-    name, files = wanted.dockerfile, work / "dockerfile"
-    files.mkdir()
-    with trace.doing(_LOAD.format(name)) as key:
-        follow = [name, f"{name}.dockerignore", name.lower()]
-        size = receive(wanted.session, wanted.local["dockerfile"], files, follow=follow)
+    with trace.doing(_LOAD.format(wanted.dockerfile)) as key:
+        text, path, size = _sent_dockerfile(wanted, work)
         trace.status(key, f"transferring dockerfile: {size}B", size, ended=True)
-        text, path = read_dockerfile(files, name)
     with trace.doing("[internal] load .dockerignore"):
         own = path.with_name(f"{path.name}.dockerignore")
         if own.is_file() and not own.is_symlink():
@@ -245,6 +248,15 @@ def _own_dockerfile(wanted: Wanted, trace: Trace, work: Path, settings: dict[str
             file = general / ".dockerignore"
             settings["ignore"] = file.read_text(errors="replace") if file.is_file() and not file.is_symlink() else ""
     return text
+
+
+def _sent_dockerfile(wanted: Wanted, work: Path) -> tuple[str, Path, int]:
+    """The client's own Dockerfile: its text, where it lies now, bytes received."""
+    name, files = wanted.dockerfile, work / "dockerfile"
+    files.mkdir()
+    follow = [name, f"{name}.dockerignore", name.lower()]
+    size = receive(wanted.session, wanted.local["dockerfile"], files, follow=follow)
+    return *read_dockerfile(files, name), size
 
 
 _COPIES = re.compile(r"COPY|ADD|--MOUNT")
@@ -276,6 +288,8 @@ def _kept(found: Path | bytes, work: Path, wanted: Wanted, settings: dict[str, A
     context = work / "context"
     shutil.copytree(found, context, symlinks=True)
     settings["context"] = context
+    if wanted.own_dockerfile:
+        return _sent_dockerfile(wanted, work)[0]
     return read_dockerfile(context, wanted.dockerfile)[0]
 
 
