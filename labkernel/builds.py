@@ -82,6 +82,7 @@ class BuildOptions:
     or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
     `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
     `context_epoch_s`: what SOURCE_DATE_EPOCH=context means (epoch.py); `no_cache_filter`: names or numbers of stages;
+    `contexts`: name -> image (or its id) that a FROM, --from or from= of that name means, before any stage or image;
     `platform`: `os/arch[/variant]`, or several with commas between (building/targets.py); `stopping`: called at the
     start with what stops the build, from any thread."""
 
@@ -93,6 +94,7 @@ class BuildOptions:
     extra_hosts: Sequence[str] = ()
     memory_bytes: int = 0
     platform: str | None = None
+    contexts: Mapping[str, str] = field(default_factory=dict)
     context_epoch_s: int | None = None
     cache_from: Sequence[str | Path | CachePlace] = ()
     cache_to: str | Path | CachePlace | Sequence[CachePlace] | None = None
@@ -416,8 +418,11 @@ class _Build:
             raise DockerfileError(f"empty platform value from expression {stage.platform}")
         platform = normal(parse_platform(asked)) if asked else self._platform
         earlier = find_named_stage(self._program.stages[: stage.index], name)
-        known = True
-        if earlier is not None:
+        known, given = True, self._given(name, platform)
+        if given is not None:
+            state = State.of_image(given)
+            platform = platform_of(state.document)
+        elif earlier is not None:
             state, platform = self._states[earlier.index].copy(), self._platforms[earlier.index]
         elif name == "scratch":
             platform = self._platform  # whatever the stage says, as BuildKit has it
@@ -433,6 +438,18 @@ class _Build:
         if "PATH" not in state.environment:
             state.config["Env"] = [*(state.config.get("Env") or []), f"PATH={DEFAULT_PATH}"]
         return state, known
+
+    def _given(self, name: str, platform: Platform) -> Image | None:
+        """What the caller says that name means (`BuildOptions.contexts`)."""
+        contexts = self._options.contexts
+        tag = _canonical_tag(name)
+        for known, image in contexts.items():
+            if known.lower() == name.lower() or (tag is not None and _canonical_tag(known) == tag):
+                self._context.trace.repeatable = False
+                if image.startswith("sha256:"):
+                    return self._builds.images.get(image)
+                return self._image(image, platform, exact=False)[0]
+        return None
 
     def _image(self, name: str, platform: Platform, *, exact: bool) -> tuple[Image, bool]:
         """The image of that name and whether nothing was fetched; with --pull asked for anew where a registry answers.
@@ -476,6 +493,9 @@ class _Build:
 
     def _source(self, stage: Stage, ref: str) -> Sequence[LayerInfo]:
         """The layers that `--from=ref` copies out of."""
+        given = self._given(ref, self._platforms[stage.index])
+        if given is not None:
+            return given.layers
         found = find_stage(self._program.stages, ref)
         if found is not None:
             return self._states[found.index].layers

@@ -2,8 +2,8 @@
 
 A build is either asked for in one call (`Control.Solve` with the frontend "dockerfile.v0"), or (what buildx does) led
 by its client: `Control.Solve` without a frontend opens it, `LLBBridge.Solve` builds, `LLBBridge.Return` says which
-result it is to be, and then the first call exports that. `Control.Status` tells meanwhile. Graphs of BuildKit's own (LLB), and
-so other frontends, are refused: the only language here is the Dockerfile's.
+result it is to be, and then the first call exports that. `Control.Status` tells meanwhile. Graphs of BuildKit's own
+(LLB), and so other frontends, are refused: the only language here is the Dockerfile's.
 Source: BuildKit, control.proto, gateway.proto, worker.proto, caps.proto.
 """
 

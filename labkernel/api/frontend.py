@@ -15,7 +15,6 @@ from ..building.remotecache import CachePlace
 from ..builds import BuildOptions
 from ..errors import UsageError
 from ..store.blobs import temporary_directory
-from . import protobuf
 from .grpc import UNIMPLEMENTED, RpcError
 from .session import Session
 from .solving import Wanted, prepare
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 NAME = "dockerfile.v0"
 LINT, DESCRIBE = "frontend.lint", "frontend.subrequests.describe"
-# Whatever these names end with, what they name are messages of Protocol Buffers.
 _SOURCE_ERROR = "github.com/moby/buildkit/errdefs.Source+json"
 _REQUEST_ERROR = "github.com/moby/buildkit/errdefs.Subrequest+json"
 # What a step's container is not given, and how a client asks for it.
@@ -152,7 +150,7 @@ def answer(engine: Engine, request: str, wanted: Wanted, trace: Trace) -> dict[s
         ]
         text = "".join(f"{each['name']}  {each['description']}\n" for each in known)
         return {"result.json": json.dumps(known).encode(), "result.txt": text.encode(), "version": b"1.0.0"}
-    detail = protobuf.encode([(1, request)])
+    detail = json.dumps({"name": request}).encode()
     raise RpcError(UNIMPLEMENTED, f"unsupported request {request}", [(_REQUEST_ERROR, detail)])
 
 
@@ -206,6 +204,6 @@ def located(err: Exception, name: str, text: str) -> list[tuple[str, bytes]]:
     line = getattr(err, "line", None)
     if not line or not text:
         return []
-    info = [(1, name), (2, text.encode()), (4, "Dockerfile")]
-    lines = [(1, [(1, line)]), (2, [(1, getattr(err, "end_line", None) or line)])]
-    return [(_SOURCE_ERROR, protobuf.encode([(1, info), (2, lines)]))]
+    info = {"filename": name, "data": base64.b64encode(text.encode()).decode(), "language": "Dockerfile"}
+    place = {"info": info, "ranges": [_range(line, getattr(err, "end_line", None) or line)]}
+    return [(_SOURCE_ERROR, json.dumps(place).encode())]

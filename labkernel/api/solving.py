@@ -25,6 +25,7 @@ from ..store.blobs import temporary_directory
 from . import protobuf
 from .agentforward import forwarded_agents, wanted_agents
 from .build import keeps_git, read_dockerfile
+from .contexts import named_contexts
 from .filesend import send_directory, send_tar
 from .filesync import receive
 from .session import CallFailed, Session
@@ -114,8 +115,13 @@ def solve(engine: Engine, wanted: Wanted, trace: Trace) -> Solved:
         with (
             tempfile.TemporaryDirectory(prefix="lk-a-") as sockets,
             forwarded_agents(wanted.session, wanted_agents(text), Path(sockets)) as settings["ssh"],
+            named_contexts(engine, wanted, trace, work / "named") as settings["contexts"],
         ):
-            result = engine.builds.build(text, on_step=trace.step, **settings)
+            try:
+                result = engine.builds.build(text, on_step=trace.step, **settings)
+            except Exception as err:
+                trace.failed(err)
+                raise
     warnings = [*result.warnings, *(f"{flag} is not applied to the steps of a build" for flag in wanted.not_applied)]
     if trace.warnings_apart:
         trace.warnings(_LOAD.format(wanted.dockerfile), warnings)

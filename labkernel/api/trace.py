@@ -34,6 +34,7 @@ class Trace:
         self._emit = send
         self._salt = f"{time.time_ns()}"
         self._started: dict[str, float] = {}
+        self._failed: dict[str, str] = {}
         self._last = ""
 
     def digest(self, key: str) -> str:
@@ -62,6 +63,11 @@ class Trace:
         started = _timestamp(self._started.get(key, time.time()))
         fields = [(1, what), (2, self.digest(key)), (3, what), (4, current), (6, now), (7, started)]
         self._send(2, [*fields, (8, now if ended else None)])
+
+    def failed(self, err: Exception) -> None:
+        """The build has ended so: the steps that did not succeed did not because of this."""
+        for key, name in self._failed.items():
+            self.vertex(key, name, ended=True, error=message_of(err))
 
     def warnings(self, key: str, texts: Iterable[str]) -> None:
         for text in texts:
@@ -93,7 +99,7 @@ class Trace:
         elif step.status == "output":
             self.log(key, bytes(step.output))
         elif step.status == "failed":
-            self.vertex(key, name, ended=True, error="did not complete successfully")
+            self._failed[key] = name  # why, the end of the build says
         else:
             self.vertex(key, name, ended=True, cached=step.status == "cached")
 
