@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from .. import __version__
 from ..building.remotecache import CachePlace
-from ..oci.config import host_architecture
 from . import protobuf
 from .call import Call, Host
 from .errors import ApiError
@@ -26,6 +25,7 @@ from .http2 import needs_h2
 from .routes import Route
 from .session import Session, Sessions
 from .solving import Export, Solved, export, solve
+from .system import architecture
 from .threads import in_thread
 from .trace import Progress, Trace
 
@@ -335,7 +335,7 @@ def _worker() -> list[tuple[int, Any]]:
         # buildx asks for no archive where this one is missing
         "org.mobyproject.buildkit.worker.snapshotter": "overlayfs",
     }
-    platform = [(1, host_architecture()), (2, "linux")]
+    platform = [(1, architecture()), (2, "linux")]
     return [
         (1, WORKER),
         *((2, [(1, key), (2, value)]) for key, value in labels.items()),

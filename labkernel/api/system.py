@@ -16,7 +16,7 @@ from .routes import NEWEST, OLDEST, Route
 if TYPE_CHECKING:
     from ..engine import Engine
 
-BUILDER_VERSION = "1"
+BUILDER_VERSION = "2"
 """What `docker build` takes by default: 1 the classic builder, 2 BuildKit."""
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 _KINDS = ("container", "image", "volume", "build-cache")
@@ -33,9 +33,14 @@ async def ping(call: Call) -> Any:
     )
 
 
+def architecture() -> str:
+    """Of this machine, in Go's word."""
+    machine = os.uname().machine
+    return _ARCHITECTURES.get(machine, machine)
+
+
 async def version(call: Call) -> Any:
-    kernel = os.uname()
-    arch = _ARCHITECTURES.get(kernel.machine, kernel.machine)
+    kernel, arch = os.uname(), architecture()
     details = {
         "ApiVersion": words_of(NEWEST),
         "Arch": arch,
