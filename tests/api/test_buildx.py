@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from buildkit import sleeping
 from daemons import Daemon, wait_until
 from registries import docker_registry, make_bcrypt
 
@@ -173,23 +173,13 @@ def test_a_client_that_leaves_ends_its_build(project: Project, engine: Engine, d
         for line in process.stdout:
             if re.match(r"#\d+ [\d.]+ begun", line):
                 break
-        assert running(seconds)
+        wait_until(lambda: sleeping(seconds), "the command")
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
         process.stdout.close()  # type: ignore[union-attr]
-    wait_until(lambda: not running(seconds), "the end of the command")
-
-
-def running(seconds: str) -> list[str]:
-    """The processes that sleep so long."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            if path.read_bytes() == f"sleep\0{seconds}\0".encode():
-                found.append(path.parent.name)
-    return found
+    wait_until(lambda: not sleeping(seconds), "the end of the command")
 
 
 def test_a_push_with_the_clients_log_in(project: Project, engine: Engine, tmp_path: Path) -> None:
