@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -108,12 +109,14 @@ def stop(layout: Layout) -> RunningDaemon:
 
 def unit(kind: str, layout: Layout) -> str:
     """The text of systemd's user unit `labkernel.service` or `labkernel.socket` for this Python and this store."""
-    command = f"{sys.executable} -m labkernel.cli daemon"
-    environment = f"Environment=LABKERNEL_ROOT={layout.root}\nEnvironment=LABKERNEL_RUNTIME_DIR={layout.runtime_dir}\n"
+    command = f"{_unit_word(sys.executable).replace('$', '$$')} -m labkernel.cli daemon"
+    variables = {"LABKERNEL_ROOT": layout.root, "LABKERNEL_RUNTIME_DIR": layout.runtime_dir}
+    environment = "".join(f"Environment={_unit_word(f'{name}={value}')}\n" for name, value in variables.items())
     if kind == "socket":
+        path = default_address(layout).removeprefix("unix://")
         return (
             "[Unit]\nDescription=Socket of the labkernel daemon (Docker Engine API)\n\n"
-            f"[Socket]\nListenStream={default_address(layout).removeprefix('unix://')}\nSocketMode=0600\n"
+            f"[Socket]\nListenStream={path.replace('%', '%%')}\nSocketMode=0600\n"
             "RemoveOnStop=yes\n\n[Install]\nWantedBy=sockets.target\n"
         )
     return (
@@ -122,6 +125,12 @@ def unit(kind: str, layout: Layout) -> str:
         f"[Service]\nType=simple\nExecStart={command} -H fd://\n{environment}KillMode=process\nDelegate=yes\n"
         "Restart=on-failure\n\n[Install]\nWantedBy=default.target\n"
     )
+
+
+def _unit_word(text: str) -> str:
+    """One word of a unit's setting, with blanks in it or not. Source: man 7 systemd.syntax, "Quoting"."""
+    plain = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return plain if re.fullmatch(r"[\w./=@:+%-]+", plain) else f'"{plain}"'
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from labkernel.api import background, server
 from labkernel.api.detach import DetachKeys
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, UsageError
+from labkernel.store.layout import Layout
 
 
 @pytest.fixture
@@ -143,6 +144,51 @@ def test_socket_activation(engine: Engine, place: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert (place / "s").exists(), "the socket is systemd's"
+
+
+def test_socket_activation_by_systemds_own_program(engine: Engine, place: Path) -> None:
+    program = shutil.which("systemd-socket-activate")
+    if program is None:
+        pytest.skip("no systemd-socket-activate on this machine")
+    environment = environment_of(engine)
+    passed = [
+        word
+        for name in ("LABKERNEL_ROOT", "LABKERNEL_RUNTIME_DIR", "LABKERNEL_DRIVER", "PATH")
+        for word in ("-E", name)
+    ]
+    line = [program, "-l", f"{place}/s", *passed, sys.executable, "-m", "labkernel.cli", "daemon", "-H", "fd://"]
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        wait_until((place / "s").exists)
+        daemon = Daemon.__new__(Daemon)
+        daemon.path, daemon.process = f"{place}/s", process
+        assert daemon.request("GET", "/_ping")[2] == b"OK"  # the first client starts it, in the same process
+        assert daemon.json("GET", "/info")["Driver"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
+def test_units_are_what_systemd_takes(engine: Engine, place: Path, tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("no systemd on this machine")
+    awkward = Layout(tmp_path / 'a b "c" 50% $x', tmp_path / "run")
+    for number, layout in enumerate((engine.layout, awkward)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for kind in ("service", "socket"):
+            (folder / f"labkernel.{kind}").write_text(background.unit(kind, layout))
+        done = subprocess.run(
+            [program, "verify", str(folder / "labkernel.socket"), str(folder / "labkernel.service")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        ours = [line for line in done.stderr.splitlines() if "labkernel" in line]
+        assert (done.returncode, ours) == (0, []), done.stderr
+    assert "LABKERNEL_ROOT=" in background.unit("service", awkward)
+    assert '50%% $x"' in background.unit("service", awkward)
 
 
 def test_units_name_this_python_and_this_store(engine: Engine) -> None:
