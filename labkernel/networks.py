@@ -225,8 +225,10 @@ class Networks:
         """See `Network.connect`."""
         from .runtime.netsettings import networking_config
 
-        if links or any(more.values()):
-            raise UsageError("links, IPv6 and driver options of an endpoint are not available in this release")
+        if any(more.values()):
+            raise UsageError("IPv6 and driver options of an endpoint are not available in this release")
+        if links and network.name == "bridge":
+            raise UsageError("links are available in user defined networks only")
         found = self._member(container) if isinstance(container, str) else container
         mode = network_mode(found.settings)
         if mode in ("host", "none") or mode.startswith("container:"):
@@ -240,7 +242,10 @@ class Networks:
         self.check_driver()
         found.check_networks(1)
         asked = networking_config(
-            {network.name: {"aliases": aliases or (), "ip": ipv4_address, "mac": mac_address}}
+            {network.name: {
+                "aliases": aliases or (), "ip": ipv4_address, "mac": mac_address,
+                "links": list(links.items() if isinstance(links, Mapping) else links or ()),
+            }}
         )  # fmt: skip
         with self.db.transaction() as tx:
             row = (found.id, network.id)
@@ -295,14 +300,17 @@ class Networks:
         for name in ("default", "bridge"):
             if config.get(name, {}).get("aliases"):
                 raise UsageError("network-scoped alias is supported only for containers in user defined networks")
+            if config.get(name, {}).get("links"):
+                raise UsageError("links are available in user defined networks only")
 
     def _check_alone(self, mode: str, settings: Mapping[str, Any]) -> None:
         if mode.startswith("container:"):
             for key, what in (("ports", "port publishing"), ("mac_address", "mac-address"), ("dns", "dns")):
                 if settings.get(key):
                     raise UsageError(f"conflicting options: {what} and the container type network mode")
-        if any((settings.get("networking_config") or {}).get(mode, {}).get(key) for key in ("ip", "aliases")):
-            raise UsageError("invalid network configuration: addresses and aliases need a user defined network")
+        asked = (settings.get("networking_config") or {}).get(mode, {})
+        if any(asked.get(key) for key in ("ip", "aliases", "links")):
+            raise UsageError("invalid network configuration: addresses, aliases and links need a user defined network")
 
     def join(self, tx: sqlite3.Connection, container_id: str, settings: Mapping[str, Any]) -> None:
         """In the transaction that makes a container: its addresses in the networks it is to be in."""
@@ -396,6 +404,7 @@ class Networks:
             **wiring(row),
             "names": list(dict.fromkeys(names)) if user_defined else [],
             "named": user_defined,
+            "links": json.loads(row["links"]),
         }
 
     def _allocate(self, tx: sqlite3.Connection, container_id: str, name: str, asked: Mapping[str, Any]) -> None:
@@ -426,10 +435,11 @@ class Networks:
             "SELECT COALESCE(MAX(position) + 1, 0) FROM endpoints WHERE container_id = ?", (container_id,)
         ).fetchone()[0]
         tx.execute(
-            "INSERT INTO endpoints (network_id, container_id, endpoint_id, address, mac, aliases, position) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO endpoints (network_id, container_id, endpoint_id, address, mac, aliases, position, links) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (row["id"], container_id, secrets.token_hex(32), addresses.words(address),
-             asked.get("mac") or addresses.mac_of(address), json.dumps(asked.get("aliases") or []), position),
+             asked.get("mac") or addresses.mac_of(address), json.dumps(asked.get("aliases") or []), position,
+             json.dumps(asked.get("links") or [])),
         )  # fmt: skip
 
     def _asked_address(self, row: Any, subnet: Subnet, text: str, used: set[int]) -> int:

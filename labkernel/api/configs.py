@@ -230,7 +230,6 @@ _ABSENT = {
     "blkio_device_write_bps": "limits of block devices",
     "blkio_device_read_i_ops": "limits of block devices",
     "blkio_device_write_i_ops": "limits of block devices",
-    "links": "links between containers",
     "storage_opt": "storage options",
 }
 _DEFAULTS = {
@@ -263,7 +262,7 @@ def settings_of(config: Config) -> tuple[list[str] | str, dict[str, Any]]:
         "exposed_ports": list(config.exposed_ports) if config.exposed_ports else None,
     }
     found.update(_host_settings(config, host))
-    found["networking_config"] = _networks(config, host.network_mode or "default") or None
+    found["networking_config"] = _networks(config, host) or None
     return config.cmd or [], {name: value for name, value in found.items() if value is not None}
 
 
@@ -301,13 +300,17 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
     return found
 
 
-def _networks(config: Config, mode: str) -> dict[str, Any]:
+def _networks(config: Config, host: HostConfig) -> dict[str, Any]:
     """What is asked of each network; the one of the network mode only when something is asked of it."""
-    found = {}
+    mode = host.network_mode or "default"
+    found: dict[str, Any] = {}
     for name, endpoint in ((config.networking_config or Networking()).endpoints_config or {}).items():
         asked = {key: value for key, value in msgspec.to_builtins(endpoint or Endpoint()).items() if value}
         if asked or name != mode:
             found[name] = asked
+    if host.links:
+        asked = found.setdefault(mode, {})
+        asked["links"] = [*asked.get("links", ()), *host.links]
     return found
 
 

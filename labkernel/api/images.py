@@ -71,7 +71,10 @@ def _get(call: Call) -> Image:
 
 
 def inspect(call: Call) -> Any:
-    return _get(call).attrs
+    found = _get(call).attrs
+    # Docker has left this out since 1.45, and ever since the first docker-compose, which looks there for the volumes of
+    # an image, ends with a KeyError when it makes a container anew.
+    return {**found, "ContainerConfig": found.get("Config") or {}}
 
 
 def history(call: Call) -> Any:

@@ -97,17 +97,18 @@ class Names:
         self.members.pop(id, None)
 
     def addresses(self, asker: str, name: str) -> list[str]:
-        """IPv4 addresses of `name` in the networks that `asker` is in; `name.network` works, too."""
+        """IPv4 addresses of `name` in the networks that `asker` is in; `name.network` works, too.
+        What the asker alone calls so (its links) comes first."""
         found = []
         for own in self.members.get(asker, ()):
             if not own.get("named"):
                 continue
             bare = name.removesuffix("." + str(own["network_name"]).lower())
+            links = [str(each).lower().partition(":")[::2] for each in own.get("links") or ()]
+            meant = {target for target, alias in links if alias in (name, bare)} or {name, bare}
             for endpoints in self.members.values():
                 for each in endpoints:
-                    if each["network"] == own["network"] and any(
-                        word.lower() in (name, bare) for word in each["names"]
-                    ):
+                    if each["network"] == own["network"] and any(word.lower() in meant for word in each["names"]):
                         found.append(str(each["ip"]))
             if found:
                 break

@@ -248,7 +248,7 @@ class Switch:
             if present is None:
                 self._plug_running(member, endpoint)
             else:
-                present["names"] = endpoint["names"]
+                present["names"], present["links"] = endpoint["names"], endpoint.get("links") or []
         if not member.resolver and self._needs_resolver(inst, member):
             member.resolver = True
             self._open_resolver(member)
@@ -541,7 +541,9 @@ class Switch:
         keys = ("network", "network_name", "ip", "names", "named")
         message = {
             "up": id,
-            "endpoints": [{key: each[key] for key in keys} for each in member.endpoints],
+            "endpoints": [
+                {**{key: each[key] for key in keys}, "links": each.get("links") or []} for each in member.endpoints
+            ],
             "servers": member.inst.own.get("dns") or [],
             "forward": any(not each["internal"] for each in member.endpoints),
         }

@@ -93,7 +93,12 @@ def _empty() -> dict[str, Any]:
 
 def _endpoint(container: Container, row: Any, *, running: bool) -> dict[str, Any]:
     aliases = json.loads(row["aliases"])
-    found = {**_empty(), "Aliases": aliases or None, "NetworkID": row["network_id"]}
+    found = {
+        **_empty(),
+        "Aliases": aliases or None,
+        "Links": json.loads(row["links"]) or None,
+        "NetworkID": row["network_id"],
+    }
     asked = (container.settings.get("networking_config") or {}).get(row["name"]) or {}
     if asked.get("ip"):
         found["IPAMConfig"] = {"IPv4Address": asked["ip"]}

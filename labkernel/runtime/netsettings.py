@@ -128,20 +128,29 @@ def mac_address(value: Any) -> str:
     return str(value).lower().replace("-", ":")
 
 
+def link(value: Any) -> str:
+    """`CONTAINER[:NAME]`, or the two as a pair: in this network the container is also NAME to the one that has it."""
+    words = [str(word) for word in value] if isinstance(value, list | tuple) else str(value).split(":")
+    if len(words) not in (1, 2) or not all(words):
+        raise UsageError(f"bad format for links: {value}")
+    return f"{words[0].lstrip('/')}:{words[-1].rpartition('/')[2]}"
+
+
 def networking_config(value: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Network -> {"aliases": [...], "ip", "mac", "links"}, only what is given. Takes the API's {"EndpointsConfig": …},
     the SDK's mapping of EndpointConfig, and this function's own result."""
     found = {}
     for name, given in (value.get("EndpointsConfig") or value).items():
         config = given or {}
-        if config.get("Links"):
-            raise UsageError("links between containers are not available in this release: Links")
         ip = config.get("ip") or (config.get("IPAMConfig") or {}).get("IPv4Address") or config.get("IPAddress")
         mac = config.get("mac") or config.get("MacAddress")
         endpoint: dict[str, Any] = {}
         aliases = [str(word) for word in config.get("aliases") or config.get("Aliases") or ()]
         if aliases:
             endpoint["aliases"] = list(dict.fromkeys(aliases))
+        links = [link(word) for word in config.get("links") or config.get("Links") or ()]
+        if links:
+            endpoint["links"] = list(dict.fromkeys(links))
         if ip:
             endpoint["ip"] = str(ip)
         if mac:

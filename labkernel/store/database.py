@@ -169,6 +169,9 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX build_cache_by_place ON build_cache(json_extract(config, '$.place'));
     """,
+    """
+    ALTER TABLE endpoints ADD COLUMN links TEXT NOT NULL DEFAULT '[]';      -- ["CONTAINER:NAME" …]
+    """,
 )
 """Migration N brings `user_version` from N to N + 1. Only ever append."""
 

@@ -11,7 +11,7 @@ import pytest
 from neighbours import HTTPD, SLEEP, hears, start, tell
 
 from labkernel.engine import Engine
-from labkernel.errors import ConflictError
+from labkernel.errors import ConflictError, UsageError
 from labkernel.networking.network import Network
 from labkernel.running.container import Container
 
@@ -33,6 +33,28 @@ def test_names_aliases_and_ids_of_a_network(engine: Engine, net: Callable[..., N
     assert ip in tell(web, "nslookup other")
     cli.remove(force=True)
     assert tell(web, "nslookup other >/dev/null") == "[1]"
+
+
+def test_links_are_names_for_one_container_alone(engine: Engine, net: Callable[..., Network]) -> None:
+    net("lab")
+    web, other = (start(engine, HTTPD, name=name, network="lab") for name in ("web", "other"))
+    asked = {"lab": {"links": ["web:db", ("other", "cache"), "other:web"]}}
+    cli = start(engine, SLEEP, name="cli", network="lab", networking_config=asked)
+    hears(cli, "wget -qO- http://db/hostname", web.short_id)
+    hears(cli, "wget -qO- http://cache.lab/hostname", other.short_id)
+    hears(cli, "wget -qO- http://web/hostname", other.short_id)
+    assert tell(other, "nslookup db >/dev/null") == "[1]"
+    assert cli.attrs["NetworkSettings"]["Networks"]["lab"]["Links"] == ["web:db", "other:cache", "other:web"]
+    second = net("second")
+    second.connect(cli, links={"web": "far"})
+    second.connect(web)
+    hears(cli, "wget -qO- http://far/hostname", web.short_id)
+    with pytest.raises(UsageError, match="user defined networks only"):
+        engine.networks.get("bridge").connect(cli, links=["web"])
+    with pytest.raises(UsageError, match="user defined networks only"):
+        start(engine, SLEEP, networking_config={"bridge": {"links": ["web"]}})
+    with pytest.raises(UsageError, match="bad format for links"):
+        second.connect(other, links=["a:b:c"])
 
 
 def test_the_default_network_has_no_names(engine: Engine) -> None:
