@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConflictError
@@ -11,7 +12,7 @@ from .call import Call
 from .containers import find, readable
 from .detach import DetachKeys
 from .errors import ClientGone
-from .hijack import Channel
+from .hijack import Channel, Duplex
 from .routes import Route
 from .websocket import WebSocket, handshake
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 RAW = "application/vnd.docker.raw-stream"
+BORROW_BYTES = 1 << 20
+LENT_S = 1.0
 
 
 class Streams:
@@ -45,6 +48,24 @@ class Streams:
 
     async def close_stdin(self) -> None:
         await self._send(protocol.encode_control({"close_stdin": True}))
+
+    async def borrow_stdin(self) -> int | None:
+        """The pipe of the container's input, the caller's to close; None where there is none to be had. No input may be
+        written meanwhile; what was before is in the pipe then."""
+        lent: asyncio.Future[int | None] = self._loop.create_future()
+
+        def told(fd: int | None) -> None:
+            if not lent.done():
+                lent.set_result(fd)
+            elif fd is not None:
+                os.close(fd)
+
+        self.attachment.on_lent = told
+        await self._send(protocol.encode_control({"lend_stdin": True}))
+        try:
+            return await asyncio.wait_for(lent, LENT_S)
+        except TimeoutError:
+            return None  # whoever reads the output is slow, and the answer is behind it
 
     async def resize(self, rows: int, columns: int) -> None:
         await self._send(protocol.encode_control({"resize": [rows, columns]}))
@@ -99,14 +120,20 @@ async def carry(
             await channel.send(b"".join([data if raw else framed(name, data) for name, data in pieces]))
 
     async def into() -> None:
-        detached = False
+        detached, count = False, 0
+        plain = channel if isinstance(channel, Duplex) and channel.is_plain and keys is None else None
         while not detached and (data := await channel.receive()):
             if not stdin:
                 continue
+            count += len(data)
             if keys is not None:
                 data, detached = keys.feed(data)
             if data:
                 await streams.write(data)
+            if plain is not None and count > BORROW_BYTES:
+                lender, plain = plain, None
+                if await _pour(streams, lender):
+                    break
         if detached or (stdin and not closes):
             return
         if stdin:
@@ -126,6 +153,18 @@ async def carry(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pour(streams: Streams, channel: Duplex) -> bool:
+    """Bring the rest of a long input to the container past this process and the supervisor, which would each copy it.
+    False where it has to go on as before."""
+    fd = await streams.borrow_stdin()
+    if fd is None:
+        return False
+    try:
+        return await channel.pour(fd)
+    finally:
+        os.close(fd)
 
 
 def _open(container: Container, call: Call) -> Attachment | None:

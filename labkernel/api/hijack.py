@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import select
 import socket
 import ssl
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 from .errors import ClientGone
 
 CHUNK = 1 << 18
+SPLICED_BYTES = 1 << 20
 HEADERS_TAKEN_S = 0.2
 
 
@@ -75,6 +77,55 @@ class Duplex:
                 await asyncio.sleep(0.01)
             except OSError:
                 raise ClientGone("the client has left") from None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what comes is what the client sent: TLS has to see the bytes."""
+        return type(self.sock) is socket.socket
+
+    async def pour(self, fd: int) -> bool:
+        """Move what the client sends into the pipe `fd`, without looking at it; True at the end of its input, False
+        when nobody reads the pipe any more. Both have to be non-blocking (man 2 splice)."""
+        while self._rest:
+            try:
+                self._rest = self._rest[os.write(fd, self._rest) :]
+            except BlockingIOError:
+                await self._pipe_ready(fd)
+            except OSError:
+                return False
+        while not self._closed:
+            try:
+                if not os.splice(self.sock.fileno(), fd, SPLICED_BYTES):
+                    return True
+                await asyncio.sleep(0)  # others have their turn
+            except BlockingIOError:
+                if self._has_input():
+                    await self._pipe_ready(fd)
+                else:
+                    await self._ready(self._loop.add_reader, self._loop.remove_reader)
+            except BrokenPipeError:
+                return False
+            except OSError:
+                return True
+        return True
+
+    def _has_input(self) -> bool:
+        watch = select.poll()
+        watch.register(self.sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        return bool(watch.poll(0))
+
+    async def _pipe_ready(self, fd: int) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+
+        def wake() -> None:
+            if not waiter.done():
+                waiter.set_result(None)
+
+        self._loop.add_writer(fd, wake)
+        try:
+            await waiter
+        finally:
+            self._loop.remove_writer(fd)
 
     async def headers_taken(self) -> None:
         """Wait until the client has read what was sent so far, a moment at most.

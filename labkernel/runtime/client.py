@@ -89,6 +89,10 @@ class Attachment:
         # Of a container that has ended: "cpu_usec", "memory_peak_bytes", "source" (runtime/usage.py); may be empty.
         self.usage: dict[str, Any] = {}
         self.tied = False
+        self.on_lent: Callable[[int | None], None] | None = None
+        """Called with the descriptor that `{"lend_stdin": true}` asked for, which is then the callee's, or with None.
+        Who sets this reads with `read_now`, and sends no input until it has been called."""
+        self._lent: list[int] = []
 
     def __enter__(self) -> Attachment:
         return self
@@ -140,7 +144,7 @@ class Attachment:
         size = sum(len(data) for _, data in self._ready)
         while size < most and not self._ended:
             try:
-                data = self._sock.recv(262144, sockets.MSG_DONTWAIT)
+                data = self._receive_now()
             except BlockingIOError:
                 if self._ready:
                     break
@@ -157,10 +161,21 @@ class Attachment:
         found, self._ready = self._ready, []
         return found
 
+    def _receive_now(self) -> bytes:
+        if self.on_lent is None:
+            return self._sock.recv(262144, sockets.MSG_DONTWAIT)
+        data, fds = protocol.receive(self._sock, 262144, flags=sockets.MSG_DONTWAIT)
+        self._lent += fds
+        return data
+
     def _take_frames(self) -> None:
         for stream, data in protocol.take_frames(self._buffer):
             if stream == protocol.CONTROL:
-                end = json.loads(data).get("exited")
+                control = json.loads(data)
+                end = control.get("exited")
+                if "stdin" in control and self.on_lent is not None:
+                    told, self.on_lent = self.on_lent, None
+                    told(self._lent.pop() if self._lent else None)
                 if end is not None:
                     self.exit_code = int(end["exit_code"])
                     self.oom_killed = bool(end["oom_killed"])

@@ -198,6 +198,19 @@ class Connection:
         self.out += data
         self._rewatch()
 
+    def send_with_fd(self, data: bytes, fd: int) -> bool:
+        """Send `data` with a descriptor, unless something else has to go first."""
+        if not self.open or self.finishing or self.out:
+            return False
+        try:
+            done = protocol.send_with_fds(self.sock, data, [fd])
+        except OSError:
+            return False
+        if done < len(data):
+            self.out += data[done:]
+            self._rewatch()
+        return True
+
     def _flush(self) -> None:
         try:
             done = self.sock.send(memoryview(self.out)[:262144])

@@ -89,9 +89,9 @@ def unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return list(fds)
 
 
-def receive(sock: socket.socket, size: int = 65536) -> tuple[bytes, list[int]]:
+def receive(sock: socket.socket, size: int = 65536, *, flags: int = 0) -> tuple[bytes, list[int]]:
     """recvmsg with descriptors, close-on-exec."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(4 * MAX_FDS), socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(4 * MAX_FDS), flags | socket.MSG_CMSG_CLOEXEC)
     return data, unpack_fds(ancillary) if ancillary else []
 
 

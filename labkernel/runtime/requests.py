@@ -16,13 +16,21 @@ from . import instances, networking, protocol, restarts
 from .instances import Instance
 from .leaving import leave
 from .loop import Connection
-from .streams import Follower
+from .streams import Follower, InputPipe
 
 Message = dict[str, Any]
 
 
 def _answer(conn: Connection, **values: Any) -> None:
     conn.finish(protocol.encode_message({"ok": True, **values}))
+
+
+def lend(pipe: InputPipe | None, conn: Connection) -> None:
+    """Answer a client that asks for the pipe of a container's input."""
+    if pipe is None:
+        conn.send(protocol.encode_control({"stdin": False}))
+    else:
+        pipe.lend(conn)
 
 
 def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, from_start: bool) -> Follower:
@@ -52,6 +60,8 @@ def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, fro
             tied = tied and not control.get("untie")
             if control.get("close_stdin") and takes_input and inst.input is not None:
                 inst.input.half_close()
+            if control.get("lend_stdin"):
+                lend(inst.input if takes_input else None, conn)
             if control.get("resize"):
                 _resize(inst, *control["resize"])
 

@@ -224,6 +224,11 @@ class Session:
             control = json.loads(data)
             if control.get("close_stdin") and self.input is not None:
                 self.input.half_close()
+            if control.get("lend_stdin") and self.conn is not None:
+                if self.input is None:
+                    self.conn.send(protocol.encode_control({"stdin": False}))
+                else:
+                    self.input.lend(self.conn)
             if control.get("resize") and self.master >= 0:
                 pty.resize(self.master, *control["resize"])
 

@@ -129,6 +129,7 @@ class InputPipe:
         self.closing = False
         self.source: Connection | None = None
         self.on_close: Callable[[], None] | None = None
+        self.borrower: Connection | None = None
         self.read_handler: Any = None
 
     def write(self, data: bytes, source: Connection | None) -> None:
@@ -150,6 +151,20 @@ class InputPipe:
     def ready(self) -> None:
         self._push()
 
+    def lend(self, borrower: Connection) -> None:
+        """Give a client the pipe itself, once all that came before has gone into it: what it has to send then goes past
+        this process. A control frame `{"stdin": true}` comes with the descriptor; false is a refusal."""
+        self.borrower = borrower
+        self._push()
+
+    def _lend(self) -> None:
+        borrower, self.borrower = self.borrower, None
+        if borrower is None:
+            return
+        may = not self.shared and not self.closing and self.fd >= 0
+        if not (may and borrower.send_with_fd(protocol.encode_control({"stdin": True}), self.fd)):
+            borrower.send(protocol.encode_control({"stdin": False}))
+
     def _push(self) -> None:
         while self.buffer and self.fd >= 0:
             try:
@@ -159,6 +174,7 @@ class InputPipe:
             except OSError:
                 self.buffer.clear()
                 self.close()
+                self._lend()
                 return
             del self.buffer[:done]
         if self.source is not None and self.source.open:
@@ -171,6 +187,8 @@ class InputPipe:
             self.loop.unwatch(self.fd)
             if self.closing:
                 self.close()
+        if not self.buffer:
+            self._lend()
 
     def half_close(self) -> None:
         """No more input: the pipe is closed once it is empty; a pty gets its end-of-file character (Ctrl-D)."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
 import signal
 import socket
 import struct
+import threading
 
 import pytest
 from daemons import Daemon, frames, read_all
@@ -168,6 +172,72 @@ def test_input_of_a_client_that_leaves_is_no_end_of_input_without_stdin_once(dae
         attached.shutdown(socket.SHUT_WR)
         attached.close()
     assert daemon.json("GET", f"/containers/{id}/json")["State"]["Running"] is True
+
+
+def with_input(daemon: Daemon, way: str, command: list[str], **config: object) -> socket.socket:
+    """A stream into `command` of a container, or of an exec in one."""
+    if way == "attach":
+        id = create(daemon, Cmd=command, OpenStdin=True, StdinOnce=True, **config)
+        sock, _ = daemon.hijack(f"/containers/{id}/attach?stream=1&stdin=1&stdout=1")
+        daemon.request("POST", f"/containers/{id}/start")
+        return sock
+    id = create(daemon)
+    daemon.request("POST", f"/containers/{id}/start")
+    asked = {"Cmd": command, "AttachStdin": True, "AttachStdout": True}
+    exec_id = daemon.json("POST", f"/containers/{id}/exec", asked)["Id"]
+    return daemon.hijack(f"/exec/{exec_id}/start", {})[0]
+
+
+@pytest.mark.parametrize("way", ["attach", "exec"])
+def test_a_long_input_comes_whole(daemon: Daemon, way: str) -> None:
+    """The most of it goes past the daemon (splice): nothing is lost or twice where that begins."""
+    data = os.urandom(9_000_001)
+    sock = with_input(daemon, way, ["md5sum"])
+    sock.sendall(data)
+    sock.shutdown(socket.SHUT_WR)
+    said = b"".join(data for _, data in frames(read_all(sock)))
+    assert said.split()[0].decode() == hashlib.md5(data, usedforsecurity=False).hexdigest()
+    sock.close()
+
+
+@pytest.mark.parametrize("way", ["attach", "exec"])
+def test_an_input_that_is_not_read_to_its_end(daemon: Daemon, way: str) -> None:
+    sock = with_input(daemon, way, ["sh", "-c", "head -c 3000000 | wc -c; exec 0</dev/null; echo closed; read x"])
+    sock.settimeout(60)
+    sending = threading.Thread(target=send_all, args=(sock, b"x" * 12_000_000))
+    sending.start()
+    said = b"".join(data for _, data in frames(read_all(sock)))
+    assert said == b"3000000\nclosed\n"
+    sock.close()
+    sending.join(60)
+    assert not sending.is_alive()
+
+
+def send_all(sock: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # the other side has ended
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("way", ["attach", "exec"])
+def test_a_client_that_leaves_in_the_middle_of_a_long_input(settled: Daemon, way: str) -> None:
+    before = settled.descriptors()
+    sock = with_input(settled, way, ["sh", "-c", "sleep 1; wc -c >/dev/null; sleep 0.1"])
+    sock.sendall(b"x" * 2_000_000)
+    sock.close()
+    wait_until(lambda: settled.descriptors() <= before, "nothing is left open")
+
+
+def test_input_and_output_at_once(daemon: Daemon) -> None:
+    """What comes back holds the input back, too: the client reads only after it has sent some."""
+    data = os.urandom(6_000_000)
+    sock = with_input(daemon, "attach", ["cat"], HostConfig={"NetworkMode": "none"})
+    sending = threading.Thread(target=send_all, args=(sock, data))
+    sending.start()
+    said = b"".join(data for _, data in frames(read_all(sock)))
+    sending.join(60)
+    sock.close()
+    assert said == data
 
 
 def test_many_followers_of_one_container(settled: Daemon) -> None:
