@@ -224,13 +224,14 @@ def test_bytes_that_are_not_the_protocol(daemon: Daemon, data: bytes) -> None:
         pass
     sock.close()
     wait_until(lambda: descriptors(daemon) <= before, "the end of the connection")
+    assert "Traceback" not in daemon.said()
 
 
 def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.pid}/fd"))
 
 
-def test_messages_that_are_none(client: Client) -> None:
+def test_messages_that_are_none(client: Client, daemon: Daemon) -> None:
     for method in ("Solve", "Status"):
         call = client.channel.unary_unary(f"{CONTROL}/{method}")
         with pytest.raises(client.grpc.RpcError):
@@ -238,3 +239,4 @@ def test_messages_that_are_none(client: Client) -> None:
     with pytest.raises(client.grpc.RpcError, match="needs a ref"):
         client.call(f"{CONTROL}/Solve", [(6, "dockerfile.v0")])
     assert client.call(f"{CONTROL}/Info")
+    assert "Traceback" not in daemon.said()
