@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -223,6 +224,20 @@ def test_magic_starts_and_stops_a_daemon_and_sets_docker_host(engine: Engine, mo
         shell.extension_manager.unload_extension("labkernel")
 
 
+def build_as(user: PlainUser, daemon: Daemon, folder: Path) -> None:
+    """An image `built`, by BuildKit's client where there is one."""
+    compose = Path(sys.prefix) / "peers" / "docker-compose"
+    text = "FROM lab/busybox\nRUN echo over the control protocol > /made\n"
+    if not os.access(compose, os.X_OK):
+        Cli(shutil.which("docker") or "", daemon.address, folder).run("build", "-t", "built", "-", stdin=text)
+        return
+    service = {"image": "built", "build": {"context": ".", "dockerfile_inline": text}}
+    (folder / "compose.yaml").write_text(json.dumps({"name": "plain", "services": {"web": service}}))
+    environment = {**os.environ, "DOCKER_HOST": daemon.address, "DOCKER_CONFIG": str(folder / "config")}
+    done = subprocess.run([compose, "build"], cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("driver", ["rootless", "proot"])
 def test_a_plain_users_engine(plain_user: PlainUser, tmp_path: Path, driver: str) -> None:
     """A smaller set with the drivers that users without root get, in a pod the second."""
@@ -245,6 +260,9 @@ def test_a_plain_users_engine(plain_user: PlainUser, tmp_path: Path, driver: str
             (tmp_path / "file").write_text("copied")
             cli.ok("cp", str(tmp_path / "file"), "plain:/tmp/file")
             assert cli.ok("exec", "plain", "cat", "/tmp/file") == "copied"
+            build_as(plain_user, daemon, tmp_path)
+            assert cli.ok("run", "--rm", "built", "cat", "/made") == "over the control protocol"
+            assert cli.ok("rmi", "built").startswith("Untagged: built:latest")
         assert cli.ok("ps", "--format", "{{.Names}}") == "plain"
         assert cli.ok("stop", "-t", "0", "plain") == "plain"
         assert cli.ok("rm", "plain") == "plain"
