@@ -57,6 +57,7 @@ from .errors import (
 )
 from .imaging.variants import find_for, resolve_for
 from .oci.platforms import normal, parse_platform
+from .runtime.settings import normalize
 
 if TYPE_CHECKING:
     from .images import Images
@@ -71,6 +72,9 @@ if TYPE_CHECKING:
     from .store.layout import Layout
 
 ENTITLEMENTS = ("network.host", "security.insecure")
+LIMITS = (
+    *("memswap_limit", "shm_size", "ulimits", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus", "cpuset_mems"),
+)
 OnStep = Callable[[BuildStep], None]
 _KEPT_OUTPUT_BYTES = 16 << 10
 _SHOWN_LINES = 12
@@ -81,6 +85,7 @@ class BuildOptions:
     """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket, or of one
     or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
     `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
+    `limits`: others of a RUN, named as those of a container (LIMITS);
     `context_epoch_s`: what SOURCE_DATE_EPOCH=context means (epoch.py); `no_cache_filter`: names or numbers of stages;
     `contexts`: name -> image (or its id) that a FROM, --from or from= of that name means, before any stage or image;
     `platform`: `os/arch[/variant]`, or several with commas between (building/targets.py); `stopping`: called at the
@@ -93,6 +98,7 @@ class BuildOptions:
     pull: bool = False
     extra_hosts: Sequence[str] = ()
     memory_bytes: int = 0
+    limits: Mapping[str, Any] = field(default_factory=dict)
     platform: str | None = None
     contexts: Mapping[str, str] = field(default_factory=dict)
     context_epoch_s: int | None = None
@@ -108,7 +114,10 @@ class BuildOptions:
         return replace(self, **given)
 
     def check(self) -> None:
-        """Raises UsageError for what this release cannot do."""
+        """Raises UsageError for what this machine or this release cannot do."""
+        for name in self.limits:
+            if name not in LIMITS:
+                raise UsageError(f"not a limit of build steps: {name}", resolution=f"one of {', '.join(LIMITS)}")
         for name in self.allow:
             if name not in ENTITLEMENTS:
                 raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {', '.join(ENTITLEMENTS)}")
@@ -301,6 +310,7 @@ class _Build:
                 allow=frozenset(self._options.allow),
                 extra_hosts=tuple(self._options.extra_hosts),
                 memory_bytes=self._options.memory_bytes,
+                limits=normalize(self._options.limits),
             )
             self._check()
             self._finisher.later(self._builds._maker.clear_leftovers)

@@ -201,6 +201,19 @@ def test_insecure_only_when_allowed(engine: Engine) -> None:
         build(engine, text, allow=["everything"])
 
 
+def test_limits_of_steps(engine: Engine) -> None:
+    text = BASE + "RUN ulimit -n > /n; df -k /dev/shm | tail -1 > /shm\n"
+    limits = {"ulimits": ["nofile=77:99"], "shm_size": "8m"}
+    image = build(engine, text, limits=limits).image
+    assert engine.containers.run(image, ["cat", "/n"], remove=True) == b"77\n"
+    if engine.driver.name != "proot":
+        assert engine.containers.run(image, ["cat", "/shm"], remove=True).split()[1] == b"8192"
+    with pytest.raises(UsageError, match="not a limit of build steps: privileged"):
+        build(engine, text, limits={"privileged": True})
+    with pytest.raises(UsageError, match="invalid ulimit type"):
+        build(engine, text, limits={"ulimits": ["nothing=1"]})
+
+
 def test_hosts_and_memory(engine: Engine, needs: Any) -> None:
     result = build(engine, BASE + "RUN grep -c some.name /etc/hosts > /seen\n", extra_hosts=["some.name:10.1.2.3"])
     assert output(engine, result.image, "cat /seen; grep -c some.name /etc/hosts; true") == "1\n0\n"

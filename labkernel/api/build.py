@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 _BLOCK = 512
-# Limits of a RUN's container that the builder does not set; 0 is what clients send when they were not asked for.
-_LIMITS = {
-    "memswap": "--memory-swap",
-    "cpushares": "--cpu-shares",
-    "cpusetcpus": "--cpuset-cpus",
-    "cpusetmems": "--cpuset-mems",
-    "cpuperiod": "--cpu-period",
-    "cpuquota": "--cpu-quota",
-    "shmsize": "--shm-size",
-    "cgroupparent": "--cgroup-parent",
-    "isolation": "--isolation",
+# Settings of a RUN's container; 0 is what clients send when they were not asked for.
+_NUMBERS = {
+    "memswap": "memswap_limit",
+    "cpushares": "cpu_shares",
+    "cpuperiod": "cpu_period",
+    "cpuquota": "cpu_quota",
+    "shmsize": "shm_size",
 }
+_WORDS = {"cpusetcpus": "cpuset_cpus", "cpusetmems": "cpuset_mems"}
+_NOT_APPLIED = {"cgroupparent": "--cgroup-parent", "isolation": "--isolation"}
 
 
 class Steps:
@@ -119,11 +117,9 @@ async def build(call: Call) -> Any:
 def _prepared(call: Call, steps: Steps) -> Iterator[tuple[str, dict[str, Any]]]:
     """The Dockerfile and the arguments of `Builds.build`, while the context is there."""
     settings = settings_of(call)
-    for key, flag in _LIMITS.items():
+    for key, flag in _NOT_APPLIED.items():
         if call.query(key) not in ("", "0", "default"):
             steps.say(f"[Warning] {flag} is not applied to the steps of a build\n")
-    if call.document("ulimits"):
-        steps.say("[Warning] --ulimit is not applied to the steps of a build\n")
     moments: list[int] = []
     with _context(call, moments.append, keep_git=keeps_git(settings)) as found:
         settings["options"] = replace(settings["options"], context_epoch_s=moments[-1] if moments else None)
@@ -224,6 +220,7 @@ def settings_of(call: Call) -> dict[str, Any]:
         pull=call.flag("pull"),
         extra_hosts=extra,
         memory_bytes=max(0, call.number("memory") or 0),
+        limits=_limits(call),
         platform=call.query("platform") or None,
         stopping=call.on_gone,
     )
@@ -236,6 +233,19 @@ def settings_of(call: Call) -> dict[str, Any]:
         "network": network,
         "options": options,
     }
+
+
+def _limits(call: Call) -> dict[str, Any]:
+    """Raises UsageError."""
+    found: dict[str, Any] = {ours: number for key, ours in _NUMBERS.items() if (number := call.number(key))}
+    found |= {ours: word for key, ours in _WORDS.items() if (word := call.query(key))}
+    ulimits = call.document("ulimits")
+    if ulimits:
+        try:
+            found["ulimits"] = {str(each["Name"]): (int(each["Soft"]), int(each["Hard"])) for each in ulimits}
+        except (TypeError, KeyError, ValueError):
+            raise UsageError("invalid ulimits: not a list of limits") from None
+    return found
 
 
 def _mapping(call: Call, name: str) -> dict[str, Any]:

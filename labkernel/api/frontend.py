@@ -29,12 +29,7 @@ LINT, DESCRIBE = "frontend.lint", "frontend.subrequests.describe"
 _SOURCE_ERROR = "github.com/moby/buildkit/errdefs.Source+json"
 _REQUEST_ERROR = "github.com/moby/buildkit/errdefs.Subrequest+json"
 # What a step's container is not given, and how a client asks for it.
-_NOT_APPLIED = {
-    "shm-size": "--shm-size",
-    "ulimit": "--ulimit",
-    "cgroup-parent": "--cgroup-parent",
-    "hostname": "--hostname",
-}
+_NOT_APPLIED = {"cgroup-parent": "--cgroup-parent", "hostname": "--hostname"}
 
 
 class Stop:
@@ -80,6 +75,7 @@ def wanted_of(
         extra_hosts=[word.replace("=", ":", 1) for word in attributes.get("add-hosts", "").split(",") if word],
         platform=attributes.get("platform") or None,
         no_cache_filter=[name for name in (anew or "").split(",") if name],
+        limits=_limits(attributes),
         cache_to=list(cache_to),
         cache_from=[*cache_from, *_cache_imports(attributes)],
         stopping=stop.on,
@@ -104,6 +100,15 @@ def wanted_of(
         contexts=_under(attributes, "context:"),
         not_applied=[flag for name, flag in _NOT_APPLIED.items() if attributes.get(name)],
     )
+
+
+def _limits(attributes: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if attributes.get("shm-size"):
+        found["shm_size"] = attributes["shm-size"]
+    if attributes.get("ulimit"):
+        found["ulimits"] = attributes["ulimit"].split(",")
+    return found
 
 
 def _under(attributes: Mapping[str, str], prefix: str) -> dict[str, str]:

@@ -95,6 +95,7 @@ class Sandbox:
     insecure: bool = False
     extra_hosts: tuple[str, ...] = ()
     memory_bytes: int = 0
+    limits: Mapping[str, Any] = field(default_factory=dict, hash=False)
     hostname: str = "labkernel-build"
     host_masks: tuple[str, ...] = ()
     host_mounts: tuple[dict[str, Any], ...] = field(default=())
@@ -108,7 +109,7 @@ class Sandbox:
             found["extra_hosts"] = list(self.extra_hosts)
         if self.memory_bytes:
             found["mem_limit"] = found["memswap_limit"] = self.memory_bytes
-        return found
+        return {**found, **self.limits}
 
 
 class LayerMaker:

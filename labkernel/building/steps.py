@@ -119,6 +119,7 @@ class Settings:
     allow: frozenset[str] = frozenset()
     extra_hosts: Sequence[str] = ()
     memory_bytes: int = 0
+    limits: Mapping[str, Any] = field(default_factory=dict)
 
 
 class StageBuilder:
@@ -385,6 +386,7 @@ class StageBuilder:
             insecure=insecure,
             extra_hosts=tuple(self.settings.extra_hosts),
             memory_bytes=self.settings.memory_bytes,
+            limits=self.settings.limits,
             hostname=self.settings.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") or Sandbox.hostname,
             host_masks=tuple(self.state.hidden),
             host_mounts=tuple(self.state.mounts),

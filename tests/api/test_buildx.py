@@ -84,10 +84,14 @@ def test_a_build_with_its_attributes(project: Project, engine: Engine) -> None:
     text = (
         "FROM lab/busybox AS one\nARG A\nCOPY . /all\nLABEL one=1\n"
         "RUN --mount=type=secret,id=s md5sum < /run/secrets/s; echo a=$A; cat /etc/hosts; ls /all\n"
+        "RUN echo n=$(ulimit -n)\n"
         "FROM one\nLABEL two=2\n"
     )
     build = {"text": text, "target": "one", "args": {"A": "7"}, "labels": {"l": "x"}, "secrets": ["s"]}
-    project.write(web={**build, "extra_hosts": ["far=192.0.2.7"], "tags": [f"{project.name}:other"], "no_cache": True})
+    limits = {"ulimits": {"nofile": {"soft": 77, "hard": 99}}}
+    project.write(
+        web={**build, **limits, "extra_hosts": ["far=192.0.2.7"], "tags": [f"{project.name}:other"], "no_cache": True}
+    )
     done = project("build")
     assert done.returncode == 0, said(done)
     out = said(done)
@@ -95,6 +99,7 @@ def test_a_build_with_its_attributes(project: Project, engine: Engine) -> None:
     assert re.search(r"#\d+ [\d.]+ a=7\n", out)
     assert re.search(r"#\d+ [\d.]+ 192.0.2.7\s+far\n", out)
     assert re.search(r"#\d+ [\d.]+ 5787fb020f4dc9a8fb3e240ca13cae52  -\n", out), out
+    assert re.search(r"#\d+ [\d.]+ n=77\n", out), out
     assert "left-out" not in out
     image = engine.images.get(f"{project.name}-web")
     assert image.id == engine.images.get(f"{project.name}:other").id

@@ -94,6 +94,18 @@ def test_a_context_that_is_uploaded(client: Client, engine: Engine) -> None:
         assert tar.extractfile("x").read() == data  # type: ignore[union-attr]
 
 
+def test_limits_of_steps(client: Client, app: Path, engine: Engine) -> None:
+    (app / "Dockerfile").write_text(
+        f"FROM lab/busybox\nENV N={os.urandom(4).hex()}\nRUN df -k /dev/shm | tail -1 > /shm; ulimit -n > /n\n"
+    )
+    client.solve({"shm-size": str(8 << 20), "ulimit": "nofile=77:99,nproc=500:500"}, ("tar", {}))
+    with tarfile.open(fileobj=io.BytesIO(client.results["0"])) as tar:
+        assert tar.extractfile("n").read() == b"77\n"  # type: ignore[union-attr]
+        shm = tar.extractfile("shm").read().split()  # type: ignore[union-attr]
+    assert engine.driver.name == "proot" or shm[1] == b"8192"
+    assert "invalid ulimit type" in refused(client, {"ulimit": "nothing=1"})[1]
+
+
 def test_a_build_led_by_its_client(client: Client, engine: Engine) -> None:
     """As buildx does it: opened, built, told which result it is to be; and followed from the side."""
     ref, name = os.urandom(8).hex(), f"g{os.urandom(4).hex()}"

@@ -61,6 +61,16 @@ def build(docker: Cli, *words: str, stdin: bytes | None = None) -> subprocess.Co
     )
 
 
+def test_limits_hold_for_build_steps(docker: Cli, engine: Engine) -> None:
+    text = b"FROM lab/busybox\nRUN echo n=$(ulimit -n) $(df -k /dev/shm | tail -1)\n"
+    limits = ("--shm-size", "8m", "--ulimit", "nofile=77:99", "--cpu-shares", "512")
+    done = build(docker, "--no-cache", *limits, "-", stdin=text)
+    assert done.returncode == 0, done.stderr
+    assert b"n=77 " in done.stdout
+    assert engine.driver.name == "proot" or b" 8192 " in done.stdout
+    assert b"Warning" not in done.stdout
+
+
 def test_build_shows_steps_cache_and_names(docker: Cli, name: str, context: Path) -> None:
     words = ("-t", f"{name}:1", "-t", f"{name}:2", "--build-arg", f"A={name}", "--label", "l=x", str(context))
     done = build(docker, *words)
