@@ -141,7 +141,7 @@ def dependencies(service: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not word.startswith("container:"):
             found[word.partition(":")[0]] = started
     for link in service.get("links", ()):
-        found[link] = started
+        found[link.partition(":")[0]] = started
     return {**found, **service.get("depends_on", {})}
 
 

@@ -181,17 +181,6 @@ def _depends_on(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
     return found
 
 
-def _links(node: Node, path: str, around: Surroundings) -> list[str]:
-    found = texts(node, path, around)
-    for link in found:
-        if ":" in link:
-            raise node.error(
-                f"{path}: links with an alias are not available in labkernel: {link}",
-                resolution="give the other service an alias: networks: {default: {aliases: […]}}",
-            )
-    return found
-
-
 def _grants(kind: str) -> Reader:
     def read(node: Node, path: str, around: Surroundings) -> list[dict[str, Any]]:
         if not isinstance(node.value, list):
@@ -299,12 +288,12 @@ _BUILD: dict[str, Reader] = {
     "secrets": _build_secrets,
     "platforms": unique,
     "privileged": absent("privileged builds are", "RUN --security=insecure"),
-    "shm_size": ignored("builds have the usual /dev/shm"),
+    "shm_size": size,
     "cache_from": ignored("the builder's own cache is used"),
     "cache_to": ignored("the builder's own cache is used"),
     "ssh": absent("forwarding of SSH agents to builds is"),
     "additional_contexts": absent("additional contexts of builds are"),
-    "ulimits": absent("limits of build steps are"),
+    "ulimits": _ulimits,
     "isolation": absent("isolation technologies are"),
     "entitlements": unique,
     "provenance": ignored("no attestations are made"),
@@ -406,7 +395,7 @@ SERVICE: dict[str, Reader] = {
     "init": flag,
     "ipc": text,
     "labels": labels,
-    "links": _links,
+    "links": texts,
     "logging": optional(_logging),
     "mac_address": text,
     "mem_limit": size,

@@ -19,7 +19,7 @@ from . import resources
 from .converge import Converge, Report, UpOptions
 from .document import ComposeError
 from .project import Project, dependencies, load
-from .settings import IMAGE, PREFIX, PROJECT, image_name, project_labels
+from .settings import IMAGE, PREFIX, PROJECT, build_limits, image_name, project_labels
 
 if TYPE_CHECKING:
     from ..building.result import BuildStep
@@ -239,6 +239,7 @@ class Compose:
                 extra_hosts=[each.replace("=", ":", 1) for each in given.get("extra_hosts", ())],
                 platform=",".join(given.get("platforms", ())) or None,
                 context_epoch_s=moments[-1] if moments else None,
+                limits=build_limits(given),
             )
         return result.image
 

@@ -100,6 +100,20 @@ def container_labels(project: Project, name: str, number: int, image: str, *, on
     }
 
 
+def build_limits(build: Mapping[str, Any]) -> dict[str, Any]:
+    """What its steps may have, as `BuildOptions.limits`."""
+    found: dict[str, Any] = {}
+    if "shm_size" in build:
+        found["shm_size"] = int(build["shm_size"])
+    if "ulimits" in build:
+        found["ulimits"] = _ulimits(build["ulimits"])
+    return found
+
+
+def _ulimits(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: (each["soft"], each["hard"]) if isinstance(each, dict) else each for key, each in given.items()}
+
+
 def image_name(project: Project, name: str) -> str:
     """The image of a service: its own name, or what a build without one is called."""
     return str(project.services[name].get("image") or f"{project.name}-{name}")
@@ -124,10 +138,7 @@ def container_settings(project: Project, name: str, find: FindContainer) -> dict
     if "volumes_from" in service:
         found["volumes_from"] = [_volumes_from(word, find) for word in service["volumes_from"]]
     if "ulimits" in service:
-        found["ulimits"] = {
-            key: (each["soft"], each["hard"]) if isinstance(each, dict) else each
-            for key, each in service["ulimits"].items()
-        }
+        found["ulimits"] = _ulimits(service["ulimits"])
     if "devices" in service:
         found["devices"] = service["devices"]
     if "healthcheck" in service:
@@ -270,6 +281,10 @@ def _networks(project: Project, name: str) -> dict[str, Any]:
     for key, details in order:
         given = details or {}
         endpoint: dict[str, Any] = {"Aliases": list(dict.fromkeys([name, *given.get("aliases", ())]))}
+        # A service is known by its own name; what this one alone calls it is a link.
+        links = [word for word in service.get("links", ()) if ":" in word]
+        if links:
+            endpoint["Links"] = links
         if given.get("ipv6_address"):
             raise project.error(
                 name, f"services.{name}.networks.{key}: IPv6 is not available in labkernel", at="networks"

@@ -62,11 +62,14 @@ def compose(project: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capf
 
 def test_a_web_service_with_its_database(project: Path, compose: Run, engine: Engine) -> None:
     port = free_port()
-    (project / "Dockerfile").write_text("FROM lab/busybox\nRUN mkdir /www && echo built > /www/index.html\n")
+    (project / "Dockerfile").write_text(
+        "FROM lab/busybox\nRUN mkdir /www && echo built > /www/index.html; ulimit -n > /n\n"
+    )
     (project / "compose.yaml").write_text(f"""
 services:
   web:
-    build: .
+    build: {{context: ., ulimits: {{nofile: 77}}, shm_size: 8m}}
+    links: ["db:storage"]
     command: ["httpd", "-f", "-p", "80", "-h", "/www"]
     init: true
     depends_on:
@@ -100,7 +103,10 @@ configs: {{conf: {{content: "name = ${{NAME:-nobody}}\\n"}}}}
     read = "cat /run/secrets/token /etc/app/conf /data/x"
     assert compose("exec", "-T", "web", "sh", "-c", read, TOKEN="x").stdout == "secretname = me\nset up\n"
     assert compose("exec", "-T", "web", "wget", "-qO-", "http://web/", TOKEN="x").stdout == "built\n"
-    assert compose("exec", "-T", "web", "ping", "-c1", "-W9", "database", TOKEN="x").returncode == 0
+    for host in ("database", "storage"):
+        assert compose("exec", "-T", "web", "ping", "-c1", "-W9", host, TOKEN="x").returncode == 0
+    compose("exec", "-T", "db", "nslookup", "storage", TOKEN="x", code=1)  # it is one service's name alone
+    assert compose("exec", "-T", "web", "cat", "/n", TOKEN="x").stdout == "77\n"
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
         assert answer.read() == b"built\n"
     listed = [json.loads(line) for line in compose("ps", "-a", "--format", "json", TOKEN="x").stdout.splitlines()]
