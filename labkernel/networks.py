@@ -53,6 +53,7 @@ PREDEFINED = ("bridge", "host", "none")
 BRIDGE_NAME = "com.docker.network.bridge.name"
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 _FILTERS = ("dangling", "driver", "id", "label", "name", "scope", "type")
+_OWN_NETWORK = "`labkernel network create NAME`, then --network NAME: names are resolved there"
 _ENDPOINTS = (
     "SELECT e.*, n.name, n.bridge, n.subnet, n.gateway, n.internal, n.options FROM endpoints e "
     "LEFT JOIN networks n ON n.id = e.network_id WHERE e.container_id = ? ORDER BY e.position"
@@ -228,7 +229,7 @@ class Networks:
         if any(more.values()):
             raise UsageError("IPv6 and driver options of an endpoint are not available in this release")
         if links and network.name == "bridge":
-            raise UsageError("links are available in user defined networks only")
+            raise UsageError("links are available in user defined networks only", resolution=_OWN_NETWORK)
         found = self._member(container) if isinstance(container, str) else container
         mode = network_mode(found.settings)
         if mode in ("host", "none") or mode.startswith("container:"):
@@ -301,7 +302,7 @@ class Networks:
             if config.get(name, {}).get("aliases"):
                 raise UsageError("network-scoped alias is supported only for containers in user defined networks")
             if config.get(name, {}).get("links"):
-                raise UsageError("links are available in user defined networks only")
+                raise UsageError("links are available in user defined networks only", resolution=_OWN_NETWORK)
 
     def _check_alone(self, mode: str, settings: Mapping[str, Any]) -> None:
         if mode.startswith("container:"):

@@ -13,6 +13,7 @@ FLAGS: list[Callable[[Any], Any]] = [
     many("--network", "--net", metavar="network", help="Connect a container to a network (NAME, none, host, "
          "container:NAME, or name=NAME,alias=…,ip=…); several times for several networks"),
     many("--network-alias", "--net-alias", help="Add network-scoped alias for the container"),
+    many("--link", help="Add link to another container (CONTAINER[:NAME], in a network of your own)"),
     option("--ip", metavar="ip", help="IPv4 address (e.g., 172.30.100.104)"),
     option("--mac-address", metavar="string", help="Container MAC address (e.g., 92:d0:c6:0a:29:33)"),
     many("-p", "--publish", help="Publish a container's port(s) to the host ([[IP:]HOST:]PORT[/udp], ranges)"),
@@ -28,7 +29,9 @@ def network_settings(flags: Mapping[str, Any]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     networks = [_network(word) for word in flags.get("network") or ()]
     first = networks[0] if networks else {}
-    for key, value in (("aliases", list(flags.get("network_alias") or ())), ("ip", flags.get("ip"))):
+    given = {"aliases": list(flags.get("network_alias") or ()), "ip": flags.get("ip")}
+    given["links"] = list(flags.get("link") or ())
+    for key, value in given.items():
         if value and first.get(key):
             raise UsageError(f"conflicting options: cannot specify both --{_flag(key)} and per-network {_flag(key)}")
         if value:
@@ -71,7 +74,7 @@ def _ports(given: Sequence[str]) -> dict[str, Any]:
 
 
 def _flag(key: str) -> str:
-    return {"aliases": "network-alias", "ip": "ip"}[key]
+    return {"aliases": "network-alias", "ip": "ip", "links": "link"}[key]
 
 
 def _network(text: str) -> dict[str, Any]:

@@ -97,7 +97,6 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
     option("--blkio-weight", metavar="uint16", type=int, help="Block IO (relative weight), between 10 and 1000"),
     _absent("--gpus", why="containers see docker's default devices only"),
     _absent("--ip6", why="networks are IPv4 in this release"),
-    _absent("--link", why="a network of your own resolves names: `network create NAME`, then --network NAME"),
     *resourceflags.FLAGS,
 ]  # fmt: skip
 

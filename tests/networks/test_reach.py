@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from neighbours import HTTPD, SLEEP, hears, start, tell
 
+from labkernel import terminal
 from labkernel.engine import Engine
 from labkernel.errors import ConflictError, UsageError
 from labkernel.networking.network import Network
@@ -55,6 +56,21 @@ def test_links_are_names_for_one_container_alone(engine: Engine, net: Callable[.
         start(engine, SLEEP, networking_config={"bridge": {"links": ["web"]}})
     with pytest.raises(UsageError, match="bad format for links"):
         second.connect(other, links=["a:b:c"])
+
+
+def test_links_by_flag(engine: Engine, net: Callable[..., Network], capfd: pytest.CaptureFixture[str]) -> None:
+    net("lab")
+    web = start(engine, HTTPD, name="web", network="lab")
+
+    def run(*words: str) -> tuple[int, str]:
+        capfd.readouterr()
+        code = terminal.run(["run", "--rm", *words], terminal.TerminalHost(lambda: engine))
+        return code, "".join(capfd.readouterr())
+
+    fetch = ("lab/busybox", "wget", "-qO-", "http://db/hostname")
+    assert run("--network", "lab", "--link", "web:db", *fetch) == (0, f"{web.short_id}\n")
+    code, said = run("--link", "web:db", *fetch)
+    assert (code, "user defined networks only" in said) == (125, True)
 
 
 def test_the_default_network_has_no_names(engine: Engine) -> None:
