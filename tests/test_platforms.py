@@ -20,7 +20,7 @@ import pytest
 from registries import OCI_INDEX, OCI_MANIFEST, MadeImage, Scripted, docker_registry, scripted
 
 from labkernel.engine import Engine
-from labkernel.errors import BuildError, DockerfileError, ManifestError, StartError, UsageError
+from labkernel.errors import BuildError, DockerfileError, ImageError, ManifestError, StartError, UsageError
 from labkernel.imaging.basefiles import find_busybox
 from labkernel.linux import elf
 
@@ -166,7 +166,18 @@ def test_several_platforms_are_pushed_as_an_index(engine: Engine, fresh_engine: 
         engine.images.tag(name, f"{name}:again")
         assert engine.pushes.push(f"{name}:again").digest == pushed.digest
         engine.images.remove(f"{name}:again")
-        # With another image under the name it is that one alone.
+        # What was built together is no image without a name while the name is there.
+        engine.images.prune()
+        assert engine.pushes.push(name).digest == pushed.digest
+        lost = MadeImage({"x": os.urandom(8)}, architecture="riscv64")
+        engine.db.remember(f"images-of:{name}:latest", [engine.images.get(name).id, {"linux/riscv64": lost.digest}])
+        with pytest.raises(ImageError, match=r"the one for linux/riscv64 .* has been removed"):
+            engine.pushes.push(name)
+        # Built for one platform alone, or with another image under the name, it is that one.
+        engine.builds.build(CROSS, platform=f"linux/{FOREIGN},linux/{elf.host()}", tags=[name])
+        assert engine.pushes.push(name).digest == pushed.digest
+        assert engine.builds.build(CROSS, tags=[name]).image == done.images[f"linux/{elf.host()}"]
+        assert engine.pushes.push(name).digest != pushed.digest
         engine.images.tag(done.images[f"linux/{FOREIGN}"].id, name)
         assert engine.pushes.push(name).digest != pushed.digest
         with pytest.raises(ManifestError, match="does not provide the specified platform"):

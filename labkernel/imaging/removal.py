@@ -72,9 +72,12 @@ def prune_images(images: Images, filters: Mapping[str, Any]) -> dict[str, Any]:
     chosen = dict(filters)
     named_too = not is_true("dangling", words(chosen.pop("dangling", None)) or ["true"])
     records: list[dict[str, str]] = []
+    from .variants import kept
+
+    together = kept(images)
     for image in images.list(filters=chosen):
         tags = images.catalog.tags(image.id)
-        if (tags and not named_too) or images.catalog.containers_of(image.id):
+        if ((tags or image.id in together) and not named_too) or images.catalog.containers_of(image.id):
             continue
         records += [_untagged(images, image, name) for name in _names_of(images, image)]
         images.catalog.delete(image.id)

@@ -8,6 +8,7 @@ and platform, until the tag moves, or `prune` takes it with the other images tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..errors import ImageError, InvalidReference, NoSuchImage, UsageError
@@ -86,19 +87,39 @@ def remember_set(images: Images, name: reference.Reference, built: Mapping[Platf
 
 
 def set_of(images: Images, name: reference.Reference) -> dict[str, Image]:
-    """The images that were built together under `name`, by platform, while its tag and all of them are there."""
-    tagged, ids = images.db.setting(f"images-of:{name}") or (None, {})
-    found = {platform: images.find(id) for platform, id in ids.items()}
-    if tagged is None or tagged != images.catalog.find_by_tag(str(name)):
-        return {}
-    return {platform: image for platform, image in found.items() if image is not None}
+    """The images that were built together under `name`, by platform, while its tag stays where it was.
+
+    Raises ImageError when one of them was removed."""
+    found = {platform: (id, images.find(id)) for platform, id in _ids_of(images, f"images-of:{name}").items()}
+    for platform, (id, image) in found.items():
+        if image is None:
+            raise ImageError(
+                f"of the images that were built together as {name.familiar}, the one for {platform} ({id[7:19]}) has "
+                "been removed",
+                resolution="build it again, or give the image you want a name of its own with `tag`",
+            )
+    return {platform: image for platform, (_, image) in found.items() if image is not None}
+
+
+def kept(images: Images) -> set[str]:
+    """Ids of images without a tag that were built together with one that has its tag still."""
+    keys = [row[0] for row in images.db.query("SELECT key FROM settings WHERE key LIKE 'images-of:%'")]
+    return {id for key in keys for id in _ids_of(images, key).values()}
+
+
+def _ids_of(images: Images, key: str) -> dict[str, str]:
+    tagged, ids = images.db.setting(key) or (None, {})
+    now = images.catalog.find_by_tag(key.removeprefix("images-of:"))
+    return ids if tagged is not None and tagged == now else {}
 
 
 def copy_set(images: Images, ref: str, name: reference.Reference) -> None:
     """After `tag ref name`: what was built together under `ref` is so under `name`, too."""
     source = _name(ref)
-    built = set_of(images, source) if source is not None else {}
-    if built:
+    if source is None or not _ids_of(images, f"images-of:{source}"):
+        return
+    with suppress(ImageError):  # not all of them are there: then it is this image's name alone
+        built = set_of(images, source)
         remember_set(images, name, {platforms.parse_platform(word): image for word, image in built.items()})
 
 

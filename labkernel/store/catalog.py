@@ -61,7 +61,9 @@ class Catalog:
         tags: Iterable[str] = (),
         repo_digests: Iterable[str] = (),
     ) -> None:
-        """Insert the image (or revive it) and move `tags` to it, in one transaction."""
+        """Insert the image (or revive it) and move `tags` to it, in one transaction. A set of images that was built
+        under such a name (imaging/variants.py) is forgotten, be the image one of it."""
+        names = list(tags)
         with self.db.transaction() as tx:
             tx.execute(
                 "INSERT INTO images VALUES (?, ?, ?, ?, ?, NULL) ON CONFLICT (id) DO UPDATE SET deleted_at = NULL, "
@@ -73,7 +75,8 @@ class Catalog:
                 [(row.id, position, *layer) for position, layer in enumerate(layers)],
             )
             now = time.time()
-            tx.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", [(name, row.id, now) for name in tags])
+            tx.executemany("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", [(name, row.id, now) for name in names])
+            tx.executemany("DELETE FROM settings WHERE key = ?", [(f"images-of:{name}",) for name in names])
             tx.executemany(
                 "INSERT OR REPLACE INTO repo_digests VALUES (?, ?)", [(name, row.id) for name in repo_digests]
             )
