@@ -52,12 +52,15 @@ class Job:
         self.stop = Stop()
         self.solved: dict[str, Solved] = {}
         self.returned: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self.entitlements = [data.decode(errors="replace") for data in request.get(9, [])]
+        self.entitlements = [data.decode(errors="replace") for data in protobuf.items(request, 9)]
         self.outputs = _outputs(request)
-        cache = protobuf.decode(protobuf.data(dict(request), 8))
-        self.cache_to, self.cache_from = _caches(cache.get(4, []), "to"), _caches(cache.get(5, []), "from")
+        cache = protobuf.decode(protobuf.data(request, 8))
+        self.cache_to, self.cache_from = (
+            _caches(protobuf.items(cache, 4), "to"),
+            _caches(protobuf.items(cache, 5), "from"),
+        )
         self._host = host
-        self._session = protobuf.text(dict(request), 5)
+        self._session = protobuf.text(request, 5)
 
     async def session(self) -> Session:
         """Raises ApiError when it does not come."""
@@ -203,7 +206,7 @@ class Control:
             raise RpcError(PRECONDITION, "the result of this build is already set")
         if 2 in request:
             status = protobuf.decode(protobuf.data(request, 2))
-            details = [protobuf.decode(each) for each in status.get(3, [])]
+            details = [protobuf.decode(each) for each in protobuf.items(status, 3)]
             found = [(protobuf.text(each, 1), protobuf.data(each, 2)) for each in details]
             failure = RpcError(protobuf.number(status, 1) or 2, protobuf.text(status, 2), found)
             job.returned.set_exception(failure)
@@ -274,7 +277,7 @@ async def _stoppable(job: Job, work: Callable[[], T]) -> T:
 
 
 def _refuse_graphs(request: Mapping[int, list[Any]], field: int) -> None:
-    if protobuf.data(dict(request), field):
+    if protobuf.data(request, field):
         raise RpcError(
             UNIMPLEMENTED, "graphs of BuildKit's own (LLB) cannot be solved here: only Dockerfiles can be built"
         )
@@ -282,7 +285,7 @@ def _refuse_graphs(request: Mapping[int, list[Any]], field: int) -> None:
 
 def _pairs(message: Mapping[int, list[Any]], field: int) -> dict[str, str]:
     """A map of strings."""
-    entries = (protobuf.decode(each) for each in message.get(field, []))
+    entries = (protobuf.decode(each) for each in protobuf.items(message, field))
     return {protobuf.text(each, 1): protobuf.text(each, 2) for each in entries}
 
 
@@ -293,9 +296,9 @@ def _caches(entries: Sequence[bytes], way: str) -> list[CachePlace]:
 
 def _outputs(request: Mapping[int, list[Any]]) -> list[Export]:
     """Raises RpcError."""
-    given = [(protobuf.text(each, 1), _pairs(each, 2)) for each in map(protobuf.decode, request.get(13, []))]
-    if not given and protobuf.text(dict(request), 3):
-        given = [(protobuf.text(dict(request), 3), _pairs(request, 4))]
+    given = [(protobuf.text(each, 1), _pairs(each, 2)) for each in map(protobuf.decode, protobuf.items(request, 13))]
+    if not given and protobuf.text(request, 3):
+        given = [(protobuf.text(request, 3), _pairs(request, 4))]
     found = []
     for number, (kind, attributes) in enumerate(given):
         names = [name for name in attributes.get("name", "").split(",") if name]
@@ -310,11 +313,11 @@ def _outputs(request: Mapping[int, list[Any]]) -> list[Export]:
 
 def _references(result: Mapping[int, list[Any]]) -> list[str]:
     """The ids in a Result, in whichever of its four forms."""
-    ids = [protobuf.text(dict(result), 1)]
+    ids = [protobuf.text(result, 1)]
     if 3 in result:
-        ids.append(protobuf.text(protobuf.decode(protobuf.data(dict(result), 3)), 1))
-    ids += _pairs(protobuf.decode(protobuf.data(dict(result), 2)), 1).values()
-    for entry in protobuf.decode(protobuf.data(dict(result), 4)).get(1, []):
+        ids.append(protobuf.text(protobuf.decode(protobuf.data(result, 3)), 1))
+    ids += _pairs(protobuf.decode(protobuf.data(result, 2)), 1).values()
+    for entry in protobuf.items(protobuf.decode(protobuf.data(result, 4)), 1):
         ids.append(protobuf.text(protobuf.decode(protobuf.data(protobuf.decode(entry), 2)), 1))
     return [id for id in ids if id]
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from ..errors import LabkernelError
 from . import protobuf
 from .errors import ApiError, ClientGone, message_of, status_of
 from .hijack import Duplex
@@ -20,6 +22,7 @@ CANCELLED, UNKNOWN, INVALID, NOT_FOUND, EXISTS, PRECONDITION, UNIMPLEMENTED, INT
     *(1, 2, 3, 5, 6, 9, 12, 13, 14),
 )
 _OF_STATUS = {400: INVALID, 404: NOT_FOUND, 409: EXISTS, 412: PRECONDITION, 501: UNIMPLEMENTED, 503: UNAVAILABLE}
+_log = logging.getLogger("labkernel.api")
 _MAX_MESSAGE = 4096  # of an error, in a header
 
 
@@ -92,7 +95,12 @@ class Rpc:
         head = [] if self._began else [(":status", "200"), ("content-type", "application/grpc")]
         head.append(("grpc-status", str(code)))
         if message:
-            head.append(("grpc-message", quote(message[:_MAX_MESSAGE], safe=" !\"#$&'()*+,-./:;<=>?@[]^_`{|}~")))
+            head.append(
+                (
+                    "grpc-message",
+                    quote(message[:_MAX_MESSAGE], errors="replace", safe=" !\"#$&'()*+,-./:;<=>?@[]^_`{|}~"),
+                )
+            )
         if details:
             found = [(3, protobuf.encode([(1, url), (2, value)])) for url, value in details]
             status = protobuf.encode([(1, code), (2, message), *found])
@@ -157,6 +165,8 @@ class Server(Connection[Rpc]):
         except ClientGone:
             raise
         except Exception as err:
+            if not isinstance(err, ApiError | LabkernelError):
+                _log.error("%s", rpc.method, exc_info=err)
             details = err.details if isinstance(err, RpcError) else ()
             await rpc.finish(code_of(err), message_of(err), details)
         else:

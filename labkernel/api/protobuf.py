@@ -6,7 +6,7 @@ bytes, str or a nested message (list). Source: protobuf.dev, "Encoding".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import LabkernelError
@@ -38,7 +38,13 @@ def encode(fields: Fields) -> bytes:
         if isinstance(value, int):
             out += varint(number << 3) + varint(int(value))
             continue
-        data = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else encode(value)
+        data = (
+            value.encode("utf-8", "surrogateescape")
+            if isinstance(value, str)
+            else value
+            if isinstance(value, bytes)
+            else encode(value)
+        )
         out += varint(number << 3 | 2) + varint(len(data)) + data
     return bytes(out)
 
@@ -67,19 +73,24 @@ def decode(data: bytes) -> dict[int, list[Any]]:
     return found
 
 
-def number(message: dict[int, list[Any]], field: int) -> int:
+def number(message: Mapping[int, list[Any]], field: int) -> int:
     """The last value of a number; 0 when it is not there."""
-    value = message.get(field, [0])[-1]
+    value = (message.get(field) or [0])[-1]
     return value if isinstance(value, int) else 0
 
 
-def data(message: dict[int, list[Any]], field: int) -> bytes:
+def data(message: Mapping[int, list[Any]], field: int) -> bytes:
     """The last value of bytes; empty when they are not there."""
-    value = message.get(field, [b""])[-1]
+    value = (message.get(field) or [b""])[-1]
     return value if isinstance(value, bytes) else b""
 
 
-def text(message: dict[int, list[Any]], field: int) -> str:
+def items(message: Mapping[int, list[Any]], field: int) -> list[bytes]:
+    """All values of bytes: strings, or messages to decode."""
+    return [value for value in message.get(field, ()) if isinstance(value, bytes)]
+
+
+def text(message: Mapping[int, list[Any]], field: int) -> str:
     return data(message, field).decode(errors="surrogateescape")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 from buildkit import BRIDGE, CONTROL, Client, pairs, sleeping, upgraded
 from daemons import Daemon, wait_until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from labkernel.api import protobuf
 from labkernel.engine import Engine
@@ -243,11 +246,45 @@ def descriptors(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.pid}/fd"))
 
 
+METHODS = [
+    *(f"{CONTROL}/{name}" for name in ("Solve", "Info", "ListWorkers", "DiskUsage")),
+    *(f"{BRIDGE}/{name}" for name in ("Ping", "Solve", "Return", "Evaluate", "Inputs", "Warn")),
+]
+FIELDS: Any = st.recursive(
+    st.one_of(st.integers(0, 1 << 64), st.binary(max_size=20), st.text(max_size=10)),
+    lambda inner: st.lists(st.tuples(st.integers(1, 16), inner), max_size=4),
+    max_leaves=12,
+)
+
+
+def opened(client: Client) -> tuple[str, Any]:
+    """A build that its client leads: its name, and the call that opened it."""
+    ref = os.urandom(8).hex()
+    return ref, client.channel.unary_unary(f"{CONTROL}/Solve").future(protobuf.encode([(1, ref), (5, client.id)]))
+
+
+@given(method=st.sampled_from(METHODS), fields=st.lists(st.tuples(st.integers(1, 16), FIELDS), max_size=6))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_whatever_is_sent_is_no_bug(client: Client, daemon: Daemon, method: str, fields: Any) -> None:
+    if method == f"{CONTROL}/Solve":  # with a name of its own, and nothing that waits for a session
+        fields = [(1, os.urandom(8).hex()), *(each for each in fields if each[0] not in (1, 5, 6)), (6, "gateway.v0")]
+    ref, call = opened(client)
+    with contextlib.suppress(client.grpc.RpcError):
+        metadata = [("buildkit-controlapi-buildid", ref)]
+        client.channel.unary_unary(method)(protobuf.encode(fields), metadata=metadata, timeout=60)
+    call.cancel()
+    assert "Traceback" not in daemon.said()
+
+
 def test_messages_that_are_none(client: Client, daemon: Daemon) -> None:
     for method in ("Solve", "Status"):
         call = client.channel.unary_unary(f"{CONTROL}/{method}")
         with pytest.raises(client.grpc.RpcError):
             call(b"\xff\xff\xff", timeout=60)
+    odd = refused(client, frontend=b"\xff\xfe")  # which is no text
+    assert odd[0] == "UNIMPLEMENTED"
     with pytest.raises(client.grpc.RpcError, match="needs a ref"):
         client.call(f"{CONTROL}/Solve", [(6, "dockerfile.v0")])
     assert client.call(f"{CONTROL}/Info")
