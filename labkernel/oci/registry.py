@@ -405,7 +405,9 @@ class Registry:
         status = response.status
         name = f"{self.domain}/{repository}" if self.domain != DOCKER_DOMAIN else repository.removeprefix("library/")
         kind, _, reference = path.partition("/")
-        words = ": ".join(part for part in (code.lower().replace("_", " "), message) if part) or f"status {status}"
+        said = ": ".join(part for part in (code.lower().replace("_", " "), message) if part)
+        # A HEAD is answered without words.
+        words = said or ("authentication required" if status == 401 else f"status {status}")
         if status == 403 and "quota" in words:
             brief = f"{self.domain} takes no more for {name}: {words}"
             return Refused(
