@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from waiting import last_of
+
 from labkernel import consistency, containers
 from labkernel.engine import Engine
 from labkernel.errors import NoSuchContainer
@@ -168,13 +170,15 @@ class Chaos:
         """Tidy up as a user would; what is then still wrong, or left."""
         wrong = self.check_statuses()
         consistency.SETTLING_S = containers.LEFTOVER_AGE_S = 0.0
-        deadline = time.monotonic() + 60
-        found: Any = ["not looked yet"]
-        while found and time.monotonic() < deadline:
+        found: list[Any] = []
+
+        def is_consistent() -> bool:
             self.engine.containers.reconcile()
             self.engine.images.sweep()  # what `system prune` does with left-overs
-            found = self.engine.check(verify=True)
-            time.sleep(0.1 if found else 0)
+            found[:] = self.engine.check(verify=True)
+            return not found
+
+        last_of(is_consistent)
         wrong += [str(problem) for problem in found]
         for container in self.engine.containers.list(all=True):
             container.remove(force=True)
@@ -185,12 +189,15 @@ class Chaos:
 
 def settled(container: Any) -> dict[str, Any]:
     """Its state once it does not run any more (those that are made here end by themselves)."""
-    deadline = time.monotonic() + 60
-    while True:
-        state: dict[str, Any] = container.runtime_state()
-        if state["status"] not in ("running", "restarting") or time.monotonic() > deadline:
-            return state
-        time.sleep(0.02)
+    state: dict[str, Any] = {}
+
+    def has_ended() -> bool:
+        state.clear()
+        state.update(container.runtime_state())
+        return state["status"] not in ("running", "restarting")
+
+    last_of(has_ended)
+    return state
 
 
 def left_of(base: Path) -> list[str]:
@@ -199,21 +206,25 @@ def left_of(base: Path) -> list[str]:
 
     group = hashlib.sha256(os.fsencode(base / "root")).hexdigest()[:8]
     found: list[str] = []
-    for _ in range(300):
-        found = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line]
-        for folder, _names, _files in os.walk("/sys/fs/cgroup"):
-            if f"/labkernel/{group}" in folder:
-                found.append(folder)
-        for process in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words = (process / "cmdline").read_bytes()
-                environment = (process / "environ").read_bytes() if words else b""
-                zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if not zombie and (os.fsencode(base) in words or os.fsencode(base) in environment):
-                    found.append(f"process {process.name} {words[:200]!r}")
-        if not found:
-            return []
-        time.sleep(0.1)
+
+    def is_gone() -> bool:
+        found[:] = traces(base, group)
+        return not found
+
+    last_of(is_gone)
+    return found
+
+
+def traces(base: Path, group: str) -> list[str]:
+    found = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(base) in line]
+    found += [folder for folder, _names, _files in os.walk("/sys/fs/cgroup") if f"/labkernel/{group}" in folder]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes()
+            environment = (process / "environ").read_bytes() if words else b""
+            zombie = (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not zombie and (os.fsencode(base) in words or os.fsencode(base) in environment):
+                found.append(f"process {process.name} {words[:200]!r}")
     return found
 
 

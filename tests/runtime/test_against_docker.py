@@ -255,3 +255,7 @@ def test_without_root_the_sandbox_is_no_wider(
     assert {mine[key] for key in nodes} == {"EPERM"}
     opened = {key for key in theirs if key.startswith("open-/tmp/node-")} | {"disk", "mem", "kmsg"}
     compare(mine, theirs, opened | (LATER if docker.version() < (28,) else set()))
+    serial = subprocess.run([probe, "rings", "0"], capture_output=True, text=True, check=True).stdout.split()[1]
+    open_ = ("--security-opt", "seccomp=unconfined")
+    rings = answers(plain_user.labkernel(*words, *open_, IMAGE, "/probe", "rings", serial).stdout)
+    assert int(serial) < 0 or rings["own"] == "yes"
