@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
 import socket
 import time
 from typing import NamedTuple
@@ -145,6 +146,7 @@ def _read_words(fd: int) -> str:
 
 def _start_pasta(path: str, namespace: int) -> tuple[int, int] | str:
     stay_r, stay_w = os.pipe2(os.O_CLOEXEC)
+    words_r, words_w = os.pipe2(os.O_CLOEXEC)
     options = ["--config-net", "--ns-ifname", _TAP, "--no-map-gw", "-4", "-f", "-q"]
     closed = ["-t", "none", "-u", "none", "-T", "none", "-U", "none"]
     pid = os.fork()
@@ -152,7 +154,10 @@ def _start_pasta(path: str, namespace: int) -> tuple[int, int] | str:
         # pasta has no descriptor to watch: a parent that waits at the pipe ends it
         child = os.fork()
         if child == 0:
-            _become([path, *options, *closed, "--netns", "/proc/self/fd/3"], [namespace])
+            # Python ignores these, an exec leaves that as it is, and pasta takes it for an error of its own.
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):
+                signal.signal(number, signal.SIG_DFL)
+            _become([path, *options, *closed, "--netns", "/proc/self/fd/3"], [namespace], errors=words_w)
         syscalls.set_name(b"labkernel-pasta")
         os.dup2(stay_r, 3)
         syscalls.close_range(4)
@@ -163,14 +168,24 @@ def _start_pasta(path: str, namespace: int) -> tuple[int, int] | str:
         _end(child)
         os._exit(0)
     os.close(stay_r)
+    os.close(words_w)
     deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
-        if inside(namespace, lambda: "up" if _has_route() else "") == "up":
-            return pid, stay_w
-        time.sleep(0.01)
-    os.close(stay_w)
-    _end(pid)
-    return "it did not come up"
+    ready = False
+    while not ready and time.monotonic() < deadline and not _has_ended(pid):
+        ready = inside(namespace, lambda: "up" if _has_route() else "") == "up"
+        time.sleep(0 if ready else 0.01)
+    if not ready:
+        os.close(stay_w)
+        os.waitpid(pid, 0)  # ends pasta, then itself
+    os.set_blocking(words_r, False)
+    words = _read_words(words_r) if not ready else ""
+    os.close(words_r)
+    return (pid, stay_w) if ready else words or "it did not come up"
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _has_route() -> bool:
