@@ -347,20 +347,24 @@ AT_EMPTY_PATH = 0x1000
 MOUNT_ATTR_RDONLY = 0x01
 
 
-def open_tree(path: str) -> int:
-    """A detached copy of the mount that `path` (also a file) lies on, as a descriptor (Linux 5.2). It goes away with
-    its last user. Source: man 2 open_tree, OPEN_TREE_CLONE; needs CAP_SYS_ADMIN."""
-    result: int = _libc.syscall(_long(_NR_OPEN_TREE), ctypes.c_int(-100), _bytes(path), ctypes.c_uint(os.O_CLOEXEC | 1))
+def open_tree(path: str, *, recursive: bool = False) -> int:
+    """A detached copy of the mount that `path` (also a file) lies on, as a descriptor (Linux 5.2); `recursive`, of what
+    is mounted below, too. It goes away with its last user. Source: man 2 open_tree, OPEN_TREE_CLONE; needs
+    CAP_SYS_ADMIN."""
+    flags = os.O_CLOEXEC | 1 | (AT_RECURSIVE if recursive else 0)
+    result: int = _libc.syscall(_long(_NR_OPEN_TREE), ctypes.c_int(-100), _bytes(path), ctypes.c_uint(flags))
     if result < 0:
         raise _fail(path)
     return result
 
 
-def move_mount(fd: int, target: str) -> None:
-    """Attach a mount that `open_tree` has made, here and at `target`. Source: man 2 move_mount."""
-    flags = ctypes.c_uint(4)  # MOVE_MOUNT_F_EMPTY_PATH
-    if _libc.syscall(_long(_NR_MOVE_MOUNT), ctypes.c_int(fd), b"", ctypes.c_int(-100), _bytes(target), flags) < 0:
-        raise _fail(target)
+def move_mount(fd: int, target: str | int) -> None:
+    """Attach a mount that `open_tree` has made, here and at `target` (a path, or a descriptor of the place). Source:
+    man 2 move_mount."""
+    flags = 0x4 | (0x40 if isinstance(target, int) else 0)  # MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH
+    place, path = (target, b"") if isinstance(target, int) else (-100, _bytes(target))
+    if _libc.syscall(_long(_NR_MOVE_MOUNT), ctypes.c_int(fd), b"", ctypes.c_int(place), path, ctypes.c_uint(flags)) < 0:
+        raise _fail(str(target))
 
 
 def mount_setattr(dir_fd: int, path: str, flags: int, *, attr_set: int = 0, attr_clr: int = 0) -> None:

@@ -194,7 +194,10 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
         reach("network")
         own["network"] = _join_network(sock, request["network"])
     reach("mounts")
-    created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"], settings.get("skeleton"))
+    places = request.get("shared") or []
+    stdio, shared = fds[: len(fds) - len(places)], dict(zip(places, fds[len(fds) - len(places) :], strict=True))
+    skeleton = settings.get("skeleton")
+    created = rootfs.assemble(settings["stage"], config, request["dir"], settings["profile"], skeleton, shared)
     notes: dict[str, Any] = {"created": created}
     if config.get("hostname") and "uts" in settings["profile"]["namespaces"]:
         socket.sethostname(config["hostname"])
@@ -205,7 +208,7 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     warnings = set_oom_score(process.get("oomScoreAdj"), settings["oom_score"])
     reach("pivot_root")
     rootfs.enter(settings["stage"], readonly=bool((config.get("root") or {}).get("readonly")))
-    master = _attach_stdio(process, fds)
+    master = _attach_stdio(process, stdio)
     reach("rlimits")
     notes["warnings"] = warnings + set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)

@@ -32,7 +32,7 @@ from ..linux.mounts import (
     mount,
     open_in_root,
 )
-from ..linux.syscalls import AT_RECURSIVE, mount_setattr, pivot_root, umount2
+from ..linux.syscalls import AT_RECURSIVE, mount_setattr, move_mount, open_tree, pivot_root, umount2
 
 DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 LINKS = (
@@ -191,10 +191,36 @@ def make_skeleton(root: str) -> str:
     return base
 
 
+def open_shared(config: dict[str, Any]) -> dict[str, int]:
+    """Destination -> a copy of what is bound there, for binds that are to take part in the machine's mounts.
+
+    To be called where the machine's mounts are: in the container's own namespace all are private, so a bind made there
+    takes part in nothing. The descriptors are the caller's. Source: man 7 mount_namespaces."""
+    found: dict[str, int] = {}
+    if not any(space["type"] == "mount" for space in config["linux"].get("namespaces") or ()):
+        return found
+    try:
+        for entry in config.get("mounts") or ():
+            flags, propagation, _ = mounts.parse_options(list(entry.get("options") or ()))
+            if propagation & (mounts.MS_SLAVE | mounts.MS_SHARED) and flags & MS_BIND:
+                found[entry["destination"]] = open_tree(entry["source"], recursive=bool(flags & MS_REC))
+    except BaseException:
+        for fd in found.values():
+            os.close(fd)
+        raise
+    return found
+
+
 def assemble(
-    stage: str, config: dict[str, Any], container_dir: str, profile: dict[str, Any], skeleton: str | None = None
+    stage: str,
+    config: dict[str, Any],
+    container_dir: str,
+    profile: dict[str, Any],
+    skeleton: str | None = None,
+    shared: dict[str, int] | None = None,
 ) -> list[str]:
-    """Mount the root file system and all else; returns the mount points that had to be made in it."""
+    """Mount the root file system and all else; returns the mount points that had to be made in it. `shared` is what
+    `open_shared` gave."""
     root = f"{stage}/root"
     own = config.get("labkernel") or {}
     _mount_root(root, own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]}, skeleton)
@@ -209,7 +235,7 @@ def assemble(
     if own.get("shared_memory") is False:  # --ipc none
         _with_target(root_fd, "/dev/shm", lambda fd, *_: umount2(f"/proc/self/fd/{fd}", MNT_DETACH))
     for entry in entries:
-        _mount_entry(root_fd, entry, created)
+        _mount_entry(root_fd, entry, created, (shared or {}).get(entry["destination"], -1))
     # Three new files on disk take longer than three mounts: one that removes itself has them in the stage's memory.
     folder = stage if own.get("auto_remove") else container_dir
     for name, text in network_files(config, own):
@@ -284,7 +310,7 @@ def _move(source: str, root_fd: int, name: str, created: list[str]) -> None:
     os.close(fd)
 
 
-def _mount_entry(root_fd: int, entry: dict[str, Any], created: list[str]) -> None:
+def _mount_entry(root_fd: int, entry: dict[str, Any], created: list[str], tree: int) -> None:
     destination = "/" + entry["destination"].strip("/")
     flags, propagation, data = mounts.parse_options(list(entry.get("options") or ()))
     kind = entry.get("type") or ("bind" if flags & MS_BIND else "tmpfs")
@@ -292,7 +318,8 @@ def _mount_entry(root_fd: int, entry: dict[str, Any], created: list[str]) -> Non
         _adjust(root_fd, destination, flags, data)
         return
     if kind in ("bind", "rbind") or flags & MS_BIND:
-        _bind_entry(root_fd, destination, entry["source"], flags, propagation, created)
+        source = tree if tree >= 0 else os.open(entry["source"], os.O_PATH | os.O_CLOEXEC)
+        _bind_entry(root_fd, destination, source, flags, propagation, created, ready=tree >= 0)
         return
     made = len(created)
     fd = ensure_in_root(root_fd, destination, directory=True, created=created)
@@ -314,11 +341,16 @@ def _adjust(root_fd: int, destination: str, flags: int, data: str) -> None:
         os.close(fd)
 
 
-def _bind_entry(root_fd: int, destination: str, source: str, flags: int, propagation: int, created: list[str]) -> None:
-    source_fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
+def _bind_entry(
+    root_fd: int, destination: str, source_fd: int, flags: int, propagation: int, created: list[str], *, ready: bool
+) -> None:
+    """Bind what `source_fd` names, which is closed; `ready`: it is a mount already that only needs a place."""
     fd = ensure_in_root(root_fd, destination, directory=is_directory(source_fd), created=created)
     recursive = MS_REC if flags & MS_REC or not flags & MS_BIND else 0
-    mount(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{fd}", None, MS_BIND | recursive)
+    if ready:
+        move_mount(source_fd, fd)
+    else:
+        mount(f"/proc/self/fd/{source_fd}", f"/proc/self/fd/{fd}", None, MS_BIND | recursive)
     os.close(fd)
     os.close(source_fd)
     fd = open_in_root(root_fd, destination)

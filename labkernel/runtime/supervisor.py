@@ -32,7 +32,7 @@ from .pool import Pool, Warm, dismiss, profile_of
 from .recovery import recover, write_parents
 from .removal import remove_tree
 from .requests import HANDLERS
-from .rootfs import make_skeleton
+from .rootfs import make_skeleton, open_shared
 from .streams import Follower, InputPipe
 from .succession import descriptors, watch_keeper
 from .usage import usage_at_end
@@ -165,6 +165,7 @@ class Supervisor:
             inst.setup, inst.setup_error = warm, None
             self._limit(inst)
             network = networking.attach(self, inst, warm.pid)
+            shared = open_shared(inst.config)
             theirs = self._make_streams(inst)
         except (OSError, LabkernelError) as err:
             self._abandon(inst)
@@ -173,12 +174,13 @@ class Supervisor:
             where = f": {os.fsdecode(err.filename)}" if err.filename else ""
             raise StartError(f"cannot start the container{where}: {err.strerror or err}", exit_code=125) from err
         self._remember(inst, warm)
-        request = {"config": f"{inst.directory}/config.json", "dir": inst.directory, "network": network}
+        config = f"{inst.directory}/config.json"
+        request = {"config": config, "dir": inst.directory, "network": network, "shared": list(shared)}
         try:
-            protocol.send_with_fds(warm.sock, protocol.dumps(request), theirs)
+            protocol.send_with_fds(warm.sock, protocol.dumps(request), [*theirs, *shared.values()])
         except OSError:
             pass  # it has failed already, and its socket says why
-        for fd in theirs:
+        for fd in (*theirs, *shared.values()):
             if fd != self.null:
                 os.close(fd)
         self.loop.watch(warm.sock.fileno(), lambda _events: self._hear_setup(inst, warm))
