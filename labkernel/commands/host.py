@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..errors import LabkernelError
+from ..errors import LabkernelError, UsageError
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -142,6 +142,17 @@ def failures(errors: list[LabkernelError], host: Host, done: list[Any]) -> list[
         last.exit_code = 1
         raise last
     return done
+
+
+def snapshot_of(host: Host, found: Any, name: str | None, *, rm: bool) -> None:
+    """Take the snapshot `name` (or the one it is called without a name) of a volume or machine, or remove it."""
+    if rm:
+        if not name:
+            raise UsageError("which snapshot? NAME is missing", exit_code=1)
+        found.remove_snapshot(name)
+    else:
+        name = found.snapshot(name) if name else found.snapshot()
+    host.line(str(name))
 
 
 def remove_each(

@@ -11,7 +11,7 @@ import click
 from ..errors import ContainerExit, LabkernelError, UsageError
 from . import foreground
 from .grammar import IMAGE, Entry, LabGroup, command, flag, host_of, many, option, words
-from .host import Host, failures
+from .host import Host, failures, snapshot_of
 from .settings import settings_of
 from .values import RunResult, explain
 from .vmverbs import VM
@@ -245,14 +245,7 @@ def inspect(ctx: click.Context, vms: tuple[str, ...], form: str | None) -> Any:
 def snapshot(ctx: click.Context, vm: str, name: str | None, *, rm: bool) -> None:
     """Keep memory and disk of a running virtual machine; it goes on. `vm inspect` lists its snapshots."""
     host = host_of(ctx)
-    found = host.engine.vms.get(vm)
-    if rm:
-        if not name:
-            raise UsageError("which snapshot? NAME is missing", exit_code=1)
-        found.remove_snapshot(name)
-    else:
-        name = found.snapshot(name) if name else found.snapshot()
-    host.line(name)
+    snapshot_of(host, host.engine.vms.get(vm), name, rm=rm)
 
 
 @command("restore", "VM [NAME]")

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from ..errors import NoSuchVolume, UsageError
+from ..errors import NoSuchVolume
 from .container import confirm, document, filters_of, pruned
 from .grammar import VOLUME, Entry, LabGroup, command, flag, host_of, many, option, words
-from .host import remove_each
+from .host import remove_each, snapshot_of
 from .values import Listing, tabulate
 
 TITLES = {
@@ -112,14 +112,7 @@ def inspect(ctx: click.Context, names: tuple[str, ...], form: str | None) -> Any
 def snapshot(ctx: click.Context, volume: str, name: str | None, *, rm: bool) -> None:
     """Keep the files of a volume as they are now, to go back to them. `volume inspect` lists its snapshots."""
     host = host_of(ctx)
-    found = host.engine.volumes.get(volume)
-    if rm:
-        if not name:
-            raise UsageError("which snapshot? NAME is missing", exit_code=1)
-        found.remove_snapshot(name)
-    else:
-        name = found.snapshot(name)
-    host.line(name)
+    snapshot_of(host, host.engine.volumes.get(volume), name, rm=rm)
 
 
 @command("restore", "VOLUME [NAME]")

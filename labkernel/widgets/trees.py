@@ -304,7 +304,8 @@ def network_map(engine: Any) -> NetworkMap:
             ]
         if driver == "null":
             members += [Member(f"{vm.name}{_VM}", "") for vm in machines if not _address(vm)]
-        nets.append(Net(network.name, driver, ", ".join(filter(None, subnets)), tuple(members)))
+        closed = ["internal"] if attrs.get("Internal") else []
+        nets.append(Net(network.name, driver, ", ".join([*filter(None, subnets), *closed]), tuple(members)))
     linked = tuple(Member(f"{vm.name}{_VM}", _address(vm), _published(vm)) for vm in machines if _address(vm))
     return NetworkMap([*nets, Net("virtual machines", _MACHINES, "", linked)] if linked else nets)
 
