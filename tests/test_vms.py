@@ -410,9 +410,9 @@ def test_a_guest_that_ends_early_tells_its_last_words(lab: Engine, monkeypatch: 
 SERVE = ["httpd", "-f", "-p", "80", "-h", "/etc"]
 
 
-def fetch(one: Any, host: str) -> str:
+def fetch(one: Any, host: str, *, patience_s: int = 20) -> str:
     """The host name that a server tells `one` (a machine or a container); empty when it does not answer."""
-    code, data = one.exec_run(["timeout", "10", "wget", "-qO-", f"http://{host}/hostname"])
+    code, data = one.exec_run(["timeout", str(patience_s), "wget", "-qO-", f"http://{host}/hostname"])
     return str(data.decode().strip()) if code == 0 else ""
 
 
@@ -449,13 +449,13 @@ def test_a_machine_is_in_a_network_as_a_container_is(lab: Engine, nets: list[Any
     assert vm in first.containers
     assert "wired (VM)" in repr(network_map(lab))
     # not beyond it
-    assert fetch(vm, far.attrs["NetworkSettings"]["Networks"]["two"]["IPAddress"]) == ""
+    assert fetch(vm, far.attrs["NetworkSettings"]["Networks"]["two"]["IPAddress"], patience_s=2) == ""
 
     second.connect(vm, aliases=["late"])
     assert fetch(vm, "far") == output(far, "hostname").strip()
     assert fetch(far, "late") == own
     first.disconnect(vm)
-    assert fetch(vm, "web") == ""
+    assert fetch(vm, "web", patience_s=2) == ""
     assert "default" not in output(vm, "ip", "route")  # the other one is internal
     assert vm.id not in first.attrs["Containers"]
     assert lab.check() == []

@@ -27,6 +27,7 @@ _TINT = {"container": "#c9e0f0", "vm": "#fbe9de"}  # opaque: one area over anoth
 PALETTE = (CONTAINER, MACHINE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 INK, MUTED, GRID, LIMIT = "#1b1f24", "#57606a", "#d8dee4", "#8c1d40"
 _MIB = 1 << 20
+_LIMIT_WORDS_SHARE = 0.15  # of the axis that the words above a limit's line take
 
 
 def dress(axes: Axes, title: str = "", *, y_label: str = "", x_label: str = "") -> None:
@@ -258,18 +259,20 @@ def memory_curve(run: Run) -> tuple[list[float], list[float]]:
     return [t for t, _ in points], [value for _, value in points]
 
 
-def _limit(axes: Axes, y: float, text: str) -> None:
+def _limit(axes: Axes, y: float, text: str, *, crowded: bool = False) -> None:
+    """A line and its words above it; `crowded`, with another line close above, in the line itself."""
     axes.axhline(y, color=LIMIT, linewidth=1.1, linestyle=(0, (6, 3)))
     axes.annotate(
         text,
         (1, y),
         xycoords=("axes fraction", "data"),
-        xytext=(-4, 2.5),
+        xytext=(-4, 0 if crowded else 2.5),
         textcoords="offset points",
         ha="right",
+        va="center" if crowded else "baseline",
         fontsize=8,
         color=LIMIT,
-        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.65, "linewidth": 0},
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 1 if crowded else 0.65, "linewidth": 0},
     )
 
 
@@ -421,7 +424,7 @@ def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) ->
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
         if limit:
             holders.setdefault(limit, []).append(one.name)
-    above = []
+    above, drawn = [], []
     for limit, names in sorted(holders.items()):
         more = f" +{len(names) - 2}" if len(names) > 2 else ""
         whose = (
@@ -431,10 +434,13 @@ def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) ->
         )
         words = plain(f"{whose}limit {limit:g}{' MiB' if name == 'memory' else ' %'}")
         if limit < 8 * top:
-            _limit(axes, limit, words)
+            drawn.append((limit, words))
             top = max(top, limit)
         else:
             above.append(f"{words}, far above")
+    for number, (limit, words) in enumerate(drawn):
+        next_above = drawn[number + 1][0] if number + 1 < len(drawn) else math.inf
+        _limit(axes, limit, words, crowded=next_above - limit < top * _LIMIT_WORDS_SHARE)
     place: Any = {"xycoords": "axes fraction", "ha": "right", "va": "top", "fontsize": 8, "color": LIMIT}
     if above:
         axes.annotate("\n".join(above), (0.995, 0.98), **place)
