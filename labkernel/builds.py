@@ -224,16 +224,23 @@ class Builds:
         export_directory(self.images, ref, target)
 
     def check(
-        self, dockerfile: str, *, build_args: Mapping[str, str] | None = None, ignore: str | None = None
+        self,
+        dockerfile: str,
+        *,
+        build_args: Mapping[str, str] | None = None,
+        ignore: str | None = None,
+        platform: str | None = None,
     ) -> list[Finding]:
-        """The build checks alone (`build --check`). `ignore`: the text of the .dockerignore. Raises DockerfileError for
-        what could not be built at all."""
+        """The build checks alone (`build --check`). `ignore`: the text of the .dockerignore; of several platforms the
+        first counts. Raises DockerfileError for what could not be built at all."""
         program = verify(dockerfile)
         refuse_later(program, range(len(program.stages)))
         given = dict(build_args or {})
         wanted = lint_options(program.dockerfile, given.get("BUILDKIT_DOCKERFILE_CHECK"))
-        scope = global_scope(program, given, arguments(build_platform()))
-        return lint(program, wanted, surroundings(self.images, program, given, scope, read_ignore(ignore or "")))
+        target = (targets(platform) or [build_platform()])[0]
+        scope = global_scope(program, given, arguments(target))
+        matcher = read_ignore(ignore or "")
+        return lint(program, wanted, surroundings(self.images, program, given, scope, matcher, platform=target))
 
 
 class _Build:

@@ -101,6 +101,9 @@ def test_a_base_of_another_platform_is_used_where_none_is_asked_for(engine: Engi
     assert done.image.architecture == FOREIGN
     words = f'"linux/{FOREIGN}", expected "linux/{elf.host()}"'
     assert [line for line in done.warnings if "InvalidBaseImagePlatform" in line and words in line]
+    text = f"FROM {foreign}\n"
+    assert [each.rule for each in engine.builds.check(text)] == ["InvalidBaseImagePlatform"]
+    assert not engine.builds.check(text, platform=f"linux/{FOREIGN}")
     with pytest.raises(BuildError, match=f"wanted linux/{elf.host()}, actual: linux/{FOREIGN}") as caught:
         engine.builds.build(f"FROM lab/busybox\nFROM {foreign}\n", platform=f"linux/{elf.host()}")
     assert caught.value.line == 2

@@ -202,7 +202,8 @@ def build_text(
         for name in output.ignored:
             host.warn(f"--output type={output.kind}: {name} is not supported and changes nothing")
     if flags["check"]:
-        return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile))
+        platform = settings["options"].platform
+        return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile), platform)
     settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]
     own = _ignore_text(None, dockerfile)
     if own is not None:
@@ -306,13 +307,15 @@ def _ignore_text(context: Path | None, dockerfile: Path | None) -> str | None:
     return None
 
 
-def check_text(host: Host, text: str, build_args: dict[str, str], ignore: str | None = None) -> Any:
+def check_text(
+    host: Host, text: str, build_args: dict[str, str], ignore: str | None = None, platform: str | None = None
+) -> Any:
     """`--check`: the warnings of the build checks; exit code 1 when the Dockerfile says they are errors."""
     from ..dockerfile.lint import lint_error, options
     from ..dockerfile.parser import parse
 
     try:
-        findings = host.engine.builds.check(text, build_args=build_args, ignore=ignore)
+        findings = host.engine.builds.check(text, build_args=build_args, ignore=ignore, platform=platform)
     except DockerfileError as err:
         raise pointing(err, text) from None
     for finding in findings:
