@@ -11,13 +11,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .building import epoch
 from .building.agents import open_agents
+from .building.bases import canonical_tag, find_base
 from .building.cache import BuildCache
 from .building.checks import read_ignore, suggesting, surroundings
 from .building.copylayers import layer_maker
@@ -55,7 +55,6 @@ from .errors import (
     UsageError,
     foreign_hint,
 )
-from .imaging.variants import find_for, resolve_for
 from .oci.platforms import normal, parse_platform
 from .runtime.settings import normalize
 
@@ -469,44 +468,18 @@ class _Build:
         return None
 
     def _image(self, name: str, platform: Platform, *, exact: bool) -> tuple[Image, bool]:
-        """The image of that name and whether nothing was fetched; with --pull asked for anew where a registry answers.
-        Unless it has to be `exact`, an image of another platform will do where there is no other."""
+        """The image of that name and whether nothing was fetched (building/bases.py)."""
         images, pull = self._builds.images, self._options.pull
         try:
-            found = None if pull else find_for(images, name, platform)
-            known = found is not None
-            if found is None and exact:
-                found = resolve_for(images, name, platform, notify=self._warn, fresh=pull, tagged=False)
-            elif found is None:
-                local = images._find(name)
-                known = local is not None and not pull
-                found = self._pulled(name) if pull else local and self._elsewhere(name, platform)
-                found = found or images.resolve(name, notify=self._warn)
+            found, known = find_base(images, name, platform, exact=exact, pull=pull, notify=self._warn)
         except NoSuchImage as err:
             raise suggesting(err, name, self._program.stages, images) from None
-        trace, tag = self._context.trace, _canonical_tag(name)
+        trace, tag = self._context.trace, canonical_tag(name)
         if tag is not None and images.catalog.find_by_tag(tag) == found.id and not pull:
             trace.names[tag] = found.id
         else:
             trace.repeatable = False
         return found, known
-
-    def _elsewhere(self, name: str, platform: Platform) -> Image | None:
-        """Of an image that is here for another platform only: what a registry has for this one, if any."""
-        with suppress(LabkernelError):
-            return resolve_for(self._builds.images, name, platform, notify=self._warn, tagged=False)
-        return None
-
-    def _pulled(self, name: str) -> Image | None:
-        from .imaging import bases
-        from .oci import reference
-
-        images, wanted = self._builds.images, reference.parse(name).with_default_tag()
-        if bases.is_builtin(wanted) or not images.registry_answers(wanted.domain):
-            return None
-        from .imaging.pulls import Pulls
-
-        return Pulls(images).pull(str(wanted), notify=self._warn).image
 
     def _source(self, stage: Stage, ref: str) -> Sequence[LayerInfo]:
         """The layers that `--from=ref` copies out of."""
@@ -632,18 +605,6 @@ def _refuse(tags: Sequence[str], network: str) -> None:
         reference.parse_tag(name)
     if network not in ("default", "none", "host"):
         raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
-
-
-def _canonical_tag(name: str) -> str | None:
-    """As the catalogue has it; None for an id or a digest."""
-    from .errors import InvalidReference
-    from .oci import reference
-
-    try:
-        wanted = reference.parse(name).with_default_tag()
-    except InvalidReference:
-        return None
-    return None if wanted.digest else str(wanted)
 
 
 def _hint(status: int, shown: Sequence[str]) -> str:
