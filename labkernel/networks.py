@@ -337,7 +337,7 @@ class Networks:
             answer = self.runtime.network(id=container.id)
             warnings = list(answer.get("warnings") or ())
             if answer.get("wires"):
-                warnings += self._machines().rewire(container, answer["wires"])
+                warnings += container.rewire(answer["wires"])
             for warning in warnings:
                 container.record.setdefault("warnings", []).append(warning)
 

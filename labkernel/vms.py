@@ -31,7 +31,7 @@ from .machines import plans as vmplans
 from .machines.results import Usage, VMResult
 from .machines.vm import VM, VMList, started_error
 from .oci.ownership import OWNER_XATTR
-from .qemu import control, disk, guest, kernel
+from .qemu import disk, guest, kernel
 from .qemu.command import Machine
 from .qemu.machine import Machines
 from .qemu.qcow2 import make_overlay
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from .images import Images
     from .imaging.image import Image
     from .networks import Networks
-    from .running.container import Container
     from .runtime.client import Attachment, Runtime
     from .runtime.driver import Driver
     from .runtime.probe import Capability
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = vmplans.DEFAULT_MEMORY
 LEFTOVER_AGE_S = 60.0
 _REATTACH_ATTEMPTS = 4
-_REWIRE_S = 20.0
 
 Capabilities = list["Capability"]  # in the class below, `list` is a method
 Words = list[str]
@@ -465,14 +463,6 @@ class VMs:
             raise self._name_taken(name) from None
         vm.name = name
         self.networks.refresh(vm)
-
-    def rewire(self, vm: Container, wires: Mapping[str, Any]) -> Words:
-        """Tell the guest of a running machine which networks it is in now; returns warnings."""
-        try:
-            answer = control.ask(str(vm.directory), {"op": "network", "wires": wires}, _REWIRE_S)
-        except (OSError, EOFError):
-            return [f"{vm.name} does not answer: its guest learns of the change when it goes on"]
-        return [str(answer["error"])] if "error" in answer else []
 
     def tell(self, vm: VM, action: str, **attributes: Any) -> None:
         """Record an event of a machine which the supervisor does not see."""

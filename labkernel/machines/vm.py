@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..display import without_formulas
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..vms import VMs
 
 _INSIDE_TIMEOUT_S = 5.0
+_REWIRE_S = 20.0
 _SNAPSHOT_TIMEOUT_S = 180.0
 SNAPSHOT = "latest"
 
@@ -156,6 +157,13 @@ class VM(Container):
     def wired(self) -> bool:
         """Whether it is a member of networks as containers are, with cards for them."""
         return bool(self.record["machine"].get("network") == "wired")
+
+    def rewire(self, wires: Mapping[str, Any]) -> list[str]:
+        try:
+            answer = control.ask(str(self.directory), {"op": "network", "wires": wires}, _REWIRE_S)
+        except (OSError, EOFError):
+            return [f"{self.name} does not answer: its guest learns of the change when it goes on"]
+        return [str(answer["error"])] if "error" in answer else []
 
     def check_networks(self, more: int) -> None:
         if not self.wired:

@@ -23,25 +23,10 @@ from ..linux import capabilities, netlink, nftables
 from ..linux.files import read_file
 from . import addresses, dns, firewall, forward, helpers, naming, usermode
 from .helpers import Helper
+from .member import Member, configure, is_machine, send, way_out, whole_frames, write_sysctl
 
 _HELD = "net:"
 _BASE_MTU = 1500
-
-
-class Member:
-    """A running container: `endpoints` as in network.json with the `veth` of each, `ports` as bound, `sockets` that
-    hold those."""
-
-    def __init__(self, inst: Any, info: dict[str, Any]) -> None:
-        self.inst = inst
-        self.name: str = info.get("name") or inst.id[:12]
-        self.endpoints: list[dict[str, Any]] = []
-        self.ports: list[dict[str, Any]] = []
-        self.sockets: list[socket.socket] = []
-        self.resolver = False
-
-    def record(self) -> dict[str, Any]:
-        return {"name": self.name, "endpoints": self.endpoints, "ports": self.ports, "resolver": self.resolver}
 
 
 class Switch:
@@ -193,7 +178,7 @@ class Switch:
             self.detach(inst)
             words = err.strerror if isinstance(err, OSError) else f"{type(err).__name__}: {err}"
             raise StartError(f"failed to set up container networking: {words}", exit_code=125) from err
-        gateway = _way_out(member)
+        gateway = way_out(member)
         for interface, each in zip(interfaces, member.endpoints, strict=True):
             interface["gateway"] = each["gateway"] if each is gateway else ""
         member.resolver = self._needs_resolver(inst, member)
@@ -362,8 +347,8 @@ class Switch:
         index = self.route.index(name)
         self.route.send(netlink.add_address(index, endpoint["gateway"], endpoint["prefix"]), ignore=(errno.EEXIST,))
         if self.mode == "host":
-            _write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
-            _write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
+            write_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
+            write_sysctl(f"ipv6/conf/{name}/disable_ipv6", "1")
         if self.table is not None:
             firewall.add_bridge(self.table, endpoint)
         self.bridges[name] = {**endpoint, "index": index}
@@ -406,7 +391,7 @@ class Switch:
         if not endpoint.get("icc", True):
             self.route.send(netlink.set_isolated(self.route.index(name)))
         if inside:
-            usermode.inside(self.netns, lambda: _whole_frames(name))
+            usermode.inside(self.netns, lambda: whole_frames(name))
         member.endpoints.append({**endpoint, "veth": name, "interface": peer})
         return {"name": peer, "ip": endpoint["ip"], "prefix": endpoint["prefix"], "gateway": ""}
 
@@ -417,7 +402,7 @@ class Switch:
         interface = self._plug(member, endpoint, member.inst.pid, number)
         if not endpoint["internal"] and all(each["internal"] for each in member.endpoints[:-1]):
             interface["gateway"] = endpoint["gateway"]
-        words = "" if is_machine(member.inst) else usermode.inside(member.inst.door[1], lambda: _configure(interface))
+        words = "" if is_machine(member.inst) else usermode.inside(member.inst.door[1], lambda: configure(interface))
         if words:
             raise StartError(f"failed to set up container networking: {words}", exit_code=125)
 
@@ -427,7 +412,7 @@ class Switch:
         other = next((each for each in member.endpoints if not each["internal"]), None)
         if other is not None and not is_machine(member.inst):
             route = netlink.add_default_route(other["gateway"])
-            usermode.inside(member.inst.door[1], lambda: _send(route))
+            usermode.inside(member.inst.door[1], lambda: send(route))
 
     def _bind_ports(self, member: Member, wanted: list[dict[str, Any]]) -> None:
         if not wanted or not member.endpoints:
@@ -576,31 +561,8 @@ class Switch:
             "search": [word for word in own.get("dns_search") or dns.host_words("search") if word != "."],
             "options": own.get("dns_opt") or (["ndots:0"] if member.resolver else dns.host_words("options")),
             "host_gateway": member.endpoints[0]["gateway"],
-            **({"cards": self._cards(member)} if is_machine(inst) else {}),
+            **({"cards": member.cards(self._mtu)} if is_machine(inst) else {}),
         }
-
-    def _cards(self, member: Member) -> list[dict[str, Any]]:
-        """What a guest has to set up by itself."""
-        way_out = _way_out(member)
-        return [
-            {
-                **{key: each[key] for key in ("mac", "ip", "prefix")},
-                "number": int(each["interface"].removeprefix("eth")),
-                "name": each["interface"],
-                "mtu": self._mtu(each),
-                "gateway": each["gateway"] if each is way_out else "",
-            }
-            for each in member.endpoints
-        ]
-
-
-def is_machine(inst: Any) -> bool:
-    """Whether a monitor carries the frames of a guest, which has addresses and routes of its own."""
-    return "monitor" in inst.own
-
-
-def _way_out(member: Member) -> dict[str, Any] | None:
-    return next((each for each in member.endpoints if not each["internal"]), None)
 
 
 def leftovers(key: str) -> list[str]:
@@ -611,27 +573,3 @@ def leftovers(key: str) -> list[str]:
 def _warn(inst: Any, words: str) -> None:
     if words not in inst.warnings:
         inst.warnings.append(words)
-
-
-def _whole_frames(name: str) -> str:
-    netlink.no_offload(name)
-    return ""
-
-
-def _configure(interface: dict[str, Any]) -> str:
-    netlink.configure([interface])
-    return ""
-
-
-def _send(message: bytes) -> str:
-    with netlink.Socket() as sock:
-        sock.send(message)
-    return ""
-
-
-def _write_sysctl(name: str, value: str) -> None:
-    try:
-        with open(f"/proc/sys/net/{name}", "w", encoding="ascii") as file:
-            file.write(value)
-    except OSError:
-        pass  # no IPv6 in this kernel, for one

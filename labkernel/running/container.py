@@ -93,6 +93,10 @@ class Container:
     def directory(self) -> Path:
         return self._containers.layout.container_dir(self.id)
 
+    def rewire(self, _wires: Mapping[str, Any]) -> list[str]:
+        """Tell what is inside which networks it is in now, where the supervisor cannot; returns warnings."""
+        return []
+
     def check_networks(self, more: int) -> None:
         """That it can be in `more` networks than it is in. Raises ConflictError."""
 
