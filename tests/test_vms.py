@@ -499,6 +499,7 @@ def test_networks_that_a_machine_cannot_have(lab: Engine, nets: list[Any], box: 
     made.remove()
 
 
+@pytest.mark.usefixtures("box")  # its kernel
 def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:
     kept = next((lab.layout.vm / "kernels").glob("**/kernel.json")).parent
     place = plain_user.home / "kernel"
@@ -516,6 +517,19 @@ def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:
     done = plain_user.labkernel(*words, IMAGE, "sh", "-c", "id -u; echo mine > /d/file; exit 3", timeout_s=DEADLINE_S)
     assert (done.returncode, done.stdout) == (3, "0\n"), done.stderr
     assert (plain_user.home / "shared/file").read_text() == "mine\n"
+    made = plain_user.labkernel("network", "create", "own")
+    if made.returncode:  # the driver proot
+        assert "has no networks" in made.stderr
+    else:
+        served = plain_user.labkernel("run", "-d", "--name", "web", "--network", "own", IMAGE, *SERVE)
+        assert served.returncode == 0, served.stderr
+        words = ["vm", "run", "--rm", "--cold", "-m", MEMORY, "--network", "own", "--kernel", words[-1], IMAGE]
+        done = plain_user.labkernel(
+            *words, "timeout", "30", "wget", "-qO-", "http://web/hostname", timeout_s=DEADLINE_S
+        )
+        assert (done.returncode, done.stdout.strip()) == (0, served.stdout.strip()[:12]), done.stderr
+        plain_user.labkernel("rm", "-f", "web")
+        plain_user.labkernel("network", "rm", "own")
     assert plain_user.labkernel("system", "check").stdout.startswith("nothing inconsistent")
 
 
