@@ -226,6 +226,7 @@ def main() -> int:
     }
     daemon = Daemon(environment, str(work / "docker.sock"))
     program = "/usr/bin/docker" if os.path.exists("/usr/bin/docker") else "docker"
+    os.environ["DOCKER_BUILDKIT"] = "0"  # both daemons are asked the same way, whichever they name first
     clients = [Client("labkernel", program, daemon.address, "lab/busybox")]
     docker = None
     results: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "client": program}

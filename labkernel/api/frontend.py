@@ -9,6 +9,7 @@ import base64
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from ..building.remotecache import CachePlace
@@ -161,8 +162,8 @@ def answer(engine: Engine, request: str, wanted: Wanted, trace: Trace) -> dict[s
 
 def _lint(engine: Engine, wanted: Wanted, trace: Trace) -> dict[str, bytes]:
     settings = dict(wanted.settings)
-    with temporary_directory(engine.layout, "session") as work:
-        text = prepare(engine, wanted, trace, work, settings)
+    with temporary_directory(engine.layout, "session") as work, ExitStack() as stack:
+        text = prepare(engine, wanted, trace, work, settings, stack)
         found = engine.builds.check(text, build_args=settings["build_args"], ignore=settings.get("ignore"))
     warnings = [_warning(each) for each in found]
     source = {

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -109,8 +109,8 @@ class SessionSecrets(Mapping[str, bytes]):
 def solve(engine: Engine, wanted: Wanted, trace: Trace) -> Solved:
     """Build. Hold `engine.images.adding()` until the result has been exported."""
     settings = dict(wanted.settings)
-    with temporary_directory(engine.layout, "session") as work:
-        text = wanted.text = prepare(engine, wanted, trace, work, settings)
+    with temporary_directory(engine.layout, "session") as work, ExitStack() as stack:
+        text = wanted.text = prepare(engine, wanted, trace, work, settings, stack)
         settings["secrets"] = SessionSecrets(wanted.session)
         with (
             tempfile.TemporaryDirectory(prefix="lk-a-") as sockets,
@@ -202,30 +202,31 @@ class SessionLogins(GivenLogins):
         return super().find(domain)
 
 
-def prepare(engine: Engine, wanted: Wanted, trace: Trace, work: Path, settings: dict[str, Any]) -> str:
-    """Fetch Dockerfile and context below `work`; returns the Dockerfile, and puts the rest into `settings`."""
-    remote = wanted.remote
+def prepare(
+    engine: Engine, wanted: Wanted, trace: Trace, work: Path, settings: dict[str, Any], stack: ExitStack
+) -> str:
+    """Fetch Dockerfile and context below `work`, or for as long as `stack` is open; returns the Dockerfile, and puts
+    the rest into `settings`."""
+    remote, layout = wanted.remote, engine.layout
+    loading, dated = "[internal] load remote build context", _dated(settings)
     if remote.startswith(UPLOADED):
-        with trace.doing("[internal] load remote build context"):
+        with trace.doing(loading):
             given = Uploaded(wanted.session, remote.removeprefix(UPLOADED))
-            return _streamed(engine, given, work, wanted, settings)  # type: ignore[arg-type]
+            found = stack.enter_context(stream_context(layout, given, told=dated))  # type: ignore[arg-type]
+            return _found(found, work, wanted, settings)
     if wanted.upload is not None:
-        with trace.doing("[internal] load remote build context"):
-            return _streamed(engine, wanted.upload, work, wanted, settings)
+        with trace.doing(loading):
+            found = stack.enter_context(stream_context(layout, wanted.upload, told=dated))
+            return _found(found, work, wanted, settings)
     if is_git(remote):
-        with (
-            trace.doing("[internal] load git source"),
-            git_context(engine.layout, remote, keep_git=keeps_git(settings), told=_dated(settings)) as path,
-        ):
-            return _kept(path, work, wanted, settings)
+        with trace.doing("[internal] load git source"):
+            fetched = git_context(layout, remote, keep_git=keeps_git(settings), told=dated)
+            return _found(stack.enter_context(fetched), work, wanted, settings)
     if remote not in ("client-session", ""):
         if not is_url(remote):
             raise UsageError(f"not a build context: {remote}")
-        with (
-            trace.doing("[internal] load remote build context"),
-            url_context(engine.layout, remote, _dated(settings)) as found,
-        ):
-            return _kept(found, work, wanted, settings)
+        with trace.doing(loading):
+            return _found(stack.enter_context(url_context(layout, remote, dated)), work, wanted, settings)
     text = _own_dockerfile(wanted, trace, work, settings)
     context = work / "context"
     context.mkdir()
@@ -282,21 +283,14 @@ def _dated(settings: dict[str, Any]) -> Callable[[int], None]:
     return told
 
 
-def _streamed(engine: Engine, source: BinaryIO, work: Path, wanted: Wanted, settings: dict[str, Any]) -> str:
-    with stream_context(engine.layout, source, told=_dated(settings)) as found:
-        return _kept(found, work, wanted, settings)
-
-
-def _kept(found: Path | bytes, work: Path, wanted: Wanted, settings: dict[str, Any]) -> str:
-    """A context that is here only while a block runs, copied below `work`."""
+def _found(found: Path | bytes, work: Path, wanted: Wanted, settings: dict[str, Any]) -> str:
+    """The Dockerfile of a context that is here now, or came instead of one."""
     if isinstance(found, bytes):
         return found.decode("utf-8-sig", "replace")
-    context = work / "context"
-    shutil.copytree(found, context, symlinks=True)
-    settings["context"] = context
+    settings["context"] = found
     if wanted.own_dockerfile:
         return _sent_dockerfile(wanted, work)[0]
-    return read_dockerfile(context, wanted.dockerfile)[0]
+    return read_dockerfile(found, wanted.dockerfile)[0]
 
 
 class Uploaded(io.RawIOBase):
