@@ -256,7 +256,7 @@ class Control:
 
     async def disk_usage(self, rpc: Rpc) -> protobuf.Fields:
         found = await in_thread(lambda: self._host.engine.builds.cache_mounts())
-        return [(1, _usage(str(each["id"]), f"cache mount {each['target']}", each["used_at"])) for each in found]
+        return [(1, _usage(str(each["id"]), _what_is(each), each.get("used_at"))) for each in found]
 
     async def prune(self, rpc: Rpc) -> None:
         from .build import prune_cache
@@ -320,6 +320,11 @@ def _references(result: Mapping[int, list[Any]]) -> list[str]:
     for entry in protobuf.items(protobuf.decode(protobuf.data(result, 4)), 1):
         ids.append(protobuf.text(protobuf.decode(protobuf.data(protobuf.decode(entry), 2)), 1))
     return [id for id in ids if id]
+
+
+def _what_is(kept: Mapping[str, Any]) -> str:
+    """A cache mount, or what an ADD has downloaded, which is mounted nowhere."""
+    return f"cache mount {kept['target']}" if "target" in kept else f"download {kept['id']}"
 
 
 def _usage(id: str, what: str, used_at: float | None) -> list[tuple[int, Any]]:

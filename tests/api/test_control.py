@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import io
 import json
 import os
@@ -182,7 +184,16 @@ def test_what_cannot_be_had_is_refused_by_name(client: Client, app: Path) -> Non
     assert json.loads(protobuf.data(detail, 2))["ranges"][0]["start"] == {"line": 2}
 
 
-def test_the_builder_tells_of_itself(client: Client) -> None:
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_the_builder_tells_of_itself(client: Client, app: Path) -> None:
     workers = client.call(f"{CONTROL}/ListWorkers")[1]
     worker = protobuf.decode(workers[0])
     assert protobuf.text(protobuf.decode(worker[3][0]), 2) == "linux"
@@ -190,8 +201,15 @@ def test_the_builder_tells_of_itself(client: Client) -> None:
     assert protobuf.text(version, 1) == "labkernel"
     config = client.call(f"{BRIDGE}/ResolveImageConfig", [(1, "lab/busybox")])
     assert json.loads(protobuf.data(config, 2))["os"] == "linux"
-    client.solve()
-    assert client.call(f"{CONTROL}/DiskUsage") is not None
+    (app / "x").write_text("x")
+    with served(app) as url:
+        (app / "Dockerfile").write_text(
+            f"FROM lab/busybox\nADD {url}/x /x\nRUN --mount=type=cache,target=/c touch /c/y\n"
+        )
+        client.solve()
+    usage = [protobuf.decode(each) for each in client.call(f"{CONTROL}/DiskUsage")[1]]
+    assert {protobuf.text(each, 9) for each in usage} >= {"cache mount /c"}
+    assert all(protobuf.text(each, 1) for each in usage)
     assert [protobuf.text(each, 9) for each in client.stream(f"{CONTROL}/Prune")]
     with pytest.raises(client.grpc.RpcError, match="unknown method"):
         client.call(f"{CONTROL}/Nothing")
