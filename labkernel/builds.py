@@ -458,9 +458,9 @@ class _Build:
     def _given(self, name: str, platform: Platform) -> Image | None:
         """What the caller says that name means (`BuildOptions.contexts`)."""
         contexts = self._options.contexts
-        tag = _canonical_tag(name)
+        tag = canonical_tag(name)
         for known, image in contexts.items():
-            if known.lower() == name.lower() or (tag is not None and _canonical_tag(known) == tag):
+            if known.lower() == name.lower() or (tag is not None and canonical_tag(known) == tag):
                 self._context.trace.repeatable = False
                 if image.startswith("sha256:"):
                     return self._builds.images.get(image)
