@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..building.sources import git_context, is_git, is_url, stream_context, url_context
+from ..building.targets import targets
 from ..dockerfile.ignorefile import read_ignorefile
 from ..errors import UsageError
 from ..imaging.lookups import GivenLogins, login_of
@@ -109,6 +110,11 @@ class SessionSecrets(Mapping[str, bytes]):
 def solve(engine: Engine, wanted: Wanted, trace: Trace) -> Solved:
     """Build. Hold `engine.images.adding()` until the result has been exported."""
     settings = dict(wanted.settings)
+    if len(targets(settings["options"].platform)) > 1:
+        raise UsageError(
+            "a BuildKit client gets one platform at a time here",
+            resolution="`labkernel build --platform A,B` makes an index",
+        )
     with temporary_directory(engine.layout, "session") as work, ExitStack() as stack:
         text = wanted.text = prepare(engine, wanted, trace, work, settings, stack)
         settings["secrets"] = SessionSecrets(wanted.session)

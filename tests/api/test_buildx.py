@@ -125,7 +125,7 @@ def test_what_fails_is_said(project: Project) -> None:
         r"#\d+ [\d.]+ before\n#\d+ ERROR: process .* did not complete successfully: exit code: 9\n", said(done)
     )
     assert "unknown instruction: NOPE" in said(project("build", "wrong"))
-    assert "only linux/" in said(project("build", "far"))
+    assert "none for linux/s390x" in said(project("build", "far"))
     assert "--cache-to type=local is not available over the API" in said(project("build", "cache"))
 
 

@@ -171,7 +171,10 @@ def test_what_cannot_be_had_is_refused_by_name(client: Client, app: Path) -> Non
     assert refused(client, {}, ("registry", {}))[0] == "UNIMPLEMENTED"
     assert refused(client, {}, ("oci", {"tar": "false"}))[0] == "UNIMPLEMENTED"
     assert refused(client, {"attest:sbom": ""})[0] == "UNIMPLEMENTED"
-    assert refused(client, {"platform": "linux/s390x"})[0] == "INVALID_ARGUMENT"
+    assert "none for linux/s390x" in refused(client, {"platform": "linux/s390x"})[1]
+    assert refused(client, {"platform": "a/b/c/d"})[0] == "INVALID_ARGUMENT"
+    code, message = refused(client, {"platform": "linux/amd64,linux/arm64"})
+    assert (code, "one platform" in message) == ("INVALID_ARGUMENT", True)
     assert refused(client, {"context:lab/busybox": "oci-layout://x@sha256:0"})[0] == "UNIMPLEMENTED"
     assert refused(client, {"cache-imports": "[1"})[0] == "INVALID_ARGUMENT"
     (app / "Dockerfile").write_text("FROM lab/busybox\nNOPE\n")
