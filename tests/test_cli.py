@@ -356,3 +356,25 @@ def test_shell_completion(env: dict[str, str]) -> None:
     asked = {**env, "_LABKERNEL_COMPLETE": "bash_complete", "COMP_WORDS": "labkernel im", "COMP_CWORD": "1"}
     done = subprocess.run(COMMAND, env=asked, capture_output=True, text=True, timeout=60)
     assert {"plain,image", "plain,images", "plain,import"} <= set(done.stdout.split())
+
+
+def test_a_build_has_named_contexts_and_limits(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("from the context\n")
+    (tmp_path / "data" / "left").write_text("")
+    (tmp_path / "data" / ".dockerignore").write_text("left\n")
+    (tmp_path / "Dockerfile").write_text(
+        "FROM base\nCOPY --from=data . /data/\n"
+        "RUN ls /data > /seen; ulimit -n >> /seen; df -k /dev/shm | tail -1 >> /seen\n"
+    )
+    words = ["--build-context", "base=docker-image://lab/busybox", "--build-context", "data=data", "-t", "named"]
+    words += ["--build-context", "unused=no/such/place", "--ulimit", "nofile=111:222", "--shm-size", "3m"]
+    done = cli("build", *words, ".", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    seen = cli("run", "--rm", "--network", "none", "named", "cat", "/seen", "/data/file").stdout.splitlines()
+    assert [seen[0], seen[1], seen[2].split()[1], seen[3]] == ["file", "111", "3072", "from the context"]
+    for place, brief in (("data=none", "not found"), ("data=oci-layout://x", "not available"), ("data", "key=value")):
+        refused = cli("build", *words[:2], "--build-context", place, ".", cwd=tmp_path)
+        assert refused.returncode == 1
+        assert brief in refused.stderr
+    assert len(cli("images", "-aq", "--filter", "label=labkernel.context").stdout.split()) == 0

@@ -6,14 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import DockerfileError, UsageError
-from .buildflags import JsonProgress, build_flags, check_outputs, options_of, outputs_of, write_output
+from .buildflags import JsonProgress, build_flags, check_outputs, named_places, options_of, outputs_of, write_output
 from .container import confirm, pruned
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
@@ -209,12 +210,13 @@ def build_text(
     if own is not None:
         settings["ignore"] = own
     try:
-        if quiet or flags["progress"] in ("json", "rawjson"):
-            listener: Any = (lambda step: None) if quiet else JsonProgress()
-            result = host.engine.builds.build(text, on_step=listener, **settings)
-        else:
-            with host.build_progress(text, mode=flags["progress"]) as on_step:
-                result = host.engine.builds.build(text, on_step=on_step, **settings)
+        with ExitStack() as stack:
+            if quiet or flags["progress"] in ("json", "rawjson"):
+                on_step: Any = (lambda step: None) if quiet else JsonProgress()
+            else:
+                on_step = stack.enter_context(host.build_progress(text, mode=flags["progress"]))
+            _add_contexts(host, text, flags, settings, stack)
+            result = host.engine.builds.build(text, on_step=on_step, **settings)
     except DockerfileError as err:
         raise pointing(err, text) from None
     # A notebook shows them with the result.
@@ -251,6 +253,20 @@ def _settings(
         "files": files,
         "options": options_of(host, flags),
     }
+
+
+def _add_contexts(host: Host, text: str, flags: dict[str, Any], settings: dict[str, Any], stack: ExitStack) -> None:
+    """The named contexts into the settings, for as long as `stack` is open."""
+    places = named_places(flags["build_context"])
+    if not places:
+        return
+    if getattr(host.engine, "layout", None) is None:  # the engine of a context elsewhere has none here
+        raise UsageError("--build-context: not available for builds on another engine")
+    from ..building.namedcontexts import named_contexts
+
+    builds, layout = host.engine.builds, host.engine.layout
+    contexts = stack.enter_context(named_contexts(builds, layout, places, text, host.working_dir()))
+    settings["options"] = replace(settings["options"], contexts=contexts)
 
 
 def _closing_lines(result: Any, tags: Sequence[str], *, quiet: bool) -> list[str]:

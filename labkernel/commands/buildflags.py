@@ -14,6 +14,7 @@ import click
 
 from ..errors import UsageError
 from .grammar import flag, many, option
+from .settings import ulimit
 
 if TYPE_CHECKING:
     from ..building.remotecache import CachePlace
@@ -37,6 +38,17 @@ BUILD_FLAGS = [
     option("--network", metavar="string", default="default", help="Set the networking mode for RUN instructions"),
     many("--add-host", metavar="strings", help="Add a custom host-to-IP mapping (host:ip)"),
     option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
+    option("--memory-swap", metavar="bytes", help="Swap limit equal to memory plus swap: -1 to enable unlimited swap"),
+    option("--shm-size", metavar="bytes", help="Size of /dev/shm of each RUN instruction"),
+    many("--ulimit", metavar="ulimit", help="Ulimit options of each RUN instruction (name=soft[:hard])"),
+    option("-c", "--cpu-shares", metavar="int", type=int, help="CPU shares (relative weight)"),
+    option("--cpu-period", metavar="int", type=int, help="Limit the CPU CFS (Completely Fair Scheduler) period"),
+    option("--cpu-quota", metavar="int", type=int, help="Limit the CPU CFS (Completely Fair Scheduler) quota"),
+    option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)"),
+    option("--cpuset-mems", metavar="string", help="MEMs in which to allow execution (0-3, 0,1)"),
+    many(
+        "--build-context", metavar="stringArray", help="Additional build contexts (name=path|URL|docker-image://NAME)"
+    ),
     many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (network.host, security.insecure)"),
     many("--platform", metavar="stringArray", help="Set target platform for build"),
     many("--cache-from", metavar="stringArray", help="External cache sources (type=local|registry,src=DIR|ref=NAME)"),
@@ -78,11 +90,34 @@ def options_of(host: Host, flags: dict[str, Any]) -> BuildOptions:
         pull=flags["pull"],
         extra_hosts=[_extra_host(word) for word in flags["add_host"]],
         memory_bytes=parse_size(flags["memory"], "memory limit") if flags["memory"] else 0,
+        limits=_limits(flags),
         platform=",".join(flags["platform"]) or None,
         context_epoch_s=flags.get("context_epoch_s"),
         cache_from=[_cache_place(host, word, "cache-from", "src") for word in flags["cache_from"]],
         cache_to=[_cache_place(host, word, "cache-to", "dest") for word in flags["cache_to"]],
     )
+
+
+def _limits(flags: dict[str, Any]) -> dict[str, Any]:
+    """What is given of `BuildOptions.limits`, as a container takes it."""
+    names = ("shm_size", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus", "cpuset_mems")
+    found = {name: flags[name] for name in names if flags[name] is not None}
+    if flags["memory_swap"] is not None:
+        found["memswap_limit"] = flags["memory_swap"]
+    if flags["ulimit"]:
+        found["ulimits"] = [ulimit(word) for word in flags["ulimit"]]
+    return found
+
+
+def named_places(words: Sequence[str]) -> dict[str, str]:
+    """`--build-context NAME=PLACE` as a dict. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, _, place = word.partition("=")
+        if not name or not place:
+            raise UsageError(f"invalid context value: {word}, expected key=value", exit_code=1)
+        found[name] = place
+    return found
 
 
 def _fields(word: str, name: str) -> dict[str, str]:

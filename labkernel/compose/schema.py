@@ -109,6 +109,16 @@ def _extra_hosts(node: Node, path: str, around: Surroundings) -> list[str]:
     return [f"{name}={address}" for name, address in pairs(node, path, around).items()]
 
 
+def _contexts(node: Node, path: str, around: Surroundings) -> dict[str, str]:
+    found = {name: str(place or "") for name, place in pairs(node, path, around).items()}
+    for name, place in found.items():
+        if not place or place.startswith("service:"):
+            raise node.error(
+                f"{path}.{name}: a directory, a repository, a URL or docker-image://NAME is wanted: {place}"
+            )
+    return found
+
+
 def _build_secrets(node: Node, path: str, around: Surroundings) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = _grants("secrets")(node, path, around)
     return found
@@ -292,7 +302,7 @@ _BUILD: dict[str, Reader] = {
     "cache_from": ignored("the builder's own cache is used"),
     "cache_to": ignored("the builder's own cache is used"),
     "ssh": absent("forwarding of SSH agents to builds is"),
-    "additional_contexts": absent("additional contexts of builds are"),
+    "additional_contexts": _contexts,
     "ulimits": _ulimits,
     "isolation": absent("isolation technologies are"),
     "entitlements": unique,

@@ -204,6 +204,7 @@ class Compose:
 
     def _build(self, project: Project, name: str, given: Mapping[str, Any], told: Any) -> Any:
         from ..building.epoch import from_environment
+        from ..building.namedcontexts import named_contexts
         from ..building.sources import git_context, is_git
 
         context = given["context"]
@@ -218,6 +219,11 @@ class Compose:
             if not folder.is_dir():
                 raise project.error(name, f"unable to prepare context: path {context!r} not found", at="build")
             text, ignore = self._dockerfile(project, name, folder, given)
+            contexts: dict[str, str] = {}
+            if "additional_contexts" in given:
+                places, layout = given["additional_contexts"], self._containers.layout
+                found = named_contexts(self._builds, layout, places, text, project.directory)
+                contexts = stack.enter_context(found)
             secrets = {
                 str(grant.get("target") or grant["source"]): self._secret(project, name, grant["source"])
                 for grant in given.get("secrets", ())
@@ -240,6 +246,7 @@ class Compose:
                 platform=",".join(given.get("platforms", ())) or None,
                 context_epoch_s=moments[-1] if moments else None,
                 limits=build_limits(given),
+                contexts=contexts,
             )
         return result.image
 

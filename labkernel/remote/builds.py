@@ -82,7 +82,7 @@ class RemoteBuilds:
 
 
 def _refuse(options: Any, more: Mapping[str, Any]) -> None:
-    for name in ("secrets", "ssh", "allow", "no_cache_filter", "cache_from", "cache_to"):
+    for name in ("secrets", "ssh", "allow", "no_cache_filter", "cache_from", "cache_to", "limits"):
         if getattr(options, name, None) or more.get(name):
             raise UsageError(
                 f"{name}: not available for builds on another engine", resolution="`context use embedded` comes back"

@@ -62,13 +62,13 @@ def compose(project: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch, capf
 
 def test_a_web_service_with_its_database(project: Path, compose: Run, engine: Engine) -> None:
     port = free_port()
-    (project / "Dockerfile").write_text(
-        "FROM lab/busybox\nRUN mkdir /www && echo built > /www/index.html; ulimit -n > /n\n"
-    )
+    (project / "Dockerfile").write_text("FROM lab/busybox\nCOPY --from=site / /www/\nRUN ulimit -n > /n\n")
+    (project / "site").mkdir()
+    (project / "site" / "index.html").write_text("built\n")
     (project / "compose.yaml").write_text(f"""
 services:
   web:
-    build: {{context: ., ulimits: {{nofile: 77}}, shm_size: 8m}}
+    build: {{context: ., additional_contexts: {{site: ./site}}, ulimits: {{nofile: 77}}, shm_size: 8m}}
     links: ["db:storage"]
     command: ["httpd", "-f", "-p", "80", "-h", "/www"]
     init: true
