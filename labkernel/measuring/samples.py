@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 _MOST_DESCRIPTORS = 16384
-_STILL_FACTOR = 5  # what used no CPU time since did hardly anything else
+_STILL_FACTOR = 15  # what used no CPU time since did hardly anything else
 _UNLIMITED = 1 << 60  # cgroup v1 has no word for "none": it shows the largest page-aligned number
 
 
@@ -206,7 +206,7 @@ class CgroupReader:
     are read as well, which keeps the namespace alive until `close()`. No privileges needed.
 
     What is dear to read (memory.stat, block I/O, pressure, OOM kills, the network), and the number of processes, is
-    read at most every `detail_s` seconds (five times as seldom while no CPU time is used) and repeated in between: CPU,
+    read at most every `detail_s` seconds (15 times as seldom while no CPU time is used) and repeated in between: CPU,
     memory and, where there is a CPU limit, throttling are always fresh. That is how hundreds can be followed.
     """
 
