@@ -6,9 +6,11 @@ this store once pulled from another repository of the same registry is mounted f
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from ..errors import ImageError
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from ..images import Images
     from .image import Image
 
-UPLOADS = 4
+UPLOADS = 3
 BEGUN = 8
 """Blobs that are asked for and begun at once; UPLOADS of them are being sent."""
 
@@ -95,7 +97,7 @@ class _Job:
         self._registry = registry
         self._wanted = wanted
         self._chunk_bytes = chunk_bytes
-        self._turn = threading.Semaphore(UPLOADS)
+        self._turns = _Turns(UPLOADS)
         prefix = f"{wanted.domain}/"
         names = (name.partition("@")[0] for name in images.catalog.repo_digests(image.id))
         elsewhere = {name.removeprefix(prefix) for name in names if name.startswith(prefix)} - {wanted.path}
@@ -112,6 +114,7 @@ class _Job:
                 raise ImageError(f"layer {descriptor.digest} is not in the store, so it cannot be pushed")
         shown = [state for digest, state in states.items() if digest != manifest.config.digest]
         queue = sorted(blobs.values(), key=lambda each: -each.size)
+        self._turns.order([each.digest for each in queue])
         executor = ThreadPoolExecutor(BEGUN, thread_name_prefix="labkernel-push")
         try:
             watch(shown)
@@ -128,6 +131,12 @@ class _Job:
             executor.shutdown(wait=True, cancel_futures=True)
 
     def _blob(self, descriptor: oci.Descriptor, state: LayerState) -> None:
+        try:
+            self._bring(descriptor, state)
+        finally:
+            self._turns.settle(descriptor.digest)
+
+    def _bring(self, descriptor: oci.Descriptor, state: LayerState) -> None:
         path, digest = self._wanted.path, descriptor.digest
         if self._registry.has_blob(path, digest):
             state.status = "Layer already exists"
@@ -159,6 +168,36 @@ class _Job:
             open_blob,
             mount_from=mount_from,
             chunk_bytes=self._chunk_bytes,
-            turn=self._turn,
+            turn=lambda: self._turns.of(descriptor.digest),
             progress=count,
         )
+
+
+class _Turns:
+    """Who may send: so many at once, in the order given, however quickly each upload begins.
+
+    The largest first: what ends last is then small, and so is what its registry has still to write to its disk.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._free = threading.Semaphore(at_once)
+        self._settled: dict[str, threading.Event] = {}
+        self._before: dict[str, threading.Event] = {}
+
+    def order(self, names: list[str]) -> None:
+        """The names in the order of their turns."""
+        self._settled = {name: threading.Event() for name in names}
+        self._before = {later: self._settled[earlier] for earlier, later in itertools.pairwise(names)}
+
+    def settle(self, name: str) -> None:
+        """It has had its turn, or needs none: the next may have theirs."""
+        self._settled[name].set()
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """A turn, waited for."""
+        if name in self._before:
+            self._before[name].wait()
+        with self._free:
+            self.settle(name)
+            yield

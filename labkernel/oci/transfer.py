@@ -102,7 +102,7 @@ def upload(
     *,
     mount_from: str | None = None,
     chunk_bytes: int | None = None,
-    turn: AbstractContextManager[object] | None = None,
+    turn: Callable[[], AbstractContextManager[object]] = nullcontext,
     progress: Progress = lambda count: None,
 ) -> str:
     """Bring a blob to a repository; returns `mounted` or `pushed`. The caller has asked whether it is there.
@@ -118,7 +118,7 @@ def upload(
             progress(size_bytes)
             return "mounted"
         try:
-            with turn or nullcontext():
+            with turn():
                 _send(registry, repository, location, digest, size_bytes, open_blob, chunk_bytes, progress)
             return "pushed"
         except Refused as err:
