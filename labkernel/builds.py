@@ -22,6 +22,7 @@ from .building.cache import BuildCache
 from .building.checks import read_ignore, suggesting, surroundings
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
+from .building.failures import located
 from .building.finishing import Finisher
 from .building.graph import carry_out, needed_stages
 from .building.layers import RunEnded, Running
@@ -46,14 +47,10 @@ from .dockerfile.lint import Finding, lint, lint_error
 from .dockerfile.lint import options as lint_options
 from .dockerfile.variables import BUILDER_ARGS, PLATFORM_ARGS, PROXY_ARGS, Lexer
 from .errors import (
-    DISK_FULL_HINT,
     BuildError,
-    DiskFull,
     DockerfileError,
-    LabkernelError,
     NoSuchImage,
     UsageError,
-    foreign_hint,
 )
 from .oci.platforms import normal, parse_platform
 from .runtime.settings import normalize
@@ -76,7 +73,6 @@ LIMITS = (
 )
 OnStep = Callable[[BuildStep], None]
 _KEPT_OUTPUT_BYTES = 16 << 10
-_SHOWN_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -548,53 +544,10 @@ class _Build:
     def _located(
         self, err: BaseException, place: Instruction, tail: bytes, instruction: Instruction | None = None
     ) -> BaseException:
-        """The same failure with the lines of the Dockerfile it belongs to."""
-        lines = self._program.dockerfile.excerpt(place.line, place.end_line)
-        where: dict[str, Any] = {"line": place.line, "end_line": place.end_line}
         if self._running.stopped() and isinstance(err, RunEnded):
             return BuildError("the build was stopped")
-        if isinstance(err, RunEnded):
-            return self._run_failure(err, tail, lines, where, instruction)
-        if isinstance(err, DiskFull):
-            err.details = err.details or lines
-            return err
-        if isinstance(err, DockerfileError):
-            if err.line is None:
-                err.line, err.end_line = place.line, place.end_line
-            err.details = err.details or lines
-            return err
-        if isinstance(err, LabkernelError):
-            return BuildError(
-                err.brief,
-                details="\n".join(part for part in (err.details, lines) if part),
-                resolution=err.resolution,
-                link=err.link,
-                **where,
-            )
-        return err
-
-    def _run_failure(
-        self, err: RunEnded, tail: bytes, lines: str, where: dict[str, Any], instruction: Instruction | None
-    ) -> LabkernelError:
-        shown = tail.decode(errors="replace").rstrip().splitlines()[-_SHOWN_LINES:]
-        if err.disk_full:
-            return DiskFull(
-                "the disk became full while the image was built",
-                details="\n".join([*shown, lines]),
-                resolution=DISK_FULL_HINT,
-            )
-        command = getattr(instruction, "text", "").split(" ", 1)[-1].splitlines()[0] if instruction else ""
-        why = "out of memory" if err.oom_killed else f"exit code: {err.status}"
-        brief = f'process "{command}" did not complete successfully: {why}'
-        if err.error and err.status in (126, 127) and not shown:
-            brief = f"{brief}: {err.error}"
-        return BuildError(
-            brief,
-            status=err.status,
-            details="\n".join([*shown, lines]),
-            resolution=foreign_hint(err.error) or _hint(err.status, shown),
-            **where,
-        )
+        lines = self._program.dockerfile.excerpt(place.line, place.end_line)
+        return located(err, lines, place, tail=tail, instruction=instruction)
 
 
 def _refuse(tags: Sequence[str], network: str) -> None:
@@ -605,21 +558,6 @@ def _refuse(tags: Sequence[str], network: str) -> None:
         reference.parse_tag(name)
     if network not in ("default", "none", "host"):
         raise UsageError(f"network {network!r} is not available to builds", resolution="default, none or host")
-
-
-def _hint(status: int, shown: Sequence[str]) -> str:
-    text = "\n".join(shown)
-    if status == 127 or "not found" in text:
-        return "the command is not in the image at this step: install it in an earlier RUN, or check its spelling"
-    if any(word in text for word in ("resolve", "Network is unreachable", "Temporary failure")):
-        return (
-            "RUN is in the default network: does this machine reach the address? `labkernel doctor` knows of networks; "
-            "--network=host, given to the build, shares the machine's own"
-        )
-    return (
-        "`%container debug` (in a terminal `labkernel debug`) opens a shell in the file system just before this step; "
-        "the steps before it are cached, so the next build starts here"
-    )
 
 
 def _find_target(program: Program, target: str | None) -> Stage:
