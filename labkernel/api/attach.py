@@ -152,7 +152,10 @@ async def carry(
     finally:
         for task in tasks:
             task.cancel()
+        ended = tasks[0].done()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if ended and stdin and isinstance(channel, Duplex):
+            await channel.finish()
 
 
 async def _pour(streams: Streams, channel: Duplex) -> bool:

@@ -23,6 +23,7 @@ from .errors import ClientGone
 CHUNK = 1 << 18
 SPLICED_BYTES = 1 << 20
 HEADERS_TAKEN_S = 0.2
+IN_VAIN_S = 1.0
 
 
 class Channel(Protocol):
@@ -108,6 +109,18 @@ class Duplex:
             except OSError:
                 return True
         return True
+
+    async def finish(self) -> None:
+        """End our side, and take what the client still sends in vain, a moment at most: a unix socket that is closed
+        with unread input tells the other side of a reset instead of the end."""
+        if not self.is_plain or self._closed:
+            return  # under TLS the end is told in the stream
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(IN_VAIN_S):
+                while await self.receive():
+                    pass  # until it has heard of the end, too, and closes
 
     def _has_input(self) -> bool:
         watch = select.poll()
