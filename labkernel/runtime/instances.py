@@ -94,8 +94,9 @@ class Instance:
         """Whether it will take input once it has been started (again)."""
         if self.early.frames:
             return True  # nothing may overtake what came before
+        # Also where the pipe is there already: its end is told to the keeper only from the start on.
         starts = self.setup is not None or self.status not in ("running", "paused")
-        return self.input is None and starts and (self.terminal or bool(self.own.get("stdin_open")))
+        return starts and (self.terminal or bool(self.own.get("stdin_open")))
 
     @property
     def terminal(self) -> bool:

@@ -61,6 +61,25 @@ def test_stdin_half_close(lab: Any) -> None:
     assert lab.output("sh", "-c", "cat; echo end", input=b"x" * 300_000)[0] == b"x" * 300_000 + b"end\n"
 
 
+def test_input_comes_and_ends_at_any_moment_of_a_start(lab: Any) -> None:
+    """In the middle of one it ended before the keeper knew of it: the command's input never ended."""
+    for turn in range(16):
+        container_id = lab.create("sh", "-c", "cat; echo after", stdin_open=True)
+        with lab.runtime.attach(container_id, stdin=True, next_start=True) as attachment:
+            starting = threading.Thread(target=lab.runtime.start, args=(container_id,))
+            starting.start()
+            moment = time.monotonic() + turn * 0.0004
+            while time.monotonic() < moment:
+                pass
+            attachment.send(b"early ")
+            attachment.close_stdin()
+            said = b""
+            while (piece := attachment.read(timeout_s=60)) is not None:
+                said += piece[1]
+            starting.join()
+        assert said == b"early after\n"
+
+
 def test_only_three_descriptors_and_no_way_out(lab: Any) -> None:
     out, _, code = lab.output("sh", "-c", "ls /proc/self/fd | wc -l; pwd; ls /proc/1/cwd/ >/dev/null && echo root")
     # The fourth is the directory that ls itself reads.
