@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import struct
+import time
 
 TYPE_CHECKING = False  # as typing's, without importing it
 if TYPE_CHECKING:
@@ -127,6 +128,9 @@ def lowest_stack_address() -> int:
     raise OSError(errno.ENOENT, "no stack is listed", "/proc/self/maps")
 
 
+LINGER_S = 0.004  # longer than a short command
+
+
 class SharedNumber:
     """A number in memory that a fork does not copy: what one side writes the other one reads, also after its end."""
 
@@ -173,6 +177,8 @@ def vfork_and_leave(flags: int, body: Callable[[], None], stack: int, told: Shar
         raise _fail()
     try:
         os.closerange(0, 64)  # who waits for the ends of pipes need not wait for the end of the memory, too
+        # Giving that back takes a CPU most of a millisecond, which the command and who waits for it can use now.
+        time.sleep(LINGER_S)
     finally:
         os._exit(0)
 

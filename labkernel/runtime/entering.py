@@ -25,6 +25,7 @@ from .instances import Instance
 
 # A request that does not fit a datagram comes with the fork.
 _MAX_REQUEST_BYTES = 1 << 16
+_programs: dict[str | None, bytes | None] = {None: None}
 
 
 class Helper(NamedTuple):
@@ -42,11 +43,12 @@ class Entrance:
     def __init__(self) -> None:
         self.waiting: Helper | None = None
         self.used = False
+        self.program: str | None = None
 
     def enter(self, request: dict[str, Any], fds: list[int]) -> Helper:
         """Have `request` (see `request_of`) carried out with `fds`: the pidfd of a process in it, then stdin,
         stdout and stderr. Raises OSError."""
-        self.used = True
+        self.used, self.program = True, request["program"]
         waiting, self.waiting = self.waiting, None
         data = protocol.dumps(request)
         if waiting is not None and len(data) <= _MAX_REQUEST_BYTES:
@@ -63,6 +65,7 @@ class Entrance:
         """Make a child; False when there is one, or when nobody has asked for any. Raises OSError."""
         if self.waiting is not None or not self.used:
             return False
+        _program(self.program)
         self.waiting = _spawn(None, [])
         return True
 
@@ -160,12 +163,19 @@ def _main(
         os._exit(1)
 
 
+def _program(path: str | None) -> bytes | None:
+    """A filter; its file's name says what is in it, so who has read it once knows it, and so do the children."""
+    if path not in _programs:
+        _programs[path] = init.read_program(path)
+    return _programs[path]
+
+
 def _enter(request: dict[str, Any], fds: list[int]) -> bytes | None:
     """Stdio, cgroup and namespaces; returns the filter, which lies outside."""
     pidfd, *stdio = fds
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
-    program = init.read_program(request["program"])
+    program = _program(request["program"])
     if request["cgroup"]:
         Cgroup.reopen(request["cgroup"]).join(0)
     syscalls.setns(pidfd, request["flags"])

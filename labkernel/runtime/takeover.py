@@ -46,6 +46,8 @@ def _numbers(version: Any) -> list[int]:
 def is_due(sup: Any, message: dict[str, Any]) -> bool:
     """Whether this request comes from a newer client, and a change of the supervisor is possible and unnoticed now."""
     ours = sup.settings.get("refused") or sup.settings.get("version")
+    if message.get("version") == ours:
+        return False  # nearly always
     if not is_newer(message.get("version"), ours) or message.get("op") in ("info", "shutdown", "upgrade"):
         return False
     return _interrupts_nobody(sup)
