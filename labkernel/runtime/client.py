@@ -142,7 +142,8 @@ class Attachment:
         there is nothing now, SupervisorLost."""
         self._take_frames()  # what came with the answer to the request
         size = sum(len(data) for _, data in self._ready)
-        while size < most and not self._ended:
+        # Not before there is something: a frame can be longer than `most`, and nothing would be taken for the end.
+        while (size < most or not self._ready) and not self._ended:
             try:
                 data = self._receive_now()
             except BlockingIOError:

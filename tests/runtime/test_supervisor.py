@@ -16,6 +16,7 @@ from waiting import wait_until
 from labkernel.errors import ConflictError, NoSuchContainer, StartError, UsageError
 from labkernel.linux import cgroups
 from labkernel.linux.waiting import readable
+from labkernel.runtime import protocol
 from labkernel.runtime.client import Attachment
 
 ROOT = os.getuid() == 0
@@ -59,6 +60,32 @@ def test_command_that_cannot_start(lab: Any, args: list[str], code: int, words: 
 
 def test_stdin_half_close(lab: Any) -> None:
     assert lab.output("sh", "-c", "cat; echo end", input=b"x" * 300_000)[0] == b"x" * 300_000 + b"end\n"
+
+
+def test_a_frame_longer_than_one_reading_is_not_the_end() -> None:
+    """Seen as `docker exec … | wc -c` that lost most of a gigabyte, with exit code 0."""
+
+    class Full:
+        """A socket in which everything is there already."""
+
+        def __init__(self, data: bytes) -> None:
+            self.data = data
+
+        def recv(self, size: int, _flags: int = 0) -> bytes:
+            if not self.data:
+                raise BlockingIOError
+            piece, self.data = self.data[:size], self.data[size:]
+            return piece
+
+    data = os.urandom(1 << 18)
+    end = protocol.encode_control({"exited": {"exit_code": 0, "oom_killed": False, "error": ""}})
+    frames = protocol.encode_frame(protocol.STDOUT, data) * 3 + end
+    attachment = Attachment(Full(frames), {}, bytearray())  # type: ignore[arg-type]
+    found = b""
+    while pieces := attachment.read_now():
+        found += b"".join(piece for _, piece in pieces)
+    assert found == data * 3
+    assert attachment.exit_code == 0
 
 
 def test_input_comes_and_ends_at_any_moment_of_a_start(lab: Any) -> None:
