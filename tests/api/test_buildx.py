@@ -1,4 +1,4 @@
-"""buildx over the control protocol: Docker Compose 2 has its client inside. `scripts/setup peers` fetches it."""
+"""buildx over the control protocol, by itself and inside Docker Compose 2. `scripts/setup peers` fetches both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from registries import docker_registry, make_bcrypt
 from labkernel.engine import Engine
 
 COMPOSE = Path(sys.prefix) / "peers" / "docker-compose"
+BUILDX = Path(sys.prefix) / "peers" / "docker-buildx"
 Done = subprocess.CompletedProcess[str]
 
 
@@ -226,3 +228,71 @@ def test_up_builds_and_down_removes(project: Project, engine: Engine) -> None:
     assert ended.returncode == 0, said(ended)
     assert not [each for each in engine.containers.list(all=True) if project.name in each.name]
     assert engine.images.find(f"{project.name}-web") is None
+
+
+# -- docker's own buildx ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buildx(project: Project) -> Callable[..., Done]:
+    """`docker buildx WORDS…`, as the plug-in of whatever docker there is."""
+    if not os.access(BUILDX, os.X_OK):
+        pytest.skip("no buildx: `scripts/setup peers .venv` fetches it")
+    plugins = project.folder / "config" / "cli-plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "docker-buildx").symlink_to(BUILDX)
+
+    def run(*words: str) -> Done:
+        argv = ["docker", "buildx", *words]
+        return subprocess.run(
+            argv, cwd=project.folder, env=project.environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+def test_docker_buildx(project: Project, engine: Engine, buildx: Callable[..., Done]) -> None:
+    app = project.folder / "app"
+    (app / "file").write_text("content\n")
+    (project.folder / "secret").write_text("very secret")
+    (app / "Dockerfile").write_text(
+        "FROM lab/busybox\nARG A\nCOPY file /file\n"
+        "RUN --mount=type=secret,id=s wc -c < /run/secrets/s; echo a=$A > /a\n"
+    )
+    words = ["--build-arg", "A=7", "--secret", "id=s,src=secret", "app"]
+    done = buildx("build", "--progress", "plain", "-t", f"{project.name}:one", "--iidfile", "id", *words)
+    assert done.returncode == 0, said(done)
+    assert re.search(r"#\d+ [\d.]+ 11\n", said(done))
+    image = engine.images.get(f"{project.name}:one")
+    assert (project.folder / "id").read_text() == image.id
+    assert engine.containers.run(image, ["cat", "/a", "/file"], remove=True) == b"a=7\ncontent\n"
+    assert buildx("build", "--output", "type=local,dest=out", *words).returncode == 0
+    assert (project.folder / "out" / "a").read_text() == "a=7\n"
+    assert buildx("build", "--output", "type=oci,dest=layout.tar", *words).returncode == 0
+    with tarfile.open(project.folder / "layout.tar") as archive:
+        assert "oci-layout" in archive.getnames()
+    assert "linux/amd64" in said(buildx("ls")) or os.uname().machine != "x86_64"
+
+
+def test_docker_buildx_shows_the_line_that_failed(project: Project, buildx: Callable[..., Done]) -> None:
+    (project.folder / "app" / "Dockerfile").write_text("FROM lab/busybox\nRUN echo before; exit 9\n")
+    done = buildx("build", "--progress", "plain", "app")
+    assert done.returncode != 0
+    assert re.search(r"Dockerfile:2\n-+\n.*\n +2 \| >>> RUN echo before; exit 9\n", said(done))
+    assert "did not complete successfully: exit code: 9" in said(done)
+    both = said(buildx("build", "--platform", "linux/amd64,linux/arm64", "app"))
+    assert "one platform at a time" in both
+
+
+def test_docker_buildx_bake(project: Project, engine: Engine, buildx: Callable[..., Done]) -> None:
+    (project.folder / "app" / "Dockerfile").write_text("FROM lab/busybox\nARG A=0\nRUN echo $A > /a\n")
+    targets = {
+        name: {"context": "app", "args": {"A": name}, "tags": [f"{project.name}:{name}"]} for name in ("one", "two")
+    }
+    (project.folder / "docker-bake.json").write_text(
+        json.dumps({"target": targets, "group": {"default": {"targets": [*targets]}}})
+    )
+    done = buildx("bake")
+    assert done.returncode == 0, said(done)
+    for name in targets:
+        assert engine.containers.run(f"{project.name}:{name}", ["cat", "/a"], remove=True) == f"{name}\n".encode()
