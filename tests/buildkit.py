@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon
+from daemons import Daemon, switched
 
 from labkernel.api import protobuf
 
@@ -47,12 +47,7 @@ def upgraded(daemon: Daemon, path: str, headers: Mapping[str, str] = {}) -> sock
     lines = [f"POST {path} HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: h2c"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     sock.sendall("\r\n".join([*lines, "", ""]).encode())
-    head = b""
-    while b"\r\n\r\n" not in head:
-        piece = sock.recv(1)
-        assert piece, head
-        head += piece
-    assert head.startswith(b"HTTP/1.1 101"), head
+    switched(sock)
     sock.settimeout(None)
     return sock
 

@@ -111,12 +111,7 @@ class Daemon:
             f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
             + data
         )
-        head = b""
-        while b"\r\n\r\n" not in head:
-            piece = sock.recv(1)
-            assert piece, head
-            head += piece
-        assert head.startswith(b"HTTP/1.1 101"), head
+        switched(sock)
         return sock, b""
 
     def descriptors(self) -> int:
@@ -129,6 +124,16 @@ class Daemon:
 
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
+
+
+def switched(sock: socket.socket) -> None:
+    """Read the answer that the connection is another protocol's from now on, and no byte more."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        piece = sock.recv(1)
+        assert piece, head
+        head += piece
+    assert head.startswith(b"HTTP/1.1 101"), head
 
 
 def frames(data: bytes) -> list[tuple[int, bytes]]:

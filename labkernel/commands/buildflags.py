@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError
+from . import resourceflags
 from .grammar import flag, many, option
 from .settings import ulimit
 
@@ -38,14 +39,9 @@ BUILD_FLAGS = [
     option("--network", metavar="string", default="default", help="Set the networking mode for RUN instructions"),
     many("--add-host", metavar="strings", help="Add a custom host-to-IP mapping (host:ip)"),
     option("-m", "--memory", metavar="bytes", help="Memory limit of each RUN instruction"),
-    option("--memory-swap", metavar="bytes", help="Swap limit equal to memory plus swap: -1 to enable unlimited swap"),
+    *resourceflags.SHARED,
     option("--shm-size", metavar="bytes", help="Size of /dev/shm of each RUN instruction"),
     many("--ulimit", metavar="ulimit", help="Ulimit options of each RUN instruction (name=soft[:hard])"),
-    option("-c", "--cpu-shares", metavar="int", type=int, help="CPU shares (relative weight)"),
-    option("--cpu-period", metavar="int", type=int, help="Limit the CPU CFS (Completely Fair Scheduler) period"),
-    option("--cpu-quota", metavar="int", type=int, help="Limit the CPU CFS (Completely Fair Scheduler) quota"),
-    option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)"),
-    option("--cpuset-mems", metavar="string", help="MEMs in which to allow execution (0-3, 0,1)"),
     many(
         "--build-context", metavar="stringArray", help="Additional build contexts (name=path|URL|docker-image://NAME)"
     ),

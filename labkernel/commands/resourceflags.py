@@ -30,6 +30,15 @@ def absent(*names: str, why: str, metavar: str = "value") -> Callable[[Any], Any
     return decorate
 
 
+# Of containers, and of the containers a build runs its steps in.
+SHARED: list[Callable[[Any], Any]] = [
+    option("--memory-swap", metavar="bytes", help="Memory plus swap: -1 for unlimited swap"),
+    option("-c", "--cpu-shares", metavar="int", type=int, help="CPU shares (relative weight)"),
+    option("--cpu-quota", metavar="int", type=int, help="CPU time per period, in microseconds"),
+    option("--cpu-period", metavar="int", type=int, help="Length of the CPU period, in microseconds"),
+    option("--cpuset-cpus", metavar="string", help="CPUs in which to allow execution (0-3, 0,1)"),
+    option("--cpuset-mems", metavar="string", help="MEMs in which to allow execution (0-3, 0,1)"),
+]
 FLAGS: list[Callable[[Any], Any]] = [
     many("--blkio-weight-device", help="Block IO weight of a device (relative weight, path:weight)"),
     many("--device-read-bps", help="Limit read rate (bytes per second) from a device (path:rate)"),
