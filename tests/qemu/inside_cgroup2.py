@@ -20,11 +20,12 @@ FORK = "i=0; while [ $i -lt 40 ]; do sleep 600 & i=$((i+1)); done; wait"
 LIMIT_S = 120.0
 
 
-def until(check: Callable[[], Any]) -> Any:
+def until(check: Callable[[], Any], what: str) -> None:
     end = time.monotonic() + LIMIT_S
-    while not (found := check()) and time.monotonic() < end:
+    while not check():
+        if time.monotonic() > end:
+            sys.exit(f"not within {LIMIT_S:g} s: {what}")
         time.sleep(0.05)
-    return found
 
 
 def find(engine: Engine) -> dict[str, Any]:
@@ -46,7 +47,7 @@ def find(engine: Engine) -> dict[str, Any]:
     sleeper = run("lab/busybox", ["sh", "-c", f"({FORK}) & exec sleep 600"], detach=True, name="sleeper", **plain)
     (place,) = set(sleeper.runtime_state()["cgroup"]["paths"].values())
     group = Path(place)
-    until(lambda: len((group / "cgroup.procs").read_text().split()) == 42)  # the sleepers, their shell, and the command
+    until(lambda: len((group / "cgroup.procs").read_text().split()) == 42, "the sleepers, their shell, and the command")
     sleeper.pause()
     found["frozen"] = [sleeper.status, "frozen 1" in (group / "cgroup.events").read_text()]
     sleeper.unpause()
@@ -62,7 +63,7 @@ def find(engine: Engine) -> dict[str, Any]:
     ]
     sleeper.kill()
     sleeper.wait()
-    found["left"] = until(lambda: not group.exists())
+    until(lambda: not group.exists(), "the group of a killed container is gone")
     for container in engine.containers.list(all=True):
         container.remove(force=True)
     found["problems"] = [str(problem) for problem in engine.check()]

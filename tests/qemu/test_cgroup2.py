@@ -98,6 +98,5 @@ def test_devices_are_out_of_reach(found: dict[str, Any]) -> None:
 def test_freezing_and_killing_are_the_groups(found: dict[str, Any]) -> None:
     assert found["frozen"] == ["paused", True]
     assert found["exec"] == [3, "0::/\n"]
-    assert found["left"]
     assert found["groups"] == []
     assert found["problems"] == []
