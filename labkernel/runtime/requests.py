@@ -16,21 +16,13 @@ from . import instances, networking, protocol, restarts
 from .instances import Instance
 from .leaving import leave
 from .loop import Connection
-from .streams import Follower, InputPipe
+from .streams import Follower, lend
 
 Message = dict[str, Any]
 
 
 def _answer(conn: Connection, **values: Any) -> None:
     conn.finish(protocol.encode_message({"ok": True, **values}))
-
-
-def lend(pipe: InputPipe | None, conn: Connection) -> None:
-    """Answer a client that asks for the pipe of a container's input."""
-    if pipe is None:
-        conn.send(protocol.encode_control({"stdin": False}))
-    else:
-        pipe.lend(conn)
 
 
 def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, from_start: bool) -> Follower:

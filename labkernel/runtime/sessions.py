@@ -15,7 +15,7 @@ from ..linux import pty, syscalls
 from . import entering, instances, keeper, monitors, proot, protocol
 from .instances import Instance
 from .loop import HIGH_BYTES, Connection
-from .streams import PIPE_BYTES, InputPipe, widen
+from .streams import PIPE_BYTES, InputPipe, lend, widen
 
 _PATIENCE_S = 0.001
 
@@ -225,10 +225,7 @@ class Session:
             if control.get("close_stdin") and self.input is not None:
                 self.input.half_close()
             if control.get("lend_stdin") and self.conn is not None:
-                if self.input is None:
-                    self.conn.send(protocol.encode_control({"stdin": False}))
-                else:
-                    self.input.lend(self.conn)
+                lend(self.input, self.conn)
             if control.get("resize") and self.master >= 0:
                 pty.resize(self.master, *control["resize"])
 

@@ -210,3 +210,11 @@ class InputPipe:
         os.close(fd)
         if self.on_close is not None:
             self.on_close()
+
+
+def lend(pipe: InputPipe | None, conn: Connection) -> None:
+    """Answer a client that asks for the pipe of a command's input."""
+    if pipe is None:
+        conn.send(protocol.encode_control({"stdin": False}))
+    else:
+        pipe.lend(conn)

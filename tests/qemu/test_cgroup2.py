@@ -77,6 +77,7 @@ def found(shared_engine: Engine, machine: str) -> dict[str, Any]:
 
 @pytest.mark.timeout(TIMEOUT_S + 60)
 def test_every_limit_is_the_kernels(found: dict[str, Any]) -> None:
+    assert {found["driver"][name] for name in ("memory", "cpu", "pids", "freezer", "devices", "blkio")} == {"kernel"}
     group, memory, cpu, pids, closed, _ = found["limits"]
     assert (group, memory, cpu, pids, closed) == ("0::/", str(64 << 20), "50000 100000", "50", "read-only")
     assert found["updated"] == str(48 << 20)
