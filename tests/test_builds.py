@@ -126,6 +126,15 @@ def test_a_rebuild_is_cached_and_the_same_image(engine: Engine, context: Path) -
     assert {step.why for step in fourth.steps if step.layer} == {"--no-cache"}
 
 
+def test_why_compares_with_the_last_build(engine: Engine, context: Path) -> None:
+    text = fresh(BASE + "COPY src /src\n")
+    (context / "src/b.txt").write_text("0")
+    build(engine, text, context=context)
+    for name in ("a.txt", "b.txt", "a.txt"):
+        (context / "src" / name).write_text(f"{name} again {time.time_ns()}")
+        assert build(engine, text, context=context).steps[-1].why == f"COPY changed: src/{name}"
+
+
 def test_another_process_finds_the_cache(engine: Engine) -> None:
     text = fresh(BASE + "RUN echo once > /once\n")
     first = build(engine, text)
