@@ -31,6 +31,8 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """The `labkernel` command."""
+    # A command loads some 200 modules and ends: collecting 75 times meanwhile frees nothing and takes 10 ms.
+    gc.set_threshold(100_000, 20, 20)
     code = 1
     try:
         code = _carry_out(sys.argv[1:])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import secrets
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
 
 from ..errors import LabkernelError, StoreError
 from ..store.catalog import LayerInfo
@@ -29,8 +30,7 @@ class NoFailedBuild(LabkernelError):
     """No build has failed, or a later one was started since."""
 
 
-@dataclass(frozen=True)
-class FailedStep:
+class FailedStep(Struct, frozen=True):
     """The step a build ended at. `environment` holds the ARG values of its RUN beside what the config has;
     `lines_above` is how many lines its author sees above the Dockerfile's first (a cell's magic)."""
 

@@ -18,9 +18,11 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from ..dockerfile.mounts import Mount
 from ..errors import BuildError
@@ -40,8 +42,7 @@ DIRECTORY = "cachemounts"
 FindSource = Callable[[str, str | None], tuple[Any, list[dict[str, Any]]]]
 
 
-@dataclass
-class RunMounts:
+class RunMounts(Struct):
     """The mounts of one RUN. `inputs` is their part of the cache key; `namespace` sets cache mounts apart from those of
     other builds (BUILDKIT_CACHE_MOUNT_NS)."""
 
@@ -82,7 +83,7 @@ def plan_mounts(
                 resolution="give it to the build: --ssh default for an agent, --ssh default=KEYFILE for a key",
             )
         plan.mounts.append((mount, target, origin, selected))
-        shown = {key: value for key, value in vars(mount).items() if value not in (None, False)}
+        shown = {key: value for key, value in asdict(mount).items() if value not in (None, False)}
         plan.inputs[f"--mount {mount.type} {target}"] = digest_of(
             shown | {"target": target}, selection_digest(selected) if selected else ""
         )

@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from msgspec import Struct
 
 from ..errors import BuildError, RegistryError
 from ..oci import manifest as oci
@@ -31,8 +32,7 @@ INLINE = "labkernel.cache.v0"
 Notify = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class CachePlace:
+class CachePlace(Struct, frozen=True):
     """Where a cache is kept. `kind`: local (`where` is a directory), registry (a name), inline."""
 
     kind: str

@@ -16,9 +16,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import BuildError, UsageError
 from ..store.blobs import temporary_directory
@@ -42,8 +44,7 @@ class Download(NamedTuple):
     digest: str
 
 
-@dataclass(frozen=True)
-class GitSource:
+class GitSource(Struct, frozen=True):
     """A git URL in docker's form: `remote#ref:subdirectory` or `remote?ref=…&subdir=…`. `checksum` is the commit it has
     to be; `keep_git` None: not said."""
 

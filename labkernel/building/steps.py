@@ -15,6 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ..dockerfile import instructions as ins
 from ..dockerfile.flags import parse_device
 from ..dockerfile.graph import parse_port
@@ -38,16 +40,15 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SHELL = ("/bin/sh", "-c")
 
 
-@dataclass
-class State:
+class State(msgspec.Struct):
     """A stage so far: an image without a name. `args` are the ARGs in scope, not part of the image: the value of each,
     as the last ARG or ENV of that name gave it, None where none did."""
 
     document: dict[str, Any]
-    layers: list[LayerInfo] = field(default_factory=list)
-    args: dict[str, str | None] = field(default_factory=dict)
-    hidden: list[str] = field(default_factory=list)
-    mounts: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[LayerInfo] = msgspec.field(default_factory=list)
+    args: dict[str, str | None] = msgspec.field(default_factory=dict)
+    hidden: list[str] = msgspec.field(default_factory=list)
+    mounts: list[dict[str, Any]] = msgspec.field(default_factory=list)
     command_set: bool = False
 
     @property
@@ -95,8 +96,7 @@ class State:
         return cls(document, list(image.layers), hidden=list(hidden), mounts=list(mounts))
 
 
-@dataclass
-class Outcome:
+class Outcome(msgspec.Struct):
     """How a step went."""
 
     cached: bool

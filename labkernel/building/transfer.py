@@ -10,8 +10,9 @@ import fcntl
 import posixpath
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from ..dockerfile import instructions as ins
 from ..dockerfile.ignorefile import IgnoreMatcher
@@ -29,8 +30,7 @@ Source = tuple[Any, list[dict[str, Any]], bool]  # (index into the descriptors o
 _MANY_FILES = 5000
 
 
-@dataclass
-class LayerPlan:
+class LayerPlan(Struct):
     """A layer that a step wants: words for history and cache, inputs by name, and how it is made."""
 
     message: str

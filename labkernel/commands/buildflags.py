@@ -6,11 +6,11 @@ import csv
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import Struct
 
 from ..errors import UsageError
 from . import resourceflags
@@ -205,8 +205,7 @@ def _cache_place(host: Host, word: str, flag_name: str, key: str) -> CachePlace:
 # -- output ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(Struct, frozen=True):
     """Where the build goes beside the store. `kind`: image, local, tar, oci or docker; `dest` "-" is stdout; `ignored`:
     what was asked for and is not done."""
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ..errors import DockerfileError
 from .variables import SPACES
@@ -25,8 +26,7 @@ class BadPattern(DockerfileError):
     """A line of a .dockerignore that Go's filepath.Match refuses."""
 
 
-@dataclass(frozen=True)
-class _Item:
+class _Item(Struct, frozen=True):
     """One step of a pattern: lit, class, one (`?`), star (`*`), rest (final `**`), dirs (`**/` or `**` before text)."""
 
     kind: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from ..errors import DockerfileError
 from .durations import MIN_DURATION_NS, parse_duration_ns
@@ -24,8 +25,7 @@ NETWORK_MODES = ("default", "none", "host")
 SECURITY_MODES = ("sandbox", "insecure")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Instruction:
+class Instruction(Struct, frozen=True, kw_only=True):
     """Where an instruction stands: 1-based lines; its text with continuations joined and heredocs kept.
 
     `keyword` is the instruction as written (`run`), `name` its upper-case name.
@@ -41,8 +41,7 @@ class Instruction:
         return type(self).__name__.upper()
 
 
-@dataclass(frozen=True, kw_only=True)
-class From(Instruction):
+class From(Instruction, frozen=True, kw_only=True):
     """`image` may hold variables; `stage` is the lower-cased AS name."""
 
     image: str
@@ -52,8 +51,7 @@ class From(Instruction):
     platform: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class CommandLine(Instruction):
+class CommandLine(Instruction, frozen=True, kw_only=True):
     """RUN, CMD, ENTRYPOINT. JSON form: `args` is the argv. Shell form: at most one string, for SHELL to run."""
 
     args: tuple[str, ...]
@@ -61,8 +59,7 @@ class CommandLine(Instruction):
     heredocs: tuple[Heredoc, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run(CommandLine):
+class Run(CommandLine, frozen=True, kw_only=True):
     """`mount_flags` as written: `mounts(expand)` gives them typed."""
 
     mount_flags: tuple[str, ...] = ()
@@ -78,18 +75,15 @@ class Run(CommandLine):
             raise located(err, self.line, self.end_line) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cmd(CommandLine):
+class Cmd(CommandLine, frozen=True, kw_only=True):
     """`args` empty with `json_form` set resets the command."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entrypoint(CommandLine):
+class Entrypoint(CommandLine, frozen=True, kw_only=True):
     """`args` empty with `json_form` set resets the entry point."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transfer(Instruction):
+class Transfer(Instruction, frozen=True, kw_only=True):
     """What COPY and ADD share. `contents` are heredocs used as sources: their name is the file's name.
 
     `ordered` keeps sources and heredocs as they stood. `link` is None when not said, so a default can apply.
@@ -106,14 +100,12 @@ class Transfer(Instruction):
     json_form: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Copy(Transfer):
+class Copy(Transfer, frozen=True, kw_only=True):
     from_: str | None = None
     parents: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Add(Transfer):
+class Add(Transfer, frozen=True, kw_only=True):
     """`unpack` None: local archives are unpacked, downloaded ones are not."""
 
     keep_git_dir: bool | None = None
@@ -121,54 +113,45 @@ class Add(Transfer):
     unpack: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Env(Instruction):
+class Env(Instruction, frozen=True, kw_only=True):
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Label(Instruction):
+class Label(Instruction, frozen=True, kw_only=True):
     pairs: tuple[tuple[str, str], ...]
     legacy: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arg(Instruction):
+class Arg(Instruction, frozen=True, kw_only=True):
     """(name, default); the default is None where none was given."""
 
     pairs: tuple[tuple[str, str | None], ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workdir(Instruction):
+class Workdir(Instruction, frozen=True, kw_only=True):
     path: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class User(Instruction):
+class User(Instruction, frozen=True, kw_only=True):
     user: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Expose(Instruction):
+class Expose(Instruction, frozen=True, kw_only=True):
     """Words such as `80`, `53/udp`, `8000-8010`, `$PORT`, in the order written; not yet expanded."""
 
     ports: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Volume(Instruction):
+class Volume(Instruction, frozen=True, kw_only=True):
     paths: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stopsignal(Instruction):
+class Stopsignal(Instruction, frozen=True, kw_only=True):
     signal: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Healthcheck(Instruction):
+class Healthcheck(Instruction, frozen=True, kw_only=True):
     """`test` is the image config's Test: ("NONE",), ("CMD", argv…) or ("CMD-SHELL", line). Durations in ns, 0 unset."""
 
     test: tuple[str, ...]
@@ -179,26 +162,22 @@ class Healthcheck(Instruction):
     retries: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shell(Instruction):
+class Shell(Instruction, frozen=True, kw_only=True):
     shell: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Onbuild(Instruction):
+class Onbuild(Instruction, frozen=True, kw_only=True):
     """`expression` is stored in the image config; `trigger` is the same, typed."""
 
     expression: str
     trigger: Instruction
 
 
-@dataclass(frozen=True, kw_only=True)
-class Maintainer(Instruction):
+class Maintainer(Instruction, frozen=True, kw_only=True):
     maintainer: str
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """One FROM and what follows it. `base` may hold variables; `name` is lower case or None."""
 
     index: int
@@ -226,8 +205,7 @@ class Stage:
         return self.commands[-1].end_line if self.commands else self.from_.end_line
 
 
-@dataclass(frozen=True)
-class Program:
+class Program(Struct, frozen=True):
     """A checked Dockerfile: global ARGs and stages in order."""
 
     dockerfile: Dockerfile

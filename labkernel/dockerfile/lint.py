@@ -10,8 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from ..errors import DockerfileError
 from .flags import nearest
@@ -42,8 +44,7 @@ _DOCS = "https://docs.docker.com/go/dockerfile/rule/"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """One build check. `level` is `warning`, or `experimental` for rules that are off until asked for."""
 
     name: str
@@ -113,8 +114,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """One finding, with its 1-based lines."""
 
     rule: str
@@ -138,8 +138,7 @@ class Finding:
         }
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """What `# check=…` (or BUILDKIT_DOCKERFILE_CHECK) asks for."""
 
     skip: frozenset[str] = frozenset()
@@ -198,8 +197,7 @@ def _own_options(dockerfile: Dockerfile) -> dict[int, Options]:
     return found
 
 
-@dataclass
-class Surroundings:
+class Surroundings(Struct):
     """What lint may know beyond the file: build arguments, the .dockerignore, environment and platform (the name asked
     for, what it is, what is expected) of base images that are here."""
 

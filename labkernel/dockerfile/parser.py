@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from ..errors import DockerfileError
 from .variables import SPACES, Lexer
@@ -53,8 +55,7 @@ _HEREDOC = re.compile(r"([0-9]*)<<(-?)([^<]*)")
 _LEADING_TABS = re.compile(r"^\t+", re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Heredoc:
+class Heredoc(Struct, frozen=True):
     """One `<<NAME`. `content` is the body as written; `text` is what a command or file gets (tabs of `<<-` gone)."""
 
     name: str
@@ -77,8 +78,7 @@ class Heredoc:
         }
 
 
-@dataclass(frozen=True)
-class Directive:
+class Directive(Struct, frozen=True):
     """`# name=value` at the top of the file."""
 
     name: str
@@ -86,8 +86,7 @@ class Directive:
     line: int
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Struct, frozen=True):
     """One instruction with its arguments split.
 
     `args` is what the JSON interface promises: strings; for ENV and LABEL (key, value) pairs; for ONBUILD one Node.
@@ -126,8 +125,7 @@ class Node:
         }
 
 
-@dataclass(frozen=True)
-class Dockerfile:
+class Dockerfile(Struct, frozen=True):
     """A parsed Dockerfile: its nodes in order, its directives, and its escape character."""
 
     source: str

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct, field
 
 from ..errors import DockerfileError
 
@@ -73,8 +74,7 @@ _DEEPEST = 100
 MOST_GROWTH = 128 << 10
 
 
-@dataclass(frozen=True)
-class Expansion:
+class Expansion(Struct, frozen=True):
     """What became of a word: the whole as one string, its words, and the names met."""
 
     result: str
@@ -83,8 +83,7 @@ class Expansion:
     unmatched: frozenset[str] = field(default_factory=frozenset)
 
 
-@dataclass(frozen=True)
-class Lexer:
+class Lexer(Struct, frozen=True):
     """The rules of one expansion; the builder needs only `escape`.
 
     `raw_quotes` and `raw_escapes` keep quotes and escape characters in the result; `skip_quotes` gives quotes no

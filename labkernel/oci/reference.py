@@ -8,7 +8,7 @@ nothing here knows which images exist.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from labkernel.errors import InvalidReference
 
@@ -32,8 +32,7 @@ _DIGEST_SIZES = {"sha256": 64, "sha384": 96, "sha512": 128}
 _HINT = "an image is named like busybox, lab/debian:latest or registry.example.org:5000/course/web@sha256:…"
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A normalised reference: domain and path are always there, tag and digest may both be None.
 
     `str()` gives the canonical form (`docker.io/library/busybox:1.36`).
@@ -64,7 +63,7 @@ class Reference:
 
     def with_default_tag(self) -> Reference:
         """This reference, with `:latest` where it has neither tag nor digest."""
-        return self if self.tag or self.digest else replace(self, tag=DEFAULT_TAG)
+        return self if self.tag or self.digest else self._replace(tag=DEFAULT_TAG)
 
     def __str__(self) -> str:
         return self.name + self._suffix()

@@ -17,9 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..errors import DriverError, LabkernelError, RuntimeFailure
@@ -34,8 +33,7 @@ _GONE_S = 10.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
-@dataclass(frozen=True)
-class SupervisorInfo:
+class SupervisorInfo(NamedTuple):
     """Who serves the store. `memory_bytes` is the proportional set size; `warm` counts waiting children; `id_map` is
     "root", "ranges" or "single"; `version` is the protocol's, `release` labkernel's."""
 
@@ -52,8 +50,7 @@ class SupervisorInfo:
     release: str = ""
 
 
-@dataclass(frozen=True)
-class ExitStatus:
+class ExitStatus(NamedTuple):
     """How a container ended: its exit code (128 + signal for a signal), whether the kernel's OOM killer struck."""
 
     exit_code: int
@@ -392,9 +389,7 @@ class Runtime:
     def ensure(self) -> SupervisorInfo:
         """Start keeper and supervisor when none answers. Raises DriverError, RuntimeFailure."""
         answer = self._call("info")
-        return SupervisorInfo(
-            **{field.name: answer[field.name] for field in fields(SupervisorInfo) if field.name in answer}
-        )
+        return SupervisorInfo(**{name: answer[name] for name in SupervisorInfo._fields if name in answer})
 
     def start(self, id: str) -> int:
         """Start a created or exited container; returns the pid of its first process, after its exec.

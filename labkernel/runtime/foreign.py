@@ -10,7 +10,7 @@ reports. Source: Documentation/admin-guide/binfmt-misc.rst.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import FOREIGN_HINT
 from ..linux import elf
@@ -18,8 +18,7 @@ from ..linux import elf
 DIRECTORY = "/proc/sys/fs/binfmt_misc"
 
 
-@dataclass(frozen=True)
-class Interpreter:
+class Interpreter(NamedTuple):
     """An entry of binfmt_misc that goes by the first bytes of a file. `flags` as the kernel shows them (`OCF`)."""
 
     name: str

@@ -13,9 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..errors import DriverError
 from ..linux import landlock, nftables, seccomp
@@ -56,8 +55,7 @@ class Store(Protocol):
     def runtime_dir(self) -> Path: ...
 
 
-@dataclass(frozen=True)
-class Capability:
+class Capability(NamedTuple):
     """One thing tried: `ok`, and where not, the kernel's `errno` (None: no system call failed), `cause` and `remedy`.
 
     `cause` also carries a figure where the thing is there (free disk, the version of a library)."""
@@ -70,7 +68,7 @@ class Capability:
     needed_for: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return self._asdict()
 
 
 def probe(store: Store, *, fresh: bool = False) -> list[Capability]:
