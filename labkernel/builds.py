@@ -33,6 +33,7 @@ from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.targets import arguments, build_platform, empty_document, joined, platform_of, targets
 from .building.transport import export_directory
 from .building.unchanged import forget as forget_records
+from .building.usage import CacheRecord, records, selected
 from .dockerfile.flags import did_you_mean
 from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, verify
 from .dockerfile.instructions import (
@@ -195,18 +196,34 @@ class Builds:
                 results.append(done)
             return results[0] if len(results) == 1 else joined(self.images, wanted, results, tags)
 
-    def prune(self, filters: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Forget the build cache, and the cache mounts that no build uses now.
+    def usage(self, filters: Mapping[str, Any] | None = None) -> list[CacheRecord]:
+        """What the build cache holds, last used first: steps, cache mounts, downloads (building/usage.py).
 
-        Returns {"CachesDeleted": [count of steps as text, "cache mount ID" …], "SpaceReclaimed": bytes}."""
+        `filters` are docker's: id, type, description, inuse, shared, private, until. Raises InvalidFilter."""
+        found = records(self.db, self.layout)
+        if not filters:
+            return found
+        chosen = {record.id for record in selected(found, filters, held=True)}
+        return [record for record in found if record.id in chosen]
+
+    def prune(self, filters: Mapping[str, Any] | None = None, *, keep_bytes: int = 0) -> dict[str, Any]:
+        """Forget the build cache, and the cache mounts that no build uses now: all of it, what fits all `filters`
+        (see `usage`), or the oldest until no more than `keep_bytes` is left.
+
+        Returns {"CachesDeleted": [count of steps as text, "cache mount ID" …], "Records": the CacheRecords,
+        "SpaceReclaimed": bytes}. Raises InvalidFilter before anything is removed."""
+        meant = selected(records(self.db, self.layout), filters, keep_bytes=keep_bytes)
+        everything = not filters and keep_bytes <= 0
         forget_records(self.layout.root)
-        count = BuildCache(self.db, self.blobs).prune()
+        count = BuildCache(self.db, self.blobs).forget(record.id for record in meant if record.path is None)
         freed = self.images.sweep() if count else 0
-        mounts, bytes_ = prune_cache_mounts(self.layout, self.runtime)
-        deleted = [f"{count} steps"] if count else []
+        paths = None if everything else [record.path for record in meant if record.path is not None]
+        mounts, bytes_ = prune_cache_mounts(self.layout, self.runtime, paths)
+        deleted = [f"{count} step{'s' * (count != 1)}"] if count else []
         self.db.add_event("builder", "prune", "", {"reclaimed": str(freed + bytes_)})
         return {
             "CachesDeleted": [*deleted, *(f"cache mount {name}" for name in mounts)],
+            "Records": meant,
             "SpaceReclaimed": freed + bytes_,
         }
 

@@ -26,7 +26,6 @@ from .routes import Route
 
 if TYPE_CHECKING:
     from ..building.result import BuildStep
-    from ..engine import Engine
 
 _BLOCK = 512
 # Settings of a RUN's container; 0 is what clients send when they were not asked for.
@@ -268,12 +267,9 @@ def _list(text: str) -> list[str]:
 
 
 def prune(call: Call) -> Any:
-    return prune_cache(call.engine, call.filters())
-
-
-def prune_cache(engine: Engine, filters: dict[str, list[str]]) -> dict[str, Any]:
-    """Forget the build cache."""
-    return engine.builds.prune(filters)
+    keep_bytes = call.number("reserved-space") or call.number("keep-storage") or 0
+    done = call.engine.builds.prune(call.filters(), keep_bytes=keep_bytes)
+    return {"CachesDeleted": [record.id for record in done["Records"]], "SpaceReclaimed": done["SpaceReclaimed"]}
 
 
 def cancel(call: Call) -> Any:

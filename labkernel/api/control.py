@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import __version__
 from ..building.remotecache import CachePlace
@@ -29,7 +31,11 @@ from .system import architecture
 from .threads import in_thread
 from .trace import Progress, Trace
 
+if TYPE_CHECKING:
+    from ..building.usage import CacheRecord
+
 T = TypeVar("T")
+_FILTER = re.compile(r'([A-Za-z-]+)(?:(?:==|~=)("?[^"!=~]*"?))?')
 CONTROL, BRIDGE = "/moby.buildkit.v1.Control", "/moby.buildkit.v1.frontend.LLBBridge"
 BUILD_ID = "buildkit-controlapi-buildid"
 ARRIVE_S = 10.0
@@ -255,16 +261,19 @@ class Control:
         return [(1, _worker())]
 
     async def disk_usage(self, rpc: Rpc) -> protobuf.Fields:
-        found = await in_thread(lambda: self._host.engine.builds.cache_mounts())
-        return [(1, _usage(str(each["id"]), _what_is(each), each.get("used_at"))) for each in found]
+        filters = _filters(await rpc.request())
+        found = await in_thread(lambda: self._host.engine.builds.usage(filters))
+        return [(1, _usage(record)) for record in found]
 
     async def prune(self, rpc: Rpc) -> None:
-        from .build import prune_cache
-
-        done = await in_thread(lambda: prune_cache(self._host.engine, {}))
-        for number, name in enumerate(done["CachesDeleted"]):
-            size = done["SpaceReclaimed"] if number == 0 else 0
-            await rpc.send([*_usage(name, name, None), (4, size)])
+        request = await rpc.request()
+        filters, idle_ns = _filters(request), protobuf.number(request, 3)
+        if idle_ns:
+            filters["until"] = [str(time.time() - idle_ns / 1e9)]
+        keep_bytes = max(protobuf.number(request, 4), protobuf.number(request, 5))
+        done = await in_thread(lambda: self._host.engine.builds.prune(filters, keep_bytes=keep_bytes))
+        for record in done["Records"]:
+            await rpc.send(_usage(record))
 
 
 async def _stoppable(job: Job, work: Callable[[], T]) -> T:
@@ -322,14 +331,40 @@ def _references(result: Mapping[int, list[Any]]) -> list[str]:
     return [id for id in ids if id]
 
 
-def _what_is(kept: Mapping[str, Any]) -> str:
-    """A cache mount, or what an ADD has downloaded, which is mounted nowhere."""
-    return f"cache mount {kept['target']}" if "target" in kept else f"download {kept['id']}"
+def _filters(request: Mapping[int, list[Any]]) -> dict[str, list[str]]:
+    """containerd's `field==value`, `field~=value` or `field`, several joined by commas, as docker's filters.
+
+    Raises RpcError for what has no meaning here: alternatives, `!=`, patterns of more than plain words."""
+    given = [text.decode(errors="replace") for text in protobuf.items(request, 1) if text]
+    if len(given) > 1:
+        raise RpcError(UNIMPLEMENTED, "several alternative filters cannot be carried out here: give one")
+    found: dict[str, list[str]] = {}
+    for word in ",".join(given).split(",") if given else []:
+        parts = _FILTER.fullmatch(word.strip())
+        if parts is None:
+            raise RpcError(
+                UNIMPLEMENTED, f"filter {word!r} cannot be carried out here: only field==value, field~=value"
+            )
+        field, value = parts.group(1), (parts.group(2) or "true").strip('"').removeprefix("^")
+        found.setdefault(field.lower(), []).append(value)
+    return found
 
 
-def _usage(id: str, what: str, used_at: float | None) -> list[tuple[int, Any]]:
-    used = [(1, int(used_at))] if used_at else None
-    return [(1, id), (2, True), (6, used), (7, used), (9, what), (10, "exec.cachemount")]
+def _usage(record: CacheRecord) -> list[tuple[int, Any]]:
+    """*moby.buildkit.v1.UsageRecord*."""
+    moments = [[(1, int(moment)), (2, int(moment % 1 * 1e9))] for moment in (record.created_at, record.used_at)]
+    return [
+        (1, record.id),
+        (2, record.path is not None),
+        (3, record.in_use),
+        (4, record.size_bytes),
+        (6, moments[0]),
+        (7, moments[1]),
+        (8, int(record.used_at > record.created_at)),
+        (9, record.description),
+        (10, record.kind),
+        (11, record.shared),
+    ]
 
 
 def _version() -> list[tuple[int, Any]]:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..errors import NoSuchContainer, UsageError
+from ..runtime.logs import timestamp
 from .call import Call
 from .handler import words_of
 from .routes import NEWEST, OLDEST, Route
 
 if TYPE_CHECKING:
+    from ..building.usage import CacheRecord
     from ..engine import Engine
 
 BUILDER_VERSION = "2"
@@ -207,7 +209,7 @@ def usage(call: Call) -> Any:
     if "volume" in kinds:
         found["Volumes"] = _volume_usage(engine)
     if "build-cache" in kinds:
-        found["BuildCache"] = []
+        found["BuildCache"] = [_cache_row(record) for record in engine.builds.usage()]
     return found
 
 
@@ -272,6 +274,21 @@ def _volume_usage(engine: Engine) -> list[dict[str, Any]]:
         {**volume.attrs, "UsageData": {"Size": volume.size_bytes(), "RefCount": users.get(volume.name, 0)}}
         for volume in engine.volumes.list()
     ]
+
+
+def _cache_row(record: CacheRecord) -> dict[str, Any]:
+    """*SystemDataUsage, BuildCache*. How often a step was used is not kept, only that it was."""
+    return {
+        "ID": record.id,
+        "Type": record.kind,
+        "Description": record.description,
+        "InUse": record.in_use,
+        "Shared": record.shared,
+        "Size": record.size_bytes,
+        "CreatedAt": timestamp(int(record.created_at * 1e9)),
+        "LastUsedAt": timestamp(int(record.used_at * 1e9)),
+        "UsageCount": int(record.used_at > record.created_at),
+    }
 
 
 ROUTES = (

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -137,13 +137,10 @@ class BuildCache:
         record: dict[str, Any] = {} if row is None else json.loads(row["config"])
         return record
 
-    def prune(self, *, keep: int = 0) -> int:
-        """Forget all steps but the `keep` last used; returns how many. Their content goes with the next sweep."""
+    def forget(self, keys: Iterable[str]) -> int:
+        """Forget steps; returns how many. Their content goes with the next sweep."""
         with self._db.transaction() as tx:
-            done = tx.execute(
-                "DELETE FROM build_cache WHERE key NOT IN (SELECT key FROM build_cache ORDER BY used_at DESC LIMIT ?)",
-                (keep,),
-            )
+            done = tx.executemany("DELETE FROM build_cache WHERE key = ?", [(key,) for key in keys])
             return int(done.rowcount)
 
 

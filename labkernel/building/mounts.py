@@ -16,7 +16,7 @@ import secrets as random
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,10 +248,11 @@ def cache_mounts(layout: Layout) -> list[dict[str, Any]]:
     return found
 
 
-def prune_cache_mounts(layout: Layout, runtime: Runtime) -> tuple[list[str], int]:
-    """Remove the caches (and downloads of ADD) that no build uses now: (their ids, bytes freed)."""
+def prune_cache_mounts(layout: Layout, runtime: Runtime, paths: Iterable[str] | None = None) -> tuple[list[str], int]:
+    """Remove the caches (and downloads of ADD) at `paths`, or all, that no build uses now: (their ids, bytes freed)."""
     names, freed = [], 0
-    for path in sorted((layout.root / DIRECTORY).glob("*/*")):
+    chosen = (layout.root / DIRECTORY).glob("*/*") if paths is None else map(Path, paths)
+    for path in sorted(chosen):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
@@ -263,7 +264,7 @@ def prune_cache_mounts(layout: Layout, runtime: Runtime) -> tuple[list[str], int
                 names.append(str(json.loads((path / "about.json").read_bytes())["id"]))
             except (OSError, ValueError, KeyError):
                 names.append(path.parent.name[:12])
-            freed += _tree_bytes(path)
+            freed += tree_bytes(path)
             grave = layout.tmp / f"removed-{os.getpid()}-{random.token_hex(6)}"
             os.rename(path, grave)
             shutil.rmtree(grave, ignore_errors=True)
@@ -276,7 +277,8 @@ def prune_cache_mounts(layout: Layout, runtime: Runtime) -> tuple[list[str], int
     return names, freed
 
 
-def _tree_bytes(path: Path) -> int:
+def tree_bytes(path: Path) -> int:
+    """Of the regular files below it; what vanishes meanwhile counts nothing."""
     total = 0
     for folder, _, files in os.walk(path):
         for name in files:

@@ -15,9 +15,10 @@ import click
 
 from ..errors import DockerfileError, UsageError
 from .buildflags import JsonProgress, build_flags, check_outputs, named_places, options_of, outputs_of, write_output
-from .container import confirm, pruned
+from .container import confirm, filters_of, pruned
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
+from .values import tabulate
 
 
 @command("build", "[OPTIONS] PATH | URL | -")
@@ -359,20 +360,65 @@ def pointing(err: DockerfileError, text: str) -> DockerfileError:
     return err
 
 
-BUILDER = {"prune": Entry("build:prune", "Remove build cache"), "build": Entry("build:build", "Build an image")}
+BUILDER = {
+    "build": Entry("build:build", "Build an image"),
+    "du": Entry("build:du", "Show what the build cache holds"),
+    "prune": Entry("build:prune", "Remove build cache"),
+}
 builder = LabGroup("builder", help="Manage builds.", entries=BUILDER)
 
 
 @command("prune", "[OPTIONS]")
 @flag("-a", "--all", help="Remove all unused build cache, not just dangling ones")
+@many("--filter", metavar="filter", help='Provide filter values (e.g. "until=24h", "type=exec.cachemount")')
 @flag("-f", "--force", help="Do not prompt for confirmation")
+@option("--keep-storage", "--reserved-space", metavar="bytes", help="Amount of disk space to keep for cache")
 @click.pass_context
-def prune(ctx: click.Context, *, all: bool, force: bool) -> Any:
+def prune(ctx: click.Context, *, all: bool, filter: tuple[str, ...], force: bool, keep_storage: str | None) -> Any:
     """Remove build cache."""
+    from ..runtime.settings import parse_size
+
     host = host_of(ctx)
+    keep_bytes = parse_size(keep_storage, "storage to keep") if keep_storage else 0
     confirm(host, "This will remove the build cache.", force=force)
-    answer = host.engine.builds.prune()
+    answer = host.engine.builds.prune(filters_of(filter) or None, keep_bytes=keep_bytes)
     return pruned("Deleted build cache:", answer["CachesDeleted"], answer["SpaceReclaimed"])
+
+
+_DU_TITLES = {
+    "ID": "ID",
+    "Type": "TYPE",
+    "Reclaimable": "RECLAIMABLE",
+    "Size": "SIZE",
+    "LastUsed": "LAST USED",
+    "Description": "DESCRIPTION",
+    "Shared": "SHARED",
+}
+
+
+@command("du", "[OPTIONS]")
+@many("--filter", metavar="filter", help='Provide filter values (e.g. "until=24h", "type=exec.cachemount")')
+@option("--format", metavar="string", help="Format output using a custom template")
+@click.pass_context
+def du(ctx: click.Context, *, filter: tuple[str, ...], format: str | None) -> Any:
+    """Show what the build cache holds."""
+    from ..display import human_age, human_size
+
+    found = host_of(ctx).engine.builds.usage(filters_of(filter) or None)
+
+    def view(record: Any) -> dict[str, Any]:
+        return {
+            "ID": record.id[:12] if record.path is None else record.id,
+            "Type": record.kind,
+            "Reclaimable": str(not record.shared and not record.in_use).lower(),
+            "Size": human_size(record.size_bytes),
+            "LastUsed": human_age(record.used_at),
+            "Description": record.description,
+            "Shared": str(record.shared).lower(),
+        }
+
+    columns = ("ID", "Type", "Reclaimable", "Size", "LastUsed", "Description")
+    return tabulate(found, view, _DU_TITLES, columns=columns, form=format)
 
 
 def build_args(given: tuple[str, ...]) -> dict[str, str]:

@@ -250,7 +250,9 @@ def prune(ctx: click.Context, *, all: bool, force: bool, volumes: bool, filter: 
     if volumes:
         wanted.append(("Deleted Volumes:", engine.volumes, "VolumesDeleted", filters))
     image_filters = {**filters, "dangling": ["false"]} if all else filters
-    wanted.append(("Deleted build cache:", engine.builds, "CachesDeleted", {}))
+    # As with docker, labels do not count for the cache, which has none.
+    chosen_cache = {"until": filters["until"]} if "until" in filters else {}
+    wanted.append(("Deleted build cache:", engine.builds, "CachesDeleted", chosen_cache))
     wanted.append(("Deleted Images:", engine.images, "ImagesDeleted", image_filters))
     for title, service, key, chosen in wanted:
         answer = service.prune(filters=chosen) if chosen else service.prune()

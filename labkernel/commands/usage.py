@@ -42,6 +42,15 @@ def _machines(engine: Any) -> tuple[str, int, int, int, int]:
     return ("VMs", len(machines), len(active), sum(sizes.values()), sum(sizes.values()) - busy - sizes["kernels"])
 
 
+def _build_cache(engine: Any) -> tuple[str, int, int, int, int]:
+    """Steps, cache mounts and downloads; a layer that an image has as well is counted there."""
+    from ..building.usage import taken_bytes
+
+    found = engine.builds.usage()
+    active = [record for record in found if record.in_use]
+    return ("Build Cache", len(found), len(active), taken_bytes(found), taken_bytes(found) - taken_bytes(active))
+
+
 def usage_table(engine: Any, form: str | None) -> Listing:
     """docker's four lines: images, containers, local volumes, build cache; and ours for virtual machines."""
     images = engine.images.list(all=True)
@@ -64,6 +73,7 @@ def usage_table(engine: Any, form: str | None) -> Listing:
         ("Containers", len(containers), len(containers) - len(stopped), disk_bytes(layout.containers), stopped_bytes),
         ("Local Volumes", len(volumes), sum(v.name in used_volumes for v in volumes), sum(sizes.values()),
          sum(size for name, size in sizes.items() if name not in used_volumes)),
+        _build_cache(engine),
         _machines(engine),
     ]  # fmt: skip
 

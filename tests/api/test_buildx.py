@@ -257,7 +257,7 @@ def test_docker_buildx(project: Project, engine: Engine, buildx: Callable[..., D
     (project.folder / "secret").write_text("very secret")
     (app / "Dockerfile").write_text(
         "FROM lab/busybox\nARG A\nCOPY file /file\n"
-        "RUN --mount=type=secret,id=s wc -c < /run/secrets/s; echo a=$A > /a\n"
+        f"RUN --mount=type=secret,id=s wc -c < /run/secrets/s; echo a=$A > /a; : {project.name}\n"
     )
     words = ["--build-arg", "A=7", "--secret", "id=s,src=secret", "app"]
     done = buildx("build", "--progress", "plain", "-t", f"{project.name}:one", "--iidfile", "id", *words)
@@ -272,6 +272,11 @@ def test_docker_buildx(project: Project, engine: Engine, buildx: Callable[..., D
     with tarfile.open(project.folder / "layout.tar") as archive:
         assert "oci-layout" in archive.getnames()
     assert "linux/amd64" in said(buildx("ls")) or os.uname().machine != "x86_64"
+    (secret,) = engine.builds.usage({"description": [f": {project.name}"]})
+    assert secret.id in said(buildx("du"))
+    assert "exec.cachemount" not in said(buildx("du", "--verbose", "--filter", "type=regular"))
+    assert secret.id in said(buildx("prune", "--force", "--filter", f"id={secret.id}"))
+    assert secret.id not in said(buildx("du"))
 
 
 def test_docker_buildx_shows_the_line_that_failed(project: Project, buildx: Callable[..., Done]) -> None:

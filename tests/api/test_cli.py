@@ -363,3 +363,16 @@ def test_disk_usage(docker: Cli) -> None:
     lines = docker.ok("system", "df").splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["Images", "Containers", "Local", "Build"]
     assert lines[2].split()[1] == "1"
+
+
+def test_disk_usage_of_the_build_cache(docker: Cli, engine: Engine) -> None:
+    engine.builds.build(f"FROM {IMAGE}\nRUN --mount=type=cache,id=kept,target=/c echo {time.time_ns()} > /c/f\n")
+    held = engine.builds.usage()
+    total = docker.ok("system", "df", "--format", "{{.Type}} {{.TotalCount}}").splitlines()[-1]
+    assert total == f"Build Cache {len(held)}"
+    (mount,) = engine.builds.usage({"type": ["exec.cachemount"], "description": ["kept"]})
+    assert mount.id[:12] in docker.ok("system", "df", "-v")
+    assert mount.id in docker.ok("builder", "prune", "-f", "--filter", f"id={mount.id}")
+    assert len(engine.builds.usage()) == len(held) - 1
+    docker.ok("builder", "prune", "-f", "--filter", "until=24h")
+    assert len(engine.builds.usage()) == len(held) - 1
