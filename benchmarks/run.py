@@ -5,6 +5,7 @@
     network   a start with a bridge and a published port, and bytes through such a port: labkernel, docker
     import    CPU of `import labkernel` and of `%load_ext labkernel`
     sample    one reading of a container's figures with kept descriptors
+    sampler   200 containers followed at 20 Hz (at rest, 20 busy, all busy): part of a core, rate, and without the bound
     memory    the supervisor alone, and what each idle container adds to it
 
 Nothing here is a test: read ratios, and quote the machine with them. Run as root; a peer that is missing is named.
@@ -21,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,9 +34,13 @@ from network import bench_network, from_the_pool
 from peers import Docker, LowLevel, Rootless, unpacked_busybox
 
 from labkernel.engine import Engine
+from labkernel.metrics import Sampler
 
 _REST_S = 0.1
-CASES = ("start", "exec", "network", "import", "sample", "memory")
+# Wakes twenty times a second without a new process: busybox's `read` knows parts of a second.
+_BUSY = ["sh", "-c", "mkfifo /f; exec 3<>/f; while :; do read -t 0.05 x <&3; done"]
+_SETTLE_S, _FOLLOWED_S = 12.0, 15.0
+CASES = ("start", "exec", "network", "import", "sample", "sampler", "memory")
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -174,6 +180,41 @@ def bench_sample(engine: Engine, runs: int) -> dict[str, Any]:
     return {"sample": seconds}
 
 
+def bench_sampler(engine: Engine, count: int = 200) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    print(f"sampler: {count} containers at 20 Hz, {_FOLLOWED_S:g} s each; part of a core, readings of each a second")
+    for name, busy in (("at rest", 0), (f"{count // 10} busy", count // 10), ("all busy", count)):
+        commands = [_BUSY] * busy + [["sleep", "600"]] * (count - busy)
+        containers = [
+            engine.containers.run("lab/busybox", command, detach=True, network_mode="none") for command in commands
+        ]
+        try:
+            for bound in (True, False):
+                share, rate_hz = follow(containers, core_share=0.01 if bound else 1.0)
+                label = name if bound else f"{name}, unbounded"
+                figures[label] = {"core_share": share, "rate_hz": rate_hz}
+                print(f"  {label:<34}{share * 100:9.2f} %   {rate_hz:6.1f} Hz")
+        finally:
+            for container in containers:
+                container.remove(force=True)
+    return figures
+
+
+def follow(containers: list[Any], *, core_share: float) -> tuple[float, float]:
+    """CPU time of the sampler's thread as part of a core's, and how often it went round a second."""
+    with Sampler(*containers, hz=20, core_share=core_share) as sampler:
+        time.sleep(_SETTLE_S)  # opening the files of all, which is paid off slowly
+        thread = next(thread for thread in threading.enumerate() if thread.name == "labkernel-sampler")
+        started, before = time.monotonic(), thread_cpu_s(thread)
+        time.sleep(_FOLLOWED_S)
+        took_s, used_s = time.monotonic() - started, thread_cpu_s(thread) - before
+        return used_s / took_s, sampler.rate_hz
+
+
+def thread_cpu_s(thread: threading.Thread) -> float:
+    return int(Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[0]) / 1e9
+
+
 def pss_kib(pid: int) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
@@ -224,6 +265,8 @@ def main() -> int:
                     figures["import"] = bench_import(max(5, options.runs // 2))
                 if "sample" in wanted:
                     figures["sample"] = bench_sample(engine, options.runs)
+                if "sampler" in wanted:
+                    figures["sampler"] = bench_sampler(engine)
                 if "memory" in wanted:
                     figures["memory"] = bench_memory(engine, 50)
             finally:
