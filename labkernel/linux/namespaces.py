@@ -113,7 +113,9 @@ def enter_user_namespace(*, ranges: bool = True) -> str:
 
     With `ranges`, newuidmap and newgidmap map the user's subordinate ids where the programs and the ranges exist;
     otherwise one id is mapped and setgroups is denied for good. The maps have to be written by a process outside,
-    so a child made before the step does it. Raises OSError (EPERM, ENOSPC: the machine forbids user namespaces).
+    so a child made before the step does it. The user's groups are kept (/dev/kvm is open to one of them, and none
+    can be taken up again in here): what runs a container's command drops them (`drop_groups`).
+    Raises OSError (EPERM, ENOSPC: the machine forbids user namespaces).
     """
     uid, gid = os.getuid(), os.getgid()
     name = _user_name(uid)
@@ -147,10 +149,16 @@ def enter_user_namespace(*, ranges: bool = True) -> str:
         _map_single(uid, gid)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    if answer == b"r":
-        os.setgroups([])
     unshare(CLONE_NEWNS)
     return "ranges" if answer == b"r" else "single"
+
+
+def drop_groups() -> None:
+    """Give up the user's supplementary groups, which name groups outside; before anything of a container is touched."""
+    try:
+        os.setgroups([])
+    except PermissionError:
+        pass  # a user namespace with one id denies setgroups
 
 
 def rejoin_user_namespace(pid: int) -> str | None:
@@ -178,11 +186,8 @@ def rejoin_user_namespace(pid: int) -> str | None:
         os.close(fd)
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
-    kind = "single" if is_single_id() else "ranges"
-    if kind == "ranges":
-        os.setgroups([])
     unshare(CLONE_NEWNS)
-    return kind
+    return "single" if is_single_id() else "ranges"
 
 
 def _map_single(uid: int, gid: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ..linux import capabilities, pty, syscalls
 from ..linux.cgroups import Cgroup
-from ..linux.namespaces import FLAGS
+from ..linux.namespaces import FLAGS, drop_groups
 from . import init, protocol
 from .instances import Instance
 
@@ -140,6 +140,7 @@ def _main(
     """Body of the child; it comes to the exec, or tells why not."""
     try:
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        drop_groups()
         init.reset_signals()
         os.setsid()
         stack = syscalls.lowest_stack_address()

@@ -23,6 +23,7 @@ from typing import Any
 from ..errors import FOREIGN
 from ..linux import capabilities, elf, mounts, netlink, pty, seccomp, syscalls
 from ..linux.files import read_file
+from ..linux.namespaces import drop_groups
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, protocol, rootfs
 
@@ -91,6 +92,7 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         # Afterwards this file is the machine's root's, and a plain user could not even raise the value.
         settings["oom_score"] = open_oom_score()
         prctl(PR_SET_DUMPABLE, 0)
+        drop_groups()
         os.setsid()
         os.umask(0)
         _prepare(settings)

@@ -19,6 +19,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent.parent
 COUNT = 65536
+GROUP = 54321  # one that the user is in beside its own, as the one to which /dev/kvm belongs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a system user")
 
@@ -43,7 +44,7 @@ class Owner:
         }
 
     def run(self, *command: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        ids = [f"--reuid={self.uid}", f"--regid={self.gid}", "--clear-groups"]
+        ids = [f"--reuid={self.uid}", f"--regid={self.gid}", f"--groups={GROUP}"]
         return subprocess.run(
             ["setpriv", *ids, "--", *command],
             env=self.env,
@@ -140,6 +141,25 @@ def test_ids_inside(owner: Owner) -> None:
     assert [1, owner.first, COUNT] in maps
     assert "uid=0(root) gid=0(root)" in owner.labkernel("run", "--rm", "lab/busybox", "id")
     assert owner.labkernel("run", "--rm", "--user", "1000:1000", "lab/busybox", "id", "-u").strip() == "1000"
+
+
+def test_groups_stay_with_the_supervisor(owner: Owner) -> None:
+    """A machine's QEMU may need one to open /dev/kvm; nothing that a container runs has them."""
+    script = "grep -h Groups: /proc/1/status /proc/self/status"
+    try:
+        for flags in ((), ("--init",)):
+            owner.labkernel("run", "-d", "--name", "long", *flags, "lab/busybox", "sleep", "600")
+            for _ in range(2):  # the second exec is by a child that was made ahead of time
+                assert owner.labkernel("exec", "long", "sh", "-c", script).split() == ["Groups:", "0"] * 2
+            owner.labkernel("rm", "--force", "long")
+    finally:
+        owner.labkernel("rm", "--force", "long")
+    device = owner.home / "device"
+    device.touch()
+    os.chown(device, 0, GROUP)
+    device.chmod(0o060)
+    assert owner.python(f"print(json.dumps(lab.runtime.task('os:access', path={str(device)!r}, mode=6)))") is True
+    device.unlink()
 
 
 def test_files_of_other_ids_are_made_and_removed(owner: Owner) -> None:
