@@ -61,13 +61,14 @@ def restore(vm: VM, name: str) -> None:
     copy_sparse(str(source / "disk.qcow2"), str(vm.directory / "disk.qcow2"))
     config = json.loads((source / "config.json").read_bytes())
     plan = config["labkernel"]["machine"]
-    ran = next((each for each in plan["attempts"] if each["accelerator"] == vm.accelerator), plan["attempts"][-1])
+    saved = json.loads((source / "snapshot.json").read_bytes())
+    ran = plan["attempts"][saved["attempt"]]
     argv = [word for word in ran["argv"] if word not in ("-incoming", "defer")] + ["-incoming", "defer"]
     # All of its memory is in the snapshot; the template it started from may be gone.
     argv = [_own_memory(word) for word in argv]
     attempt = {**ran, "argv": argv, "incoming": str(source / "memory"), "start": "snapshot"}
-    saved = json.loads((source / "snapshot.json").read_bytes())
     plan.update(attempts=[attempt], resume=saved, warnings=[])
+    plan["accelerator_reason"] = saved["accelerator_reason"] or plan["accelerator_reason"]
     (vm.directory / "config.json").write_text(json.dumps(config))
     vm._containers.begin(vm, lambda: vm._containers.runtime.start(vm.id))
 

@@ -98,7 +98,8 @@ class VM(Container):
 
     @property
     def accelerator_reason(self) -> str:
-        return str(self._plan().get("accelerator_reason", ""))
+        """Why it is this one."""
+        return str(self.facts.get("accelerator_reason") or self._plan().get("accelerator_reason", ""))
 
     @property
     def booted(self) -> str:
@@ -254,7 +255,7 @@ class VM(Container):
             timings=timings_of(facts, self.prepare_s),
             usage=usage_of(facts),
             accelerator=self.accelerator,
-            accelerator_reason=str(plan.get("accelerator_reason", "")),
+            accelerator_reason=self.accelerator_reason,
             start=self.booted,
             kernel=str(plan.get("kernel", "")),
             memory_bytes=self.memory_bytes,

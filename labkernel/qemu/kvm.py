@@ -2,7 +2,8 @@
 
 A /dev/kvm that opens says little: where the machine is itself a guest without nested virtualization, KVM may emulate
 each instruction (about 1 µs) or never return, and a stock kernel looks hung. So the loop is timed, in a process that
-can be killed. This file imports nothing of ours: it is also the program that the child runs.
+can be killed. A machine that does not come up under KVM and does under TCG refutes a good verdict (monitor.py).
+This file imports nothing of ours: it is also the program that the child runs.
 Source: kernel Documentation/virt/kvm/api.rst.
 """
 
@@ -46,7 +47,7 @@ class Verdict(NamedTuple):
 
 def verdict(cache: Path, *, fresh: bool = False) -> Verdict:
     """Try KVM, or tell what an earlier try of this boot and kernel found (kept in the file `cache`)."""
-    key = _machine_key()
+    key = machine_key()
     if not fresh:
         try:
             kept = json.loads(cache.read_text())
@@ -55,16 +56,38 @@ def verdict(cache: Path, *, fresh: bool = False) -> Verdict:
         except (OSError, ValueError, KeyError, TypeError):
             pass
     found = probe()
+    keep(cache, key, found)
+    return found
+
+
+def keep(cache: Path, key: list[str], found: Verdict) -> None:
+    """Write a verdict down for the boot, kernel and user of `key`."""
     partial = cache.with_suffix(f".{os.getpid()}")
     try:
         partial.write_text(json.dumps({"key": key, "verdict": found._asdict()}))
         partial.replace(cache)
     except OSError:
         pass  # a verdict that can't be kept is found anew
-    return found
 
 
-def _machine_key() -> list[str]:
+def refute(cache: str, key: list[str], brief: str) -> None:
+    """Write down that a machine failed under KVM where it came up without, so that the next one does not try again."""
+    reason = f"a machine did not come up under KVM: {brief} (`labkernel doctor` tries again)"
+    keep(Path(cache), key, Verdict(usable=False, reason=reason))
+
+
+def processor() -> str:
+    """What `-cpu host` hands to a guest: a guest's state is of no use on a machine where this is another."""
+    wanted = ("vendor_id", "model name", "stepping", "microcode", "flags")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return ""
+    return "\n".join(line for line in lines if line.startswith(wanted))
+
+
+def machine_key() -> list[str]:
+    """What a verdict holds for: this boot, this kernel, and this user's way to the device."""
     try:
         device = os.stat("/dev/kvm")
         state = f"{device.st_mode:o} {device.st_uid} {device.st_gid} {os.geteuid()} {sorted(os.getgroups())}"

@@ -10,8 +10,8 @@ is killed itself) holds for machines, too.
     DIR/control.sock   SOCK_SEQPACKET: {"op": …} with descriptors 0 to 2 for "exec"; answers are JSON
 
 The first sign of life has a deadline. Where it passes, the plan's next attempt is made: without template and without
-KVM, the two things that may be broken on a machine where QEMU itself works. The guest is not trusted: a frame that
-makes no sense is dropped. Standard library only; one thread.
+KVM, the two things that may be broken on a machine where QEMU itself works. Where KVM was, later machines are told.
+The guest is not trusted: a frame that makes no sense is dropped. Standard library only; one thread.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Monitor:
         self.ready = False
         self.frozen: Callable[[], None] | None = None
         self.leaving: set[int] = set()  # numbers of commands that a restore ends: not free until the guest says so
-        self._attempts = list(self.plan["attempts"])
+        self.attempt = -1  # which of the plan's attempts this is
         self._attempt: dict[str, Any] = {}
+        self._kvm_failed = ""  # why, once it has
         self._poll = select.poll()
         self._handlers: dict[int, tuple[int, Callable[[int], None]]] = {}
         self._timers: dict[str, tuple[float, Callable[[], None]]] = {}
@@ -160,7 +161,8 @@ class Monitor:
     # -- coming up
 
     def _launch(self) -> None:
-        self._attempt = attempt = self._attempts.pop(0)
+        self.attempt += 1
+        self._attempt = attempt = self.plan["attempts"][self.attempt]
         self.qmp = None
         self.facts.update(asked_at=time.monotonic(), start=attempt["start"], accelerator=attempt["accelerator"])
         self.qemu = qemu = Qemu(attempt["argv"], cards=CARDS if self.wires is not None else 0)
@@ -297,18 +299,32 @@ class Monitor:
 
     def _failed_attempt(self, brief: str) -> None:
         assert self.qemu is not None
-        if not self._attempts:
+        failed, left = self._attempt, self.plan["attempts"][self.attempt + 1 :]
+        if not left:
             self.fail(brief, "")
             return
-        self.facts["warnings"].append(f"the first try failed ({brief}); the machine was started anew")
         self._unwatch()
         self.qemu.end()
-        if self._attempt.get("start") == "template":
+        brief = ": ".join([brief, *self.qemu.last_words().splitlines()[-1:]])
+        if failed["start"] == "template":
             try:
-                os.unlink(self._attempt["incoming"])
+                os.unlink(failed["incoming"])
             except OSError:
                 pass
+        if failed["accelerator"] == "kvm":
+            self._kvm_failed = brief
+        if self._kvm_failed and left[0]["accelerator"] != "kvm":
+            self.facts["accelerator_reason"] = f"a start under KVM failed: {self._kvm_failed}"
+        self.facts["warnings"].append(f"the {_words(failed)} failed ({brief}); a {_words(left[0])} was tried then")
         self._launch()
+
+    def _refute_kvm(self) -> None:
+        """The guest is up: when it is so without KVM and was not with it, KVM was to blame."""
+        told = self.plan.get("refuted")
+        if told and self._kvm_failed and self._attempt["accelerator"] != "kvm":
+            from .kvm import refute
+
+            refute(told["cache"], told["key"], self._kvm_failed)
 
     def _of_qemu(self) -> tuple[int, ...]:
         assert self.qemu is not None
@@ -383,6 +399,7 @@ class Monitor:
             self.ready = True
             self._timers.pop("boot", None)
             self.facts["ready_at"] = time.monotonic()
+            self._refute_kvm()
             self._start_main()
         elif frame.kind == Kind.FROZEN:
             self._still(self.link)
@@ -503,6 +520,11 @@ class Monitor:
             os.rename(f"{path}.new", path)
         except OSError:
             pass  # a removed directory, or a full disk: nobody can be told any more
+
+
+def _words(attempt: dict[str, Any]) -> str:
+    how = {"template": "start from the template", "snapshot": "start from the snapshot"}.get(attempt["start"])
+    return f"{how or 'cold start'} under {attempt['accelerator'].upper()}"
 
 
 __all__ = ["Monitor", "main"]

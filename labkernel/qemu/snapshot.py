@@ -1,7 +1,8 @@
 """A snapshot of a running machine: memory and devices as QEMU migrates them, its disk, and what its monitor knows.
 
     TARGET/memory         the migration stream       TARGET/disk.qcow2    a copy of the machine's own overlay
-    TARGET/snapshot.json  open files of shared directories, bytes of stdin on their way; written last
+    TARGET/snapshot.json  open files of shared directories, bytes of stdin on their way, which of the plan's attempts it
+                          is (whose command line a restore needs); written last
 
 The guest is asked to keep still first, so that no frame is cut in two; its command goes on afterwards as if nothing had
 happened. Runs in the monitor, which does nothing else for the third of a second that it takes.
@@ -66,6 +67,8 @@ def _write(monitor: Any, target: str) -> None:
             "shares": [server.state() for server in monitor.shares],
             "unconsumed": main.unconsumed,
             "processes": [number for number in monitor.processes if number],
+            "attempt": monitor.attempt,
+            "accelerator_reason": monitor.facts.get("accelerator_reason"),
         }
         with open(f"{target}/snapshot.json", "x", encoding="utf-8") as file:
             json.dump(saved, file)

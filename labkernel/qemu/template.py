@@ -6,7 +6,8 @@ It is taken before a root disk is mounted, so one template serves every image; c
 message after a restore. A machine maps the memory privately: it is read as it is touched, shared with all machines of
 the template as far as nobody writes, and a start costs no copy (with the memory in the stream it cost 0.15 s of CPU and
 60 MB for each). QEMU writes to and reads from a descriptor it is given, for its sandbox forbids spawning.
-A template is bound to what `Machine.template_key` hashes: QEMU, kernel, initramfs, memory, devices, command line.
+A template is bound to what `Machine.template_key` hashes: QEMU, kernel, initramfs, memory, devices, command line, and
+under KVM the processor.
 
 `make` runs in a child of the worker (`Runtime.task`): it has one thread, as starting a QEMU needs.
 """
@@ -34,10 +35,11 @@ from .spawn import Qemu
 KEPT = 6  # newest templates of a store; each is about 60 MB
 
 
-def template_path(templates: Path, machine: Machine, *, kernel: str) -> Path:
-    """Where the template of `machine` lies, or would; `kernel` is the identity of kernel and initramfs."""
+def template_path(templates: Path, machine: Machine, *facts: str) -> Path:
+    """Where the template of `machine` lies, or would; `facts` are the identities of kernel and initramfs, and under KVM
+    that of the processor."""
     info = os.stat(machine.qemu)
-    return templates / f"{machine.template_key(f'{info.st_size}:{info.st_mtime_ns}', kernel)}.vm"
+    return templates / f"{machine.template_key(f'{info.st_size}:{info.st_mtime_ns}', *facts)}.vm"
 
 
 def memory_path(template: Path) -> Path:

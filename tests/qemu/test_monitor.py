@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from waiting import wait_until
 
-from labkernel.qemu import control
+from labkernel.qemu import control, kvm
 
 DEADLINE_S = 90.0
 
@@ -95,12 +95,14 @@ while True:
 class Machine:
     """A monitor in a process of its own, with `guest` as its QEMU."""
 
-    def __init__(self, directory: Path, guest: str, **plan: Any) -> None:
+    def __init__(
+        self, directory: Path, guest: str, *, failing: Sequence[Any] = (), how: str = "tcg", **plan: Any
+    ) -> None:
         self.directory, self.log, self.go = directory, directory / "log", directory / "go"
         argv = [sys.executable, "-c", GUEST + guest, str(self.log), str(self.go)]
-        attempt = {"argv": argv, "incoming": None, "start": "cold", "accelerator": "tcg", "deadline_s": DEADLINE_S}
+        attempt = {"argv": argv, "incoming": None, "start": "cold", "accelerator": how, "deadline_s": DEADLINE_S}
         (directory / "overlay").write_bytes(b"disk")
-        machine = {"attempts": [attempt], "overlay": str(directory / "overlay"), "ephemeral": True, **plan}
+        machine = {"attempts": [*failing, attempt], "overlay": str(directory / "overlay"), "ephemeral": True, **plan}
         config = {"process": {"args": ["main"]}, "labkernel": {"machine": machine}}
         (directory / "config.json").write_text(json.dumps(config))
         words = [sys.executable, "-c", MONITOR, str(directory)]
@@ -111,7 +113,7 @@ class Machine:
         deadline = time.monotonic() + DEADLINE_S
         while True:
             try:
-                if json.loads((self.directory / "machine.json").read_text())["phase"] == "running":
+                if self.facts()["phase"] == "running":
                     break
             except (OSError, ValueError):
                 pass
@@ -120,6 +122,10 @@ class Machine:
         connection = control.connect(str(self.directory), DEADLINE_S)
         socket.send_fds(connection, [json.dumps(request).encode()], fds)
         return connection
+
+    def facts(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / "machine.json").read_text())
+        return found
 
     def execute(self) -> socket.socket:
         with open("/dev/null", "r+b") as null:
@@ -173,3 +179,40 @@ def test_nothing_is_on_its_way_while_a_snapshot_is_taken(machines: Any, tmp_path
     assert log.index("SHARED of a share") < log.index("migrate"), "an answer on its way would be lost"
     assert log.index("CLOCK") < len(log) - 1 - log[::-1].index("START"), "half a command would be in the snapshot"
     assert json.loads((target / "snapshot.json").read_text())["processes"] == []
+
+
+HANGS = "import time; time.sleep(600)"
+ENDS = "import sys; sys.exit('failed to initialize kvm')"
+
+
+def attempt(code: str, accelerator: str, start: str = "cold") -> dict[str, Any]:
+    argv = [sys.executable, "-c", code]
+    deadline_s = 0.5 if code == HANGS else DEADLINE_S
+    return {"argv": argv, "incoming": None, "start": start, "accelerator": accelerator, "deadline_s": deadline_s}
+
+
+@pytest.mark.parametrize(("code", "brief"), [(HANGS, "did not answer in time"), (ENDS, "failed to initialize kvm")])
+def test_kvm_is_given_up_where_a_guest_comes_up_without(machines: Any, tmp_path: Path, code: str, brief: str) -> None:
+    cache = tmp_path / "kvm.json"
+    failing = [attempt(code, "kvm"), attempt(ENDS, "kvm")]
+    machine = machines(FROZEN, failing=failing, refuted={"cache": str(cache), "key": kvm.machine_key()})
+    assert answers(machine.execute()) == [{"started": True}, {"exit": 0}]
+    facts = machine.facts()
+    assert (facts["accelerator"], facts["start"]) == ("tcg", "cold")
+    assert "under KVM failed" in facts["accelerator_reason"]
+    assert [("cold start under KVM" in line) for line in facts["warnings"]] == [True, True]
+    assert brief in facts["warnings"][0]
+    assert "cold start under TCG" in facts["warnings"][1]
+    verdict = kvm.verdict(cache)
+    assert not verdict.usable
+    assert "did not come up under KVM" in verdict.reason
+
+
+@pytest.mark.parametrize("how", ["kvm", "tcg"])
+def test_a_broken_template_is_not_held_against_kvm(machines: Any, tmp_path: Path, how: str) -> None:
+    cache = tmp_path / "kvm.json"
+    refuted = {"cache": str(cache), "key": kvm.machine_key()}
+    machine = machines(FROZEN, failing=[attempt(ENDS, how, start="snapshot")], how=how, refuted=refuted)
+    assert answers(machine.execute()) == [{"started": True}, {"exit": 0}]
+    assert machine.facts()["accelerator"] == how
+    assert not cache.exists()
