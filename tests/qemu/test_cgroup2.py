@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from innerengine import Context
 
 from labkernel.engine import Engine
-from labkernel.errors import LabkernelError
-from labkernel.linux import seccomp
 
-REPO = Path(__file__).resolve().parents[2]
-# What the engine imports beside the standard library.
-PACKAGES = ("msgspec", "typing_extensions", "pyseccomp", "isal")
 TIMEOUT_S = 900
-DOCKERFILE = """
-FROM lab/debian
-COPY --from=lab/busybox /bin/busybox /bin/busybox
-COPY lib/ /usr/lib/
-COPY lab/ /lab/
-ENV PYTHONPATH=/lab/packages LABKERNEL_DRIVER=root
-"""
 
 
 @pytest.fixture(scope="module")
 def machine(shared_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An image with Python and this code; skips where there is no virtual machine or nothing to make it of."""
-    for capability in shared_engine.vms.probe():
-        if not capability.ok and capability.name != "vm kvm":
-            pytest.skip(f"{capability.name}: {capability.cause}")
-    library = seccomp.library_path()
-    if library is None:
-        pytest.skip("libseccomp is not installed")
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    try:
-        had = shared_engine.containers.run("lab/debian", ["ls", "/usr/bin"], remove=True).decode().split()
-    except LabkernelError as err:
-        pytest.skip(" ".join(err.render()))
-    if version not in had:
-        pytest.skip(f"lab/debian has no {version}, for which the packages here are compiled")
-    context = tmp_path_factory.mktemp("machine")
-    folder = context / "lab" / "packages"
-    shutil.copytree(REPO / "labkernel", folder / "labkernel", ignore=shutil.ignore_patterns("labextension"))
-    for name in PACKAGES:
-        found = importlib.util.find_spec(name)
-        assert found is not None, name
-        assert found.origin is not None, name
-        origin = Path(found.origin)
-        if origin.name == "__init__.py":
-            shutil.copytree(origin.parent, folder / name)
-        else:
-            shutil.copy(origin, folder)
-    (context / "lib").mkdir()
-    shutil.copy(os.path.realpath(library), context / "lib" / "libseccomp.so.2")
-    shutil.copy(Path(__file__).with_name("inside_cgroup2.py"), context / "lab")
-    (context / "Dockerfile").write_text(DOCKERFILE)
-    shared_engine.images.resolve("lab/busybox")
-    shared_engine.images.build(path=str(context), tag="machine")
-    return "machine"
+    program = Path(__file__).with_name("inside_cgroup2.py")
+    return Context(shared_engine, tmp_path_factory.mktemp("machine"), program).build("machine")
 
 
 @pytest.fixture(scope="module")
