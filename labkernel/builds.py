@@ -22,6 +22,7 @@ from .building.cache import BuildCache
 from .building.checks import read_ignore, suggesting, surroundings
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
+from .building.devices import allowed_device
 from .building.failures import located
 from .building.finishing import Finisher
 from .building.graph import carry_out, needed_stages
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from .store.database import Database
     from .store.layout import Layout
 
-ENTITLEMENTS = ("network.host", "security.insecure")
+ENTITLEMENTS = ("network.host", "security.insecure", "device")
 LIMITS = (
     *("memswap_limit", "shm_size", "ulimits", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus", "cpuset_mems"),
 )
@@ -115,8 +116,11 @@ class BuildOptions:
             if name not in LIMITS:
                 raise UsageError(f"not a limit of build steps: {name}", resolution=f"one of {', '.join(LIMITS)}")
         for name in self.allow:
-            if name not in ENTITLEMENTS:
-                raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {', '.join(ENTITLEMENTS)}")
+            if name.startswith("device="):
+                allowed_device(name)
+            elif name not in ENTITLEMENTS:
+                known = f"{', '.join(ENTITLEMENTS)} (or device=VENDOR/CLASS=NAME)"
+                raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {known}")
 
 
 class Builds:

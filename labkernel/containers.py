@@ -31,6 +31,7 @@ from .events import container_attributes, insert_event, remembered_attributes
 from .imaging.provision import (
     Programs,
     RootDirectory,
+    add_devices,
     find_warnings,
     inherited_mounts,
     make_mounts,
@@ -432,6 +433,7 @@ class Containers:
         )
         if needs_no_mknod(self.driver, settings):
             without_mknod(config)
+        add_devices(config, settings, self.driver)
         if self.driver.name == "proot":
             prootprogram.adapt(config, self.layout.root)
         fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)

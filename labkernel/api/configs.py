@@ -223,7 +223,6 @@ _ABSENT = {
     "cpu_realtime_period": "real-time scheduling",
     "cpu_realtime_runtime": "real-time scheduling",
     "device_cgroup_rules": "rules for devices",
-    "device_requests": "devices of the machine by request",
     "oom_kill_disable": "switching the out-of-memory killer off",
     "blkio_weight_device": "limits of block devices",
     "blkio_device_read_bps": "limits of block devices",
@@ -294,6 +293,7 @@ def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
             "mounts": [_mount(mount) for mount in host.mounts or ()] or None,
             "ports": _ports(host.port_bindings),
             "devices": [_device(device) for device in host.devices or ()] or None,
+            "device_requests": host.device_requests or None,
             "ulimits": {each.name: [each.soft, each.hard] for each in host.ulimits or ()} or None,
         }
     )

@@ -88,7 +88,19 @@ def info(call: Call) -> Any:
         "Warnings": [str(warning) for warning in engine.driver.warnings] or None,
         **_machine(),
         **_abilities(engine),
+        **_devices(),
         **_constants(),
+    }
+
+
+def _devices() -> dict[str, Any]:
+    """Where CDI devices are described, and which ones are (API 1.50)."""
+    from ..runtime import cdi
+
+    registry = cdi.read()
+    return {
+        "CDISpecDirs": list(registry.directories),
+        "DiscoveredDevices": [{"Source": "cdi", "ID": name} for name in sorted(registry.devices)],
     }
 
 
@@ -188,7 +200,6 @@ def _constants() -> dict[str, Any]:
         "ContainerdCommit": nowhere,
         "RuncCommit": nowhere,
         "InitCommit": nowhere,
-        "CDISpecDirs": None,
     }
 
 

@@ -30,6 +30,7 @@ from ..store.locks import OWNED_MARK, is_abandoned
 if TYPE_CHECKING:
     from ..images import Images
     from ..networks import Networks
+    from ..runtime import cdi
     from ..runtime.client import Runtime
     from ..runtime.driver import Driver
     from ..store.blobs import Blobs
@@ -99,6 +100,7 @@ class Sandbox:
     hostname: str = "labkernel-build"
     host_masks: tuple[str, ...] = ()
     host_mounts: tuple[dict[str, Any], ...] = field(default=())
+    devices: tuple[cdi.Device, ...] = field(default=(), hash=False)
 
     def settings(self) -> dict[str, Any]:
         """As settings of a container."""
@@ -289,6 +291,10 @@ class LayerMaker:
             spec["process"]["env"] = [word for word in spec["process"]["env"] if not word.startswith("HOSTNAME=")]
         if needs_no_mknod(self._driver, settings):
             without_mknod(spec)
+        if sandbox.devices:
+            from ..runtime import cdi
+
+            cdi.apply(spec, sandbox.devices, self._driver.name)
         return spec
 
     def _prepare_mounts(self, directory: Path, operations: Sequence[dict[str, Any]], fds: Sequence[int]) -> None:

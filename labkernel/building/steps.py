@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ..dockerfile import instructions as ins
-from ..dockerfile.flags import parse_device
 from ..dockerfile.graph import parse_port
 from ..dockerfile.parser import Heredoc, parse_heredoc
 from ..dockerfile.variables import PROXY_ARGS, Lexer
@@ -26,12 +25,14 @@ from ..errors import BuildError
 from ..oci.config import timestamp
 from ..store.catalog import LayerInfo
 from .cache import BuildCache, digest_of, shortened
+from .devices import granted_devices
 from .layers import Later, LayerMaker, Running, Sandbox
 from .mounts import RunMounts, attach, plan_mounts
 from .transfer import plan_transfer, scan_stage
 
 if TYPE_CHECKING:
     from ..imaging.image import Image
+    from ..runtime.cdi import Device
     from ..store.layout import Layout
     from .context import Context
 
@@ -318,21 +319,7 @@ class StageBuilder:
             self.state.document["config"] = before
             raise
 
-    def _need_device(self, step: ins.Run, text: str) -> None:
-        """No CDI device is registered with this builder; one that is not required may be missing, as with BuildKit."""
-        name, required = parse_device(text)
-        if required:
-            raise BuildError(
-                f'required device "{name}" is not registered',
-                line=step.line,
-                end_line=step.end_line,
-                resolution="a RUN gets no devices here; without `,required` the step runs without it",
-            )
-        self.warn(f'RUN --device={text}: device "{name}" is not registered, the step runs without it')
-
     def _run(self, step: ins.Run, on_output: Callable[[bytes], None]) -> Outcome:
-        for device in step.devices:
-            self._need_device(step, device)
         sandbox = self._sandbox(step)
         argv, files, shown = self._command_of(step)
         variables = {**self._proxies(), **self.state.arguments}
@@ -347,6 +334,7 @@ class StageBuilder:
         inputs |= {"USER": config.get("User") or "", "WORKDIR": config.get("WorkingDir") or ""}
         inputs |= {"network": sandbox.network, "argv": digest_of(argv, {k: v.decode() for k, v in files.items()})}
         inputs |= {"security": "insecure"} if sandbox.insecure else {}
+        inputs |= {"--device": " ".join(device.name for device in sandbox.devices)} if step.devices else {}
         inputs |= {"--add-host": " ".join(sandbox.extra_hosts)} if sandbox.extra_hosts else {}
         inputs |= plan.inputs
 
@@ -381,7 +369,12 @@ class StageBuilder:
                 "network.host is not allowed",
                 resolution="allow it to this build: --allow network.host, or give --network=host to the build itself",
             )
+        devices: tuple[Device, ...] = ()
+        if step.devices:
+            self.context.trace.repeatable = False  # descriptions and nodes have to be looked at again
+            devices = granted_devices(step.devices, self.settings.allow, self.warn)
         return Sandbox(
+            devices=devices,
             network=step.network if step.network != "default" else self.settings.network,
             insecure=insecure,
             extra_hosts=tuple(self.settings.extra_hosts),

@@ -45,7 +45,11 @@ BUILD_FLAGS = [
     many(
         "--build-context", metavar="stringArray", help="Additional build contexts (name=path|URL|docker-image://NAME)"
     ),
-    many("--allow", metavar="stringArray", help="Allow extra privileged entitlement (network.host, security.insecure)"),
+    many(
+        "--allow",
+        metavar="stringArray",
+        help="Allow extra privileged entitlement (network.host, security.insecure, device)",
+    ),
     many("--platform", metavar="stringArray", help="Set target platform for build"),
     many("--cache-from", metavar="stringArray", help="External cache sources (type=local|registry,src=DIR|ref=NAME)"),
     many("--cache-to", metavar="stringArray", help="Cache export destinations (type=local|registry|inline)"),

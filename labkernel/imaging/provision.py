@@ -175,6 +175,16 @@ def needs_no_mknod(driver: Driver, settings: Mapping[str, Any]) -> bool:
     return driver.name == "root" and driver.cgroups.get("devices") != "kernel" and not asked
 
 
+def add_devices(config: dict[str, Any], settings: Mapping[str, Any], driver: Driver) -> None:
+    """Put the CDI devices of the settings into a container's config. Raises UsageError for what cannot be had."""
+    names = settings.get("device_requests")
+    if names:
+        from ..runtime import cdi
+
+        registry = cdi.read()
+        cdi.apply(config, [registry.find(name) for name in dict.fromkeys(names)], driver.name)
+
+
 class RootDirectory:
     """A directory in the place of an image (`run --rootfs DIR`): nothing of it is copied, and the container writes into
     it; with `:O` at its end, over it."""

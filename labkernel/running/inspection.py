@@ -171,6 +171,7 @@ def _resources(settings: Mapping[str, Any]) -> dict[str, Any]:
         "CpusetCpus": settings.get("cpuset_cpus", ""),
         "CpusetMems": settings.get("cpuset_mems", ""),
         "Devices": [_device(word) for word in settings.get("devices", ())],
+        "DeviceRequests": _device_requests(settings.get("device_requests") or ()),
         **({"Sysctls": settings["sysctls"]} if settings.get("sysctls") else {}),
         "MemoryReservation": settings.get("mem_reservation", 0),
         "MemorySwap": settings.get("memswap_limit") or 2 * settings.get("mem_limit", 0),
@@ -184,6 +185,11 @@ def _resources(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _log_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     given = settings.get("log_config") or {}
     return {"Type": given.get("type", "json-file"), "Config": given.get("config", {})}
+
+
+def _device_requests(names: Sequence[str]) -> list[dict[str, Any]] | None:
+    request = {"Driver": "cdi", "Count": 0, "DeviceIDs": list(names), "Capabilities": None, "Options": None}
+    return [request] if names else None
 
 
 def _device(word: str) -> dict[str, str]:

@@ -35,7 +35,6 @@ _IGNORED = (
     ("sysctls", "--sysctl"),
     ("domainname", "--domainname"),
     ("group_add", "--group-add"),
-    ("devices", "--device"),
     ("device_cgroup_rules", "--device-cgroup-rule"),
     ("shm_size", "--shm-size"),
     ("oom_kill_disable", "--oom-kill-disable"),
@@ -122,6 +121,16 @@ def adapt(config: dict[str, Any], root: Path) -> None:
     """Make a runtime-spec config one of this driver: what cannot be had is not asked for."""
     linux = config["linux"]
     linux.update(namespaces=[], maskedPaths=[], readonlyPaths=[])
+    # A node cannot be made, but the machine's own be shown; what its user may not open stays closed.
+    config["mounts"] += [
+        {
+            "destination": node["path"],
+            "type": "bind",
+            "source": node["source"],
+            "options": ["bind"] if "w" in node["access"] else ["bind", "ro"],
+        }
+        for node in linux.pop("devices", ())
+    ]
     own = config["labkernel"]
     limit = (linux.get("resources") or {}).get("memory", {}).get("limit")
     own.update(seccomp_program=None, cgroup_parent="", init=False)

@@ -44,7 +44,6 @@ _MODE_KINDS = (  # one word of each at most
 
 # Docker SDK names that mean something here later; refused, since ignoring them would be a lie.
 _LATER = {
-    "device_requests": "devices of the machine by request",
     "isolation": "isolation technologies",
     "use_config_proxy": "proxy settings",
     "link": "links between containers",
@@ -71,6 +70,7 @@ def normalize(given: Mapping[str, Any], *, cpus: int | None = None) -> dict[str,
         else:
             raise UsageError(f"unknown setting of a container: {key}", resolution=_suggestion(key))
     if settings:
+        sharing.sort_devices(settings)
         _check_memory(settings)
         _check_cpu(settings, cpus)
         _check_together(settings)
@@ -453,6 +453,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "cpuset_mems": _text,
     **{setting: devicelimits.rates(setting) for setting in devicelimits.RATES},
     "device_cgroup_rules": devicelimits.rules,
+    "device_requests": sharing.device_requests,
     "devices": sharing.devices,
     "dns": _dns,
     "dns_opt": _words,

@@ -20,6 +20,9 @@ _IPC_PARAMETERS = frozenset(
     "kernel.shm_rmid_forced".split()
 )
 _PARAMETER = re.compile(r"[a-zA-Z0-9_./-]+")
+# VENDOR/CLASS=NAME of a Container Device Interface (SPEC.md, "Kind" and "CDI Devices").
+_WORD = r"[A-Za-z](?:[A-Za-z0-9_.-]*[A-Za-z0-9])?"
+CDI_NAME = re.compile(rf"{_WORD}/{_WORD}=[A-Za-z0-9](?:[A-Za-z0-9_.:-]*[A-Za-z0-9])?")
 SHARED = {"pid": "pid_mode", "network": "network_mode", "ipc": "ipc_mode", "uts": "uts_mode", "cgroup": "cgroupns"}
 
 
@@ -97,15 +100,53 @@ def check_sysctls(settings: Mapping[str, Any]) -> None:
 
 
 def devices(value: Any) -> list[str]:
-    """`SOURCE[:TARGET[:rwm]]`, or the API's {"PathOnHost", "PathInContainer", "CgroupPermissions"}."""
+    """`SOURCE[:TARGET[:rwm]]`, the API's {"PathOnHost", "PathInContainer", "CgroupPermissions"}, or the name of a CDI
+    device."""
     words = []
     for item in [value] if isinstance(value, str) else value:
         if isinstance(item, Mapping):
             source = str(item["PathOnHost"])
             item = f"{source}:{item.get('PathInContainer') or source}:{item.get('CgroupPermissions') or 'rwm'}"
-        parse_device(str(item))
+        if not CDI_NAME.fullmatch(str(item)):
+            parse_device(str(item))
         words.append(str(item))
     return words
+
+
+def device_requests(value: Any) -> list[str]:
+    """Names of CDI devices, from the API's {"Driver": "cdi", "DeviceIDs": […]} or plain. Raises UsageError for requests
+    of other drivers, with docker's words."""
+    names: list[str] = []
+    for item in value:
+        if isinstance(item, Mapping):
+            asked = {key.replace("_", "").lower(): given for key, given in item.items() if given}
+            if asked.get("driver") != "cdi":
+                sets = " ".join(f"[{' '.join(map(str, each))}]" for each in asked.get("capabilities", ()))
+                raise UsageError(
+                    f'could not select device driver "{asked.get("driver", "")}" with capabilities: [{sets}]',
+                    resolution="devices are asked for by their CDI names: --device VENDOR/CLASS=NAME",
+                )
+            for key in ("count", "options"):
+                if key in asked:
+                    raise UsageError(f"unexpected {key} in CDI device request")
+            names += map(str, asked.get("deviceids", ()))
+        else:
+            names.append(str(item))
+    for name in names:
+        if not CDI_NAME.fullmatch(name):
+            raise UsageError(f'invalid name of a CDI device: "{name}"', resolution="VENDOR/CLASS=NAME")
+    return names
+
+
+def sort_devices(settings: dict[str, Any]) -> None:
+    """Put the CDI names among the `devices` to the `device_requests`, as docker's command does."""
+    words = settings.get("devices") or []
+    names = [word for word in words if not word.startswith("/")]
+    if names:
+        settings["device_requests"] = [*(settings.get("device_requests") or ()), *names]
+        settings["devices"] = [word for word in words if word.startswith("/")]
+    if not settings.get("device_requests"):
+        settings.pop("device_requests", None)
 
 
 def parse_device(text: str) -> tuple[str, str, str]:
@@ -118,7 +159,9 @@ def parse_device(text: str) -> tuple[str, str, str]:
     elif rest:
         target, access = rest[0], rest[1] if len(rest) > 1 else "rwm"
     if len(parts) > 3 or not source.startswith("/") or not target.startswith("/") or not set(access) <= set("rwm"):
-        raise UsageError(f"invalid device specification: {text}", resolution="/dev/x[:/dev/y[:rwm]]")
+        raise UsageError(
+            f"invalid device specification: {text}", resolution="/dev/x[:/dev/y[:rwm]] or VENDOR/CLASS=NAME"
+        )
     return source, target, access or "rwm"
 
 

@@ -209,11 +209,20 @@ def test_what_is_missing_is_said(place: Place) -> None:
     assert "pids limit: none" in found
     assert "--network none: none" in found
     found = place.python(
-        "c = lab.containers.create('lab/busybox', 'true', devices=['/dev/null'], tmpfs={'/t': ''}, shm_size='1m');"
+        "c = lab.containers.create('lab/busybox', 'true', sysctls={'net.x': '1'}, tmpfs={'/t': ''}, shm_size='1m');"
         "print('\\n'.join([*c.warnings, *c.update(mem_limit='64m')['Warnings']]))"
     )
-    for word in ("--device: none", "--tmpfs: a directory", "--shm-size: none", "memory limit is per-process"):
+    for word in ("--sysctl: none", "--tmpfs: a directory", "--shm-size: none", "memory limit is per-process"):
         assert word in found
+
+
+def test_a_device_of_the_machine_is_shown_with_its_access(place: Place) -> None:
+    given = ("--device", "/dev/zero:/dev/mine/z", "--device", "/dev/null:/dev/r:r")
+    line = ("run", "--rm", *given, "lab/busybox", "sh", "-c")
+    found = place.ok(*line, "head -c 2 /dev/mine/z | od -An -tx1; cat /dev/r; : > /dev/mine/z && echo ok")
+    assert found.split() == ["00", "00", "ok"]
+    if landlock(place):
+        assert place.labkernel(*line, ": > /dev/r").returncode == 1
 
 
 def test_memory_limit_holds_per_process(place: Place) -> None:
