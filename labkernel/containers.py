@@ -435,7 +435,7 @@ class Containers:
             without_mknod(config)
         add_devices(config, settings, self.driver)
         if self.driver.name == "proot":
-            prootprogram.adapt(config, self.layout.root)
+            prootprogram.adapt(config, self.layout.root, image.architecture)
         fd = os.open(f"{directory}/config.json", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             os.write(fd, json.dumps(config, separators=(",", ":")).encode())

@@ -189,12 +189,17 @@ FOREIGN_HINT = (
     "kernel; in a pod that is done on its machine"
 )
 
+_FOREIGN_PROOT_HINT = (
+    "`apt install qemu-user-static` (in binder/apt.txt: qemu-user-static), then make the container anew, of an image "
+    "for that platform"
+)
+
 
 def foreign_hint(text: str) -> str | None:
     """What helps where a start failed with `text`; None where that is of no program of another architecture."""
     if FOREIGN not in text:
         return None
-    return "the drivers root and rootless can do it, with an interpreter" if "driver proot" in text else FOREIGN_HINT
+    return _FOREIGN_PROOT_HINT if "driver proot" in text else FOREIGN_HINT
 
 
 class StartError(RuntimeFailure):

@@ -10,10 +10,11 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -276,7 +277,7 @@ def test_without_an_interpreter_it_says_what_to_install(engine: Engine, foreign:
     with pytest.raises(StartError, match=words) as caught:
         engine.containers.run(foreign, ["/bin/prog"], remove=True)
     assert caught.value.exit_code == 126
-    hint = "root and rootless can do it" if engine.driver.name == "proot" else "qemu-user-static"
+    hint = "qemu-user-static"
     assert hint in str(caught.value.resolution)
     with pytest.raises(BuildError, match=words) as failed:
         engine.builds.build(f"FROM {foreign}\nCOPY Dockerfile /\nRUN true\n", files={"Dockerfile": b"x"})
@@ -286,20 +287,82 @@ def test_without_an_interpreter_it_says_what_to_install(engine: Engine, foreign:
     assert any("does not match the detected host platform" in line for line in made.warnings)
 
 
-def test_proot_does_not_jump_into_foreign_code(tmp_path: Path, needs: object) -> None:
-    needs("ptrace", "proot")  # type: ignore[operator]
+@pytest.fixture
+def confined(needs: Callable[..., None]) -> Iterator[Engine]:
+    """An engine under the driver proot."""
+    needs("ptrace", "proot")
     base = Path(os.environ.get("TMPDIR", "/tmp")) / f"lk-p-{os.getpid()}"
     engine = Engine.open(base / "root", runtime_dir=base / "run", driver="proot")
-    try:
-        engine.images.import_tar(machine_tar(tmp_path / "root.tar"), "foreign", platform=f"linux/{FOREIGN}")
-        with pytest.raises(StartError, match="the driver proot executes this machine's own only") as caught:
-            engine.containers.run("foreign", ["/bin/prog"], remove=True)
-        assert caught.value.exit_code == 126
-        assert "root and rootless can do it" in str(caught.value.resolution)
-    finally:
-        engine.runtime.shutdown(force=True)
-        engine.close()
-        shutil.rmtree(base)
+    yield engine
+    engine.runtime.shutdown(force=True)
+    engine.close()
+    shutil.rmtree(base)
+
+
+def test_proot_does_not_jump_into_foreign_code(
+    confined: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elf, "emulator_names", lambda architecture: (f"no-qemu-{architecture}",))
+    confined.images.import_tar(machine_tar(tmp_path / "root.tar"), "foreign", platform=f"linux/{FOREIGN}")
+    with pytest.raises(StartError, match="for which the driver proot needs qemu-") as caught:
+        confined.containers.run("foreign", ["/bin/prog"], remove=True)
+    assert caught.value.exit_code == 126
+    assert "apt install qemu-user-static" in str(caught.value.resolution)
+    with pytest.raises(BuildError, match="for which the driver proot needs qemu-") as failed:
+        confined.builds.build('FROM foreign\nRUN ["/bin/prog"]\n', platform=f"linux/{FOREIGN}")
+    assert (failed.value.line, failed.value.status) == (2, 126)
+
+
+def test_proot_hands_them_to_an_emulator(confined: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busybox = find_busybox()
+    if busybox is None:
+        pytest.skip("needs a static busybox")
+    # By this name busybox prints its arguments: PRoot's for the emulator, and the program with its own.
+    shutil.copy(busybox, tmp_path / "echo")
+    (tmp_path / elf.emulator_names(FOREIGN)[0]).symlink_to("echo")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    confined.images.import_tar(machine_tar(tmp_path / "root.tar"), "foreign", platform=f"linux/{FOREIGN}")
+    said = confined.containers.run("foreign", ["prog", "run", "it"], remove=True).decode()
+    assert said.endswith("/bin/prog run it\n"), said
+    lines: list[bytes] = []
+    result = confined.builds.build(
+        'FROM foreign\nRUN ["/bin/prog", "built"]\n',
+        platform=f"linux/{FOREIGN}",
+        on_step=lambda step: lines.append(step.output),
+    )
+    assert b"".join(lines).decode().endswith("/bin/prog built\n")
+    assert result.image.architecture == FOREIGN
+    exported = tmp_path / "exported.tar"
+    with exported.open("wb") as file:
+        confined.images.export_rootfs(result.image.id, file)
+    with tarfile.open(exported) as tar:
+        assert not [name for name in tar.getnames() if "host-rootfs" in name or "preload" in name]
+
+
+def arm64_program() -> bytes:
+    """Prints a line and ends with 7: write(1, what lies behind the code, 6), exit_group(7); one segment (man 5 elf)."""
+    code = bytes.fromhex("200080d2e1000010c20080d2080880d2010000d4e00080d2c80b80d2010000d4") + b"arm64\n"
+    base, start = 0x400000, 0x78
+    size = start + len(code)
+    head = elf.header("arm64")[:24] + struct.pack("<QQQIHHHHHH", base + start, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    return head + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000) + code
+
+
+def test_an_emulator_executes_them_under_proot(confined: Engine, tmp_path: Path) -> None:
+    from labkernel.runtime import prootprogram
+
+    if not prootprogram.emulator("arm64"):
+        pytest.skip("no qemu-aarch64-static on PATH (Debian: qemu-user-static), or arm64 is this machine's own")
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        member = tarfile.TarInfo("bin/prog")
+        member.size, member.mode = len(arm64_program()), 0o755
+        tar.addfile(member, io.BytesIO(arm64_program()))
+    confined.images.import_tar(tmp_path / "root.tar", "foreign", platform="linux/arm64")
+    container = confined.containers.run("foreign", ["/bin/prog"], detach=True)
+    assert container.wait()["StatusCode"] == 7
+    assert container.logs() == b"arm64\n"
+    with pytest.raises(BuildError, match="exit code: 7"):
+        confined.builds.build('FROM foreign\nRUN ["/bin/prog"]\n', platform="linux/arm64")
 
 
 _REGISTER = """

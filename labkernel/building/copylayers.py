@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime import prootprogram
 from ..runtime.proot import mount_points
-from .layers import LayerMaker
+from .layers import LayerMaker, Sandbox
 
 if TYPE_CHECKING:
     from ..images import Images
@@ -73,10 +73,10 @@ class CopyLayerMaker(LayerMaker):
     def _rootfs(self, directory: Path, lowers: Sequence[str], upper: Path) -> dict[str, Any]:
         return {"kind": "dir", "path": str(directory / "rootfs")}
 
-    def _spec(self, id: str, directory: Path, *values: Any, **more: Any) -> dict[str, Any]:
-        spec = super()._spec(id, directory, *values, **more)
+    def _spec(self, id: str, directory: Path, sandbox: Sandbox, **more: Any) -> dict[str, Any]:
+        spec = super()._spec(id, directory, sandbox, **more)
         if self._driver.name == "proot":
-            prootprogram.adapt(spec, self._layout.root)
+            prootprogram.adapt(spec, self._layout.root, sandbox.architecture)
         self._runtime.task(
             "labkernel.oci.copied:snapshot",
             tree=str(directory / "rootfs"),

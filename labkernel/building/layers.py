@@ -90,7 +90,8 @@ class Running:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """What a RUN may do, and its host's name. `insecure`: all capabilities, no system call filter, no masked paths."""
+    """What a RUN may do, and its host's name. `insecure`: all capabilities, no system call filter, no masked paths;
+    `architecture`: that of the image it runs in."""
 
     network: str = "default"
     insecure: bool = False
@@ -101,6 +102,7 @@ class Sandbox:
     host_masks: tuple[str, ...] = ()
     host_mounts: tuple[dict[str, Any], ...] = field(default=())
     devices: tuple[cdi.Device, ...] = field(default=(), hash=False)
+    architecture: str = ""
 
     def settings(self) -> dict[str, Any]:
         """As settings of a container."""
@@ -228,7 +230,9 @@ class LayerMaker:
                 mounts += more
                 environment = [*environment, *variables]
                 self._prepare_mounts(directory, operations, fds)
-            spec = self._spec(id, directory, lowers, upper, argv, config, environment, sandbox, mounts)
+            rootfs = self._rootfs(directory, lowers, upper)
+            parts: dict[str, Any] = {"argv": argv, "config": config, "environment": environment, "mounts": mounts}
+            spec = self._spec(id, directory, sandbox, rootfs=rootfs, **parts)
             _write_private(directory / "config.json", json.dumps(spec))
             if sandbox.network == "default":
                 self._networks.lend(str(directory))
@@ -262,12 +266,12 @@ class LayerMaker:
         self,
         id: str,
         directory: Path,
-        lowers: Sequence[str],
-        upper: Path,
+        sandbox: Sandbox,
+        *,
+        rootfs: dict[str, Any],
         argv: Sequence[str],
         config: Mapping[str, Any],
         environment: Sequence[str],
-        sandbox: Sandbox,
         mounts: Sequence[dict[str, Any]],
     ) -> dict[str, Any]:
         settings = sandbox.settings()
@@ -276,7 +280,7 @@ class LayerMaker:
             command=argv,
             image_config={key: config[key] for key in ("Env", "User", "WorkingDir") if config.get(key)},
             settings={"entrypoint": [], "environment": list(environment), **settings},
-            rootfs=self._rootfs(directory, lowers, upper),
+            rootfs=rootfs,
             directory=str(directory),
             mounts=mounts,
             single_id=self._driver.single_id,

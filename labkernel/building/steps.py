@@ -375,6 +375,7 @@ class StageBuilder:
             devices = granted_devices(step.devices, self.settings.allow, self.warn)
         return Sandbox(
             devices=devices,
+            architecture=str(self.state.document.get("architecture") or ""),
             network=step.network if step.network != "default" else self.settings.network,
             insecure=insecure,
             extra_hosts=tuple(self.settings.extra_hosts),

@@ -18,6 +18,9 @@ MACHINES = {
     "mips64le": (64, "<", 8),
     "loong64": (64, "<", 258),
 }
+# Go's word -> QEMU's, where it is another one
+_QEMU = {"arm64": "aarch64", "mips64le": "mips64el", "loong64": "loongarch64", "amd64": "x86_64", "386": "i386"}
+_INTERPRETER = 3  # PT_INTERP
 _HOSTS = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -58,6 +61,27 @@ def architecture_of(head: bytes) -> str | None:
     order = ">" if head[5] == 2 else "<"
     found = ({1: 32, 2: 64}.get(head[4]), order, struct.unpack_from(f"{order}H", head, 18)[0])
     return next((name for name, known in MACHINES.items() if known == found), None)
+
+
+def emulator_names(architecture: str) -> tuple[str, ...]:
+    """What programs are called that execute those of `architecture` (qemu-user): Debian's, and what newer ones are."""
+    name = f"qemu-{_QEMU.get(architecture, architecture)}"
+    return f"{name}-static", name
+
+
+def is_static(path: str) -> bool:
+    """Whether the ELF file of 64 bits at `path` needs no dynamic loader."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+            if len(head) < _HEADER_BYTES or not head.startswith(b"\x7fELF\2\1"):
+                return False
+            offset, (size, count) = struct.unpack_from("<Q", head, 32)[0], struct.unpack_from("<HH", head, 54)
+            file.seek(offset)
+            table = file.read(size * count)
+    except OSError:
+        return False
+    return all(struct.unpack_from("<I", table, at)[0] != _INTERPRETER for at in range(0, len(table), size))
 
 
 def foreign_program(path: str) -> str | None:

@@ -260,7 +260,12 @@ def _programs() -> list[Capability]:
 def _foreign() -> Capability:
     ok, cause, remedy = foreign.report()
     return Capability(
-        "foreign architectures", ok, None, cause, remedy, "images of other machines (--platform), root and rootless"
+        "foreign architectures",
+        ok,
+        None,
+        cause,
+        remedy,
+        "images of other machines (--platform); proot needs qemu-user alone",
     )
 
 

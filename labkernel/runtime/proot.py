@@ -30,6 +30,8 @@ from .rootfs import DEVICES, LINKS, network_files
 SHIM_NAME = ".labkernel-init"
 DEFAULT_SHM = "shm"
 
+# With -q PRoot shows the whole machine here, to reach its emulator; a directory with nothing else in it goes over that.
+_MACHINE = "/host-rootfs"
 _DEVICE_NAMES = (*(name for name, _ in DEVICES), "tty")
 # statx execveat io_uring_setup clone3 openat2 faccessat2 fchmodat2 and, from 463 on, xattrs and attributes by *at:
 # not known to PRoot 5.1, which would let them pass untranslated. Numbers of x86-64.
@@ -62,6 +64,12 @@ def places(config: dict[str, Any], directory: str) -> list[Place]:
         Place("/dev/ptmx", "/dev/ptmx", _DEVICE),
         Place(f"{directory}/{DEFAULT_SHM}", "/dev/shm", _WRITABLE, own=True),
     ]
+    qemu = (config.get("labkernel") or {}).get("proot", {}).get("emulator")
+    if qemu:
+        found.append(Place(f"{directory}/machine", _MACHINE, landlock.READ, own=True))
+        found.append(Place(qemu, f"{_MACHINE}{qemu}", landlock.RUN))
+        # PRoot binds this itself, and would leave the place for it in the root file system.
+        found.append(Place("/dev/null", "/etc/ld.so.preload", _DEVICE))
     mounts = [entry for entry in config.get("mounts") or () if entry.get("type") in ("bind", "tmpfs", None)]
     taken = {entry["destination"].rstrip("/") for entry in mounts}
     found += [
@@ -237,16 +245,16 @@ def _provide(config: dict[str, Any], directory: str) -> None:
         for name in ("pts", "shm"):
             os.mkdir(f"{dev}/{name}", 0o755)
         os.link(own["proot"]["shim"], f"{dev}/{SHIM_NAME}")
-    dev_fd = os.open(dev, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for place in places(config, directory):
-        if place.own and place.target not in ("/dev",) and not _is_etc(place):
-            if not os.path.isdir(place.source):
-                os.mkdir(place.source, 0o777)
-                os.chmod(place.source, 0o1777)
-        elif place.target.startswith("/dev/"):
-            inside = place.target.removeprefix("/dev")
-            os.close(ensure_in_root(dev_fd, inside, directory=os.path.isdir(place.source)))
-    os.close(dev_fd)
+        if place.own and place.target != "/dev" and not _is_etc(place) and not os.path.isdir(place.source):
+            os.mkdir(place.source, 0o777)
+            os.chmod(place.source, 0o755 if place.target == _MACHINE else 0o1777)
+        for around, folder in (("/dev/", dev), (f"{_MACHINE}/", f"{directory}/machine")):
+            if place.target.startswith(around) and not place.own:
+                fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                inside = place.target.removeprefix(around)
+                os.close(ensure_in_root(fd, inside, directory=os.path.isdir(place.source)))
+                os.close(fd)
     for name, text in network_files(config, own):
         try:
             fd = os.open(f"{directory}/{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
@@ -262,7 +270,7 @@ def _provide(config: dict[str, Any], directory: str) -> None:
 def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_create: bool) -> None:
     """Find user, directory and command inside the root, then PRoot in a child. Raises SetupError; never returns."""
     process, own = config["process"], config["labkernel"]
-    view = _View(own["rootfs"]["path"], places(config, directory))
+    view = _View(own["rootfs"]["path"], places(config, directory), emulated=own["proot"].get("emulated", ""))
     user = accounts.resolve(own.get("user_unresolved"), process.get("user") or {}, opener=view.open)
     env = list(process.get("env") or [])
     if not any(word.startswith("HOME=") for word in env):
@@ -278,7 +286,8 @@ def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_
         "LD_LIBRARY_PATH": given.get("libraries") or "",
     }
     ids = ["-0"] if user.uid == 0 and user.gid == 0 else ["-i", f"{user.uid}:{user.gid}"]
-    argv = [given["program"], "-v", "-1", "-r", view.root, *view.binds(), "-w", cwd, *ids]
+    emulation = ["-q", given["emulator"]] if given.get("emulator") else []
+    argv = [given["program"], "-v", "-1", *emulation, "-r", view.root, *view.binds(), "-w", cwd, *ids]
     argv += [f"/dev/{SHIM_NAME}", program, *process["args"]]
     rules = _rules(view, given, readonly=bool((config.get("root") or {}).get("readonly")))
     terminal = os.isatty(0)
@@ -329,8 +338,9 @@ def program_of_unknown_calls() -> bytes:
 class _View:
     """The container's file system as its processes will see it: the root, and what is bound into it."""
 
-    def __init__(self, root: str, found: list[Place]) -> None:
+    def __init__(self, root: str, found: list[Place], *, emulated: str = "") -> None:
         self.root = root
+        self.emulated = emulated  # the other architecture whose programs are executed
         self.places = found
         self._ordered = sorted(found, key=lambda place: -len(place.target))
 
@@ -436,8 +446,8 @@ class _View:
             raise init.SetupError(f"exec {path}: exec format error", 126)
         # PRoot loads programs itself and asks no binfmt_misc: it would jump right into foreign code.
         machine = elf.architecture_of(head)
-        if machine is not None and not elf.native(machine):
-            why = f"{init.foreign_words(machine)}, and the driver proot executes this machine's own only"
+        if machine is not None and not elf.native(machine) and machine != self.emulated:
+            why = f"{init.foreign_words(machine)}, for which the driver proot needs {elf.emulator_names(machine)[0]}"
             raise init.SetupError(f"exec {path}: exec format error: {why}", 126)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DriverError
-from ..linux import landlock
+from ..linux import elf, landlock
 from .devicelimits import RATES
 
 REMEDY = "`apt install proot` (in binder/apt.txt: proot), or put a `proot` on PATH"
@@ -117,8 +117,18 @@ def _write(path: str, data: bytes) -> None:
     os.rename(temporary, path)
 
 
-def adapt(config: dict[str, Any], root: Path) -> None:
-    """Make a runtime-spec config one of this driver: what cannot be had is not asked for."""
+def emulator(architecture: str) -> str:
+    """The program that executes those of another architecture under PRoot (proot(1), -q); "" where there is none, and
+    where none is needed. One with a dynamic loader would need the machine's libraries inside."""
+    if not architecture or architecture not in elf.MACHINES or elf.native(architecture):
+        return ""
+    found = (shutil.which(name) for name in elf.emulator_names(architecture))
+    return next((os.path.realpath(path) for path in found if path and elf.is_static(path)), "")
+
+
+def adapt(config: dict[str, Any], root: Path, architecture: str = "") -> None:
+    """Make a runtime-spec config one of this driver: what cannot be had is not asked for. `architecture`: the
+    image's."""
     linux = config["linux"]
     linux.update(namespaces=[], maskedPaths=[], readonlyPaths=[])
     # A node cannot be made, but the machine's own be shown; what its user may not open stays closed.
@@ -135,6 +145,9 @@ def adapt(config: dict[str, Any], root: Path) -> None:
     limit = (linux.get("resources") or {}).get("memory", {}).get("limit")
     own.update(seccomp_program=None, cgroup_parent="", init=False)
     own["proot"] = {**prepare(root), "data_bytes": limit}
+    qemu = emulator(architecture)
+    if qemu:
+        own["proot"].update(emulator=qemu, emulated=architecture)
     config["process"]["capabilities"] = None
 
 
