@@ -293,6 +293,7 @@ class _Build:
         self._number = 0
         self._prefix = ""
         self._states: dict[int, State] = {}
+        self._making = [threading.Lock() for _ in program.stages]
         self._steps: list[BuildStep] = []
         self._warnings: list[str] = []
         self._cache = BuildCache(builds.db, builds.blobs)
@@ -401,7 +402,10 @@ class _Build:
     # -- stages --------------------------------------------------------------------------------------------------
 
     def _make_stage(self, index: int) -> None:
-        self._states[index] = self._stage(self._program.stages[index])
+        # A trigger of a base image may name a stage that nothing else needs, or that another thread is at.
+        with self._making[index]:
+            if index not in self._states:
+                self._states[index] = self._stage(self._program.stages[index])
 
     def _stage(self, stage: Stage) -> State:
         state = self._base(stage)
@@ -505,10 +509,30 @@ class _Build:
             return given.layers
         found = find_stage(self._program.stages, ref)
         if found is not None:
+            self._make_for(stage, found)
             return self._states[found.index].layers
         if ref == "scratch":
             return []
         return self._image(ref, self._platforms[stage.index], exact=False)[0].layers
+
+    def _make_for(self, stage: Stage, wanted: Stage) -> None:
+        """Make the stage that an ONBUILD trigger of `stage` names: what a base image brings is known only now."""
+        if wanted.index in self._states:
+            return
+        if wanted.index >= stage.index:
+            raise DockerfileError(
+                f'cannot copy from stage "{wanted.name or wanted.index}", it needs to be defined before current stage '
+                f'"{stage.name or stage.index}"',
+                resolution="an ONBUILD trigger of the base names it: put that stage above the FROM",
+            )
+        order = needed_stages(self._needs, wanted.index)
+        refuse_later(self._program, sorted(order))
+        for index in order:
+            if index not in self._order:
+                with self._lock:
+                    self._order.append(index)
+                    self.total += 1 + len(self._program.stages[index].commands)
+            self._make_stage(index)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 

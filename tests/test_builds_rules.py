@@ -11,6 +11,7 @@ import pytest
 
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, DockerfileError, LabkernelError, UsageError
+from labkernel.oci.placing import change_mode
 
 BASE = "FROM lab/busybox\n"
 
@@ -65,7 +66,7 @@ def test_a_copied_directory_gives_its_content_only(engine: Engine, context: Path
     )
     seen = output(engine, engine.builds.build(text, context=context).image, "cat /seen").splitlines()
     assert seen == [
-        *("/new 755 0:0", "/new/sub 2750 0:0", "/owned 755 5:6", "/owned/deep 755 5:6", "/owned/deep/sub 711 5:6"),
+        *("/new 755 0:0", "/new/sub 2750 0:0", "/owned 711 5:6", "/owned/deep 711 5:6", "/owned/deep/sub 711 5:6"),
         *("/with/d 1700 0:0", "/both 755 0:0", "/both/sub 2750 0:0"),
     ]
 
@@ -205,3 +206,71 @@ def test_a_bad_line_of_the_ignore_file_is_shown_and_not_the_dockerfile(engine: E
     assert "FROM" not in (err.value.details or "")
     with pytest.raises(UsageError, match="line 1"):
         engine.builds.check("FROM scratch\n", ignore="[")
+
+
+def test_an_octal_chmod_is_that_of_the_directories_made_for_it(engine: Engine, context: Path) -> None:
+    """Seen with BuildKit of Docker 28.5; its maintainers mean it so (issue 6801)."""
+    text = BASE + (
+        "RUN mkdir -m 750 /old\nCOPY --chmod=711 x /old/new/\nCOPY --chmod=4755 x /s/u/\nCOPY --chmod=go= x /sym/\n"
+        "COPY --chmod=710 d /d\nCOPY --chmod=640 <<E /h/i/\nE\nCOPY --from=lab/busybox --chmod=701 /bin/sh /f/\n"
+        "RUN stat -c '%n %a' /old /old/new /s /s/u/x /sym /sym/x /d /d/sub /h /h/i /f > /seen\n"
+    )
+    seen = output(engine, engine.builds.build(text, context=context).image, "cat /seen").splitlines()
+    assert seen == [
+        *("/old 750", "/old/new 711", "/s 755", "/s/u/x 4755", "/sym 755", "/sym/x 600"),
+        *("/d 710", "/d/sub 710", "/h 640", "/h/i 640", "/f 701"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "mode"), [("o+t", 0o644), ("u+t", 0o1644), ("+t", 0o1644), ("o=t", 0o640), ("a=rw,o+t", 0o666)]
+)
+def test_the_sticky_bit_is_not_for_others_alone(change: str, mode: int) -> None:
+    assert change_mode(change, 0o644, directory=False) == mode
+
+
+def test_a_secret_that_is_not_given_is_an_empty_variable(engine: Engine) -> None:
+    text = BASE + 'ENV T=mine\nRUN --mount=type=secret,id=none,env=T echo "[${T-unset}]" > /seen\n'
+    assert output(engine, engine.builds.build(text).image, "cat /seen") == "[]\n"
+
+
+def test_a_cache_that_begins_with_something_is_that_directory(engine: Engine) -> None:
+    flags = f"type=cache,id={os.urandom(8).hex()},target=/c,from=lab/busybox,source=/tmp,mode=0700,uid=5"
+    text = BASE + f"RUN --mount={flags} stat -c '%a %u' /c > /seen && stat -c '%a %u' /tmp > /there\n"
+    seen, there = output(engine, engine.builds.build(text).image, "cat /seen /there").splitlines()
+    assert seen == there == "1777 0"
+
+
+# -- triggers that name stages -----------------------------------------------------------------------------------------
+
+
+def test_a_trigger_of_an_image_takes_from_a_stage_that_nothing_else_needs(engine: Engine) -> None:
+    name = f"lk-test/trigger-{os.urandom(4).hex()}"
+    engine.builds.build(BASE + "ONBUILD COPY --from=made /made /here\n", tags=[name])
+    try:
+        text = (
+            f"{BASE}RUN echo base > /base\nFROM {BASE.split()[1]} AS made\nCOPY --from=0 /base /made\n"
+            f"FROM {BASE.split()[1]}\nRUN exit 7\nFROM {name}\n"
+        )
+        result = engine.builds.build(text)
+        assert output(engine, result.image, "cat /here") == "base\n"
+        assert {step.stage for step in result.steps} == {"0", "made", "3"}
+        assert {step.total for step in result.steps[-2:]} == {len(result.steps)}
+        assert all(step.cached for step in engine.builds.build(text).steps)
+    finally:
+        engine.images.remove(name, force=True)
+
+
+@pytest.mark.parametrize(
+    "trigger", ["COPY --from=src /s /t", "COPY --from=0 /s /t", "RUN --mount=from=src,target=/m cp /m/s /t"]
+)
+def test_a_trigger_of_a_stage_takes_from_another(engine: Engine, trigger: str) -> None:
+    text = f"{BASE[:-1]} AS src\nRUN echo s > /s\nFROM lab/busybox AS a\nONBUILD {trigger}\nFROM a AS b\nFROM b\n"
+    assert output(engine, engine.builds.build(text).image, "cat /t") == "s\n"
+
+
+def test_a_trigger_that_names_a_later_stage_is_refused(engine: Engine) -> None:
+    text = f"{BASE[:-1]} AS a\nONBUILD COPY --from=late /s /s\nFROM a AS b\nFROM lab/busybox AS late\nFROM b\n"
+    with pytest.raises(DockerfileError, match='"late", it needs to be defined before current stage "b"') as caught:
+        engine.builds.build(text)
+    assert caught.value.line == 3

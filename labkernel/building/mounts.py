@@ -164,6 +164,8 @@ def _attach_secret(
 ) -> None:
     value = plan.secrets.get(_secret_id(mount))
     if value is None:
+        if mount.env is not None:  # as BuildKit has it: empty, not whatever else has that name
+            environment.append(f"{mount.env}=")
         return
     if mount.env is not None:
         environment.append(f"{mount.env}={value.decode('utf-8', 'surrogateescape')}")

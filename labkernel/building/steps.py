@@ -212,7 +212,7 @@ class StageBuilder:
         if isinstance(step, ins.Expose):
             ports = [port for word in self._words(step.ports) for port in parse_port(word)]
             config["ExposedPorts"] = {**(config.get("ExposedPorts") or {}), **{port: {} for port in ports}}
-            return f"EXPOSE [{' '.join(ports)}]"
+            return f"EXPOSE [{' '.join(sorted(ports))}]"
         if isinstance(step, ins.Volume):
             paths = self._words(step.paths) if not step.text.rstrip().endswith("]") else [*map(self.expand, step.paths)]
             if any(not path for path in paths):

@@ -50,13 +50,16 @@ def fresh_target(root: Root, operations: Sequence[dict[str, Any]], placer: Place
 class Filler:
     """Fills one fresh directory from an open source tree, as its packer comes to it."""
 
-    def __init__(self, source: Root, operation: dict[str, Any], owner: tuple[int, int]) -> None:
+    def __init__(
+        self, source: Root, operation: dict[str, Any], owner: tuple[int, int], *, made_mode: int | None
+    ) -> None:
         (item,) = operation["selected"]
         self._source = source
         self._base = os.fsencode(item["path"])
         self._entries: Sequence[Sequence[Any]] = item["entries"]
         self._owner = owner
         self._chmod: str | None = operation.get("chmod")
+        self._made_mode = made_mode  # of directories that are made and not copied
         self._mtime_ns: int | None = operation.get("mtime_ns")
         self._links: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         # What is made belongs to us already, as long as no directory gives its group on.
@@ -97,8 +100,10 @@ class Filler:
 
     def _mode(self, entry: Sequence[Any]) -> int:
         mode: int = entry[2]
-        # `--chmod` is for what is copied, which the directory at the top is not.
-        return change_mode(self._chmod, mode, directory=entry[1] == "d") if self._chmod and entry[0] else mode
+        if not entry[0]:
+            # A symbolic `--chmod` is for what is copied, which the directory at the top is not.
+            return mode if self._made_mode is None else self._made_mode
+        return change_mode(self._chmod, mode, directory=entry[1] == "d") if self._chmod else mode
 
     def _enter(self, packer: Packer, level: _Level, path: bytes) -> None:
         if not self._own:

@@ -78,7 +78,9 @@ def _make_cache(base: str, operation: dict[str, Any], fds: Sequence[int], *, use
     try:
         if operation.get("selected"):
             _fill(base, new, operation, fds, userxattr=userxattr)
-        _own(new, operation)
+            os.chmod(new, operation["selected"][0]["entries"][0][2])  # it is that directory, whatever the flags say
+        else:
+            _own(new, operation)
         os.rename(new, to)
     except OSError as err:
         layer.discard(paths=[new])

@@ -44,9 +44,12 @@ class Placer:
         self._owner = owner
         self._archive_owner = archive_owner
         self._chmod = chmod
+        # An octal mode is meant for the directories that are made for the copies, too (BuildKit, issues 4945 and 6801).
+        self.made_mode = int(chmod, 8) & 0o777 if chmod and _OCTAL.fullmatch(chmod) else None
         self._mtime_ns = mtime_ns
         self._unpack = unpack
         self._directories: list[tuple[bytes, int]] = []
+        self._modes: list[tuple[bytes, int]] = []
         self._links: dict[tuple[int, int], bytes] = {}  # what the files of a source with several names were copied to
         self.warnings: list[str] = []
 
@@ -112,8 +115,8 @@ class Placer:
         """Make the directories above `path` where they are missing."""
         self._open_made(path.rpartition(b"/")[0])
 
-    def _open_made(self, path: bytes) -> None:
-        """Make a directory and its parents where they are missing."""
+    def _open_made(self, path: bytes, *, plain: bool = False) -> None:
+        """Make a directory and its parents where they are missing; `plain`: with the usual mode."""
         known = len(self._root.created)
         os.close(self._root.open_directory(path, create=True))
         for made in list(self._root.created)[known:]:
@@ -121,6 +124,8 @@ class Placer:
             try:
                 uid, gid = self._owner or (0, 0)
                 ownership.set_owner(fd, uid, gid)
+                if self.made_mode is not None and not plain:
+                    self._modes.append((made, self.made_mode))
                 if self._mtime_ns is not None:
                     self._directories.append((made, self._mtime_ns))
             finally:
@@ -139,7 +144,7 @@ class Placer:
         return self._root.parent(path)
 
     def finish(self) -> None:
-        """Give what was made its times."""
+        """Give what was made its times, and its modes, which may close it to us."""
         self._root.forget()
         for path, mtime in reversed(self._directories):
             fd = self._root.open_directory(path)
@@ -148,6 +153,13 @@ class Placer:
             finally:
                 os.close(fd)
         self._directories.clear()
+        for path, mode in reversed(self._modes):
+            fd = self._root.open_directory(path)
+            try:
+                os.fchmod(fd, mode)
+            finally:
+                os.close(fd)
+        self._modes.clear()
 
     # -- copying -----------------------------------------------------------------------------------------------
 
@@ -286,7 +298,7 @@ class Placer:
             if not is_tar(fd):
                 return False
             if target:
-                self._open_made(target)
+                self._open_made(target, plain=True)
             stream = BlobStream(fd, max_bytes=_MAX_ARCHIVE_BYTES)
             out = Extractor(self._root, whiteouts=False, prefix=target, owner=self._archive_owner)
             for member in members(stream, max_members=5_000_000):
@@ -352,12 +364,13 @@ def _account(root: Root, path: bytes, name: str, *, field: int) -> tuple[int, in
     return None
 
 
+_OCTAL = re.compile(r"[0-7]{1,4}")
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
 
 
 def change_mode(change: str, mode: int, *, directory: bool) -> int:
     """chmod: an octal number, or symbolic clauses (`u=rwX,go=rX`) on top of `mode` (man 1 chmod, without umask)."""
-    if re.fullmatch(r"[0-7]{1,4}", change):
+    if _OCTAL.fullmatch(change):
         return int(change, 8)
     for clause in change.split(","):
         found = _CLAUSE.fullmatch(clause)
@@ -378,7 +391,7 @@ def _apply_clause(mode: int, who: str, sign: str, letters: str, *, directory: bo
         executable = "x" in letters or ("X" in letters and (directory or mode & 0o111))
         bits = ("r" in letters) * 4 + ("w" in letters) * 2 + bool(executable) * 1
     special = (0o4000 if "s" in letters and "u" in who else 0) | (0o2000 if "s" in letters and "g" in who else 0)
-    special |= 0o1000 if "t" in letters else 0
+    special |= 0o1000 if "t" in letters and who != "o" else 0  # as BSD's chmod has it, and BuildKit
     wanted = sum(bits << shifts[name] for name in set(who)) | special
     if sign == "+":
         return mode | wanted

@@ -79,12 +79,12 @@ def _fresh(
     owner = _owner(root, operations[0].get("owner")) if len(operations) == 1 else None
     if owner is None:
         return {}
-    placer = Placer(root, owner=owner, mtime_ns=operations[0].get("mtime_ns"))
+    placer = Placer(root, owner=owner, chmod=operations[0].get("chmod"), mtime_ns=operations[0].get("mtime_ns"))
     target = fresh_target(root, operations, placer)
     if target is None:
         return {}
     source = stack.enter_context(Root(os.dup(fds[operations[0]["from"]])))
-    return {target: Filler(source, operations[0], owner)}
+    return {target: Filler(source, operations[0], owner, made_mode=placer.made_mode)}
 
 
 def prepare(*, base: str, lowers: Sequence[str], userxattr: bool = False, single_id: bool = False) -> None:
