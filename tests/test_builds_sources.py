@@ -352,8 +352,11 @@ def test_flags_of_the_command(cli: Cli, engine: Engine, tmp_path: Path) -> None:
 def test_check(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text(BASE + "MAINTAINER me\n")
     done = cli("build", "--check", ".")
-    assert done.returncode == 0
+    assert done.returncode == 1  # as docker's
     assert b"WARNING: MaintainerDeprecated" in done.stdout
+    assert b"2 | >>> MAINTAINER me" in done.stdout
+    (tmp_path / "Dockerfile").write_text(BASE)
+    assert cli("build", "--check", ".").returncode == 0
     (tmp_path / "Dockerfile").write_text("# check=error=true\n" + BASE + "MAINTAINER me\n")
     assert cli("build", "--check", ".").returncode == 1
     (tmp_path / "Dockerfile").write_text("FRMO x\n")

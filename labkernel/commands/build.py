@@ -327,7 +327,7 @@ def _ignore_text(context: Path | None, dockerfile: Path | None) -> str | None:
 def check_text(
     host: Host, text: str, build_args: dict[str, str], ignore: str | None = None, platform: str | None = None
 ) -> Any:
-    """`--check`: the warnings of the build checks; exit code 1 when the Dockerfile says they are errors."""
+    """`--check`: the warnings of the build checks; as with docker's command exit code 1 when there are any."""
     from ..dockerfile.lint import lint_error, options
     from ..dockerfile.parser import parse
 
@@ -337,11 +337,15 @@ def check_text(
         raise pointing(err, text) from None
     for finding in findings:
         host.line(f"WARNING: {finding.short()}")
+        for line in excerpt(text, finding.line, finding.end_line):
+            host.line(line)
     count = len(findings)
     host.line(f"Check complete, {f'{count} warning' + 's' * (count > 1) if count else 'no warnings'} found.")
     failed = lint_error(findings, options(parse(text), build_args.get("BUILDKIT_DOCKERFILE_CHECK")))
     if failed is not None:
         raise failed
+    if findings:
+        raise click.exceptions.Exit(1)
     return None
 
 
@@ -350,14 +354,19 @@ def pointing(err: DockerfileError, text: str) -> DockerfileError:
     lines = text.splitlines()
     if not err.line or err.line > len(lines) or lines[err.line - 1].strip() in (err.details or ""):
         return err
-    last = min(err.end_line or err.line, len(lines), err.line + 11)
-    width = len(str(last))
-    shown = [
-        f"{n:>{width}} | {'>>>' if n >= err.line else '   '} {lines[n - 1]}"
-        for n in range(max(1, err.line - 1), last + 1)
-    ]
+    shown = excerpt(text, err.line, err.end_line or err.line)
     err.details = "\n".join([*shown, *([err.details] if err.details else [])])
     return err
+
+
+def excerpt(text: str, first: int, last: int) -> list[str]:
+    """The lines of a Dockerfile from `first` to `last` (twelve at most) marked, and the one above."""
+    lines = text.splitlines()
+    end = min(last, len(lines), first + 11)
+    width = len(str(end))
+    return [
+        f"{n:>{width}} | {'>>>' if n >= first else '   '} {lines[n - 1]}" for n in range(max(1, first - 1), end + 1)
+    ]
 
 
 BUILDER = {

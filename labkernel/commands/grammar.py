@@ -180,12 +180,25 @@ def invoke(
         with root.make_context(prog, list(argv), obj=host) as ctx:
             ctx.meta.update(meta or {})
             return root.invoke(ctx)
-    except click.exceptions.Exit:
-        return None
+    except click.exceptions.Exit as err:
+        return Status(err.exit_code) if err.exit_code else None
     except click.UsageError as err:
         raise (translate(err, err.ctx) if err.ctx else UsageError(err.format_message())) from None
     except click.ClickException as err:
         raise UsageError(err.format_message()) from None
+
+
+class Status:
+    """How a command ended that has said all: the terminal's exit code, and nothing to see in a notebook."""
+
+    def __init__(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return ""
+
+    def _ipython_display_(self) -> None:
+        pass
 
 
 def translate(err: click.UsageError, ctx: click.Context) -> LabkernelError:

@@ -417,13 +417,15 @@ def _one_command(command: Instruction, last: dict[str, Instruction], *, own_shel
             yield _at(previous, "MultipleInstructionsDisallowed", message)
         last[command.name] = command
     if isinstance(command, Cmd | Entrypoint) and not command.json_form and not own_shell:
-        message = f"JSON arguments recommended for {command.name} to prevent unintended behavior related to OS signals"
+        written = command.keyword or command.name
+        message = f"JSON arguments recommended for {written} to prevent unintended behavior related to OS signals"
         yield _at(command, "JSONArgsRecommended", message)
     if isinstance(command, Maintainer):
         message = "Maintainer instruction is deprecated in favor of using label"
         yield _at(command, "MaintainerDeprecated", message)
     if isinstance(command, Env | Label) and command.legacy:
-        message = f'"{command.name} key=value" should be used instead of legacy "{command.name} key value" format'
+        written = command.keyword or command.name
+        message = f'"{written} key=value" should be used instead of legacy "{written} key value" format'
         yield _at(command, "LegacyKeyValueFormat", message)
     if isinstance(command, Env | Arg):
         for name, _ in command.pairs:
@@ -546,11 +548,15 @@ def _undefined(
     words = list(expandable_words(command))
     if isinstance(command, Run):
         words += list(command.mount_flags)
-    if not any("$" in word for word in words):
+    texts = [doc.text for doc in command.contents if doc.expand] if isinstance(command, Copy | Add) else []
+    if not any("$" in word for word in (*words, *texts)):
         return
     unmatched: set[str] = set()
     for word in words:
         met = _try(lexer, word, values)
+        unmatched |= met.unmatched if met else set()
+    for text in texts:
+        met = _try(Lexer(skip_quotes=True), text, values)
         unmatched |= met.unmatched if met else set()
     for name in sorted(name for name in unmatched if not declared.get(name)):
         message = f"Usage of undefined variable '${name}'{_suggest(name, values, '$')}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
 import pytest
 
 from labkernel.commands.grammar import invoke
@@ -241,3 +242,14 @@ def test_help_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Common Commands:" in text
     assert "Management Commands:" in text
     assert " network " in text
+
+
+def test_a_command_that_has_said_all_may_end_with_a_status() -> None:
+    @click.command()
+    @click.argument("status", type=int)
+    def ending(status: int) -> None:
+        raise click.exceptions.Exit(status)
+
+    value = invoke(ending, ["3"], QuietHost(), "lab")
+    assert (value.exit_code, str(value)) == (3, "")
+    assert invoke(ending, ["0"], QuietHost(), "lab") is None

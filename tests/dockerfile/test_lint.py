@@ -53,6 +53,17 @@ def test_clean() -> None:
     assert found('FROM --platform=linux/arm64 a AS build-arm64\nSHELL ["a"]\nCMD x\nARG public_key\n') == []
 
 
+def test_here_documents_are_looked_at_where_variables_are_replaced_in_them() -> None:
+    text = "FROM a\nRUN <<E\n$A\nE\nCOPY <<'E' /x\n$B\nE\nCOPY <<E <<E2 /y/\n'$PATH' \"\nE\nc \"$C\"\nE2\n"
+    assert found(text) == [("UndefinedVar", 8)]
+
+
+def test_a_message_has_the_word_as_it_is_written() -> None:
+    findings = lint(verify("FROM a\nenv A b\nRUN x\ncmd y\n"))
+    assert {item.message.split()[0] for item in findings if item.rule == "LegacyKeyValueFormat"} == {'"env'}
+    assert [item.message.split()[4] for item in findings if item.rule == "JSONArgsRecommended"] == ["cmd"]
+
+
 def test_ignored_sources() -> None:
     text = "FROM a\nCOPY ./tmp/x /\nCOPY --from=b tmp/x /\nADD https://x/tmp /\n"
     assert found(text, ignore=IgnoreMatcher(["tmp"])) == [("CopyIgnoredFile", 2)]
