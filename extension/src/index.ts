@@ -5,6 +5,7 @@ import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 
 import { cells } from './cells';
 import { StatusModel } from './model';
+import { pictures } from './pictures';
 import { StatusItem } from './widget';
 
 const PLUGIN_ID = 'labkernel:plugin';
@@ -44,4 +45,4 @@ const plugin: JupyterFrontEndPlugin<void> = {
   }
 };
 
-export default [plugin, cells];
+export default [plugin, cells, pictures];

@@ -144,7 +144,8 @@ class Layers:
             else ""
         )
         legend = " &nbsp; ".join(
-            f"<span style='color:{_COLOURS[word]}'><b>{mark}</b> {word}</span>" for word, mark in _MARKS.items()
+            f"<span style='color:{_COLOURS[word]};white-space:nowrap'><b>{mark}</b> {word}</span>"
+            for word, mark in _MARKS.items()
         )
         return (
             f"<div class='labkernel-layers'><div><b>{html.escape(self._heading())}</b></div>"
@@ -201,7 +202,7 @@ def _layer_html(layer: LayerView, largest: int) -> str:
     width = max(1.0, 100 * layer.size_bytes / largest)
     hidden = 100 * layer.wasted_bytes / layer.size_bytes if layer.size_bytes else 0
     bar = (
-        f"<span style='display:inline-block;width:90px;margin-right:8px'><span style='display:inline-block;height:9px;"
+        f"<span style='flex:0 0 90px;margin-right:8px'><span style='display:inline-block;height:9px;"
         f"width:{width:.0f}%;background:linear-gradient(to right, {_COLOURS['removed']} {hidden:.0f}%, "
         f"var(--jp-brand-color1, #1976d2) {hidden:.0f}%)' title='{html.escape(_summary(layer))}'></span></span>"
     )
@@ -216,8 +217,12 @@ def _layer_html(layer: LayerView, largest: int) -> str:
     more = f"<div style='{_MUTED}'>… and {left} more</div>" if left else ""
     step = html.escape(_short(layer.created_by, 72) or "(base)")
     return (
-        f"<details><summary style='cursor:pointer'>{bar}<code title='{html.escape(layer.created_by)}'>{step}</code>"
-        f" &nbsp;<span style='{_MUTED}'>{human_size(layer.size_bytes)}{waste}</span> &nbsp;{counts}</summary>"
+        # In a narrow window the words wrap beside their bar, not under it.
+        f"<details><summary style='cursor:pointer'><span style='display:inline-flex;width:calc(100% - 20px);"
+        f"vertical-align:top'>{bar}<span style='min-width:0'>"
+        f"<code title='{html.escape(layer.created_by)}'>{step}</code>"
+        f" &nbsp;<span style='{_MUTED};white-space:nowrap'>{human_size(layer.size_bytes)}{waste}</span> &nbsp;{counts}"
+        "</span></span></summary>"
         f"<div style='margin:2px 0 6px 112px'><div style='{_MUTED};{_MONO}'>{html.escape(layer.diff_id[:19])}</div>"
         f"{_tree_html(shown)}{more}</div></details>"
     )

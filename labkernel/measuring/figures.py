@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..metrics import Series
+    from ..metrics import Event, Series
     from .comparison import Comparison, Run
 
 CONTAINER, MACHINE = "#0072B2", "#D55E00"
@@ -339,6 +339,7 @@ def _value(axes: Axes, x: float, y: float, text: str, colour: str, *, side: int)
 _EVENT_ROWS, _EVENT_POINTS = 4, 9.5
 _CPU_POINTS = 113.0  # the height of the CPU panel, about
 _LETTER_SHARE = 0.0085  # the width of a letter, as a part of the axes' width
+_TOGETHER_SHARE = 0.11  # of the axes' width, within which the same thing happening again is said once
 
 
 _NAME_LENGTH = 24
@@ -356,6 +357,9 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     legend_rows = 0 if len(series) < 2 else math.ceil(len(series) / columns) - 1  # one fits beside the headline
     figure = new_figure(9.0, 0.9 + 1.05 * sum(heights) + 0.22 * legend_rows)
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
+    end = max((s.samples[-1].time_s for s in series if s.samples), default=origin) - origin
+    if end > 0:
+        grid[0][0].set_xlim(0, end)
     for axes, name in zip([row[0] for row in grid], panels, strict=True):
         _draw_history(axes, series, name, origin)
     grid[-1][0].set_xlabel("seconds", color=INK, fontsize=9.5)
@@ -464,15 +468,15 @@ def _history_points(series: Series, name: str, origin: float) -> tuple[list[floa
 
 
 def _name_events(axes: Axes, series: Sequence[Series], origin: float) -> int:
-    """Write what happened, and to whom by colour, along the upper edge: no two words over each other. Gives the number
-    of lines that it takes; what finds no room keeps its vertical line only."""
+    """Write what happened, and to whom, along the upper edge: no two words over each other. Gives the number of lines
+    that it takes; what finds no room keeps its vertical line only."""
     events = sorted((event, index) for index, one in enumerate(series) for event in one.events)
     ends = [event.time_s for event, _ in events] + [one.samples[-1].time_s for one in series if one.samples]
     span = max(max(ends, default=origin) - origin, 0.1)
     taken: list[list[tuple[float, float]]] = []
-    for event, index in events:
-        words, x = _event_words(event.kind, event.text), (event.time_s - origin) / span
-        width = (len(words) + 2) * _LETTER_SHARE
+    for group in _together(events, span * _TOGETHER_SHARE):
+        (event, index), words = group[0], _group_words(group, series)
+        x, width = (event.time_s - origin) / span, (len(words) + 2) * _LETTER_SHARE
         ahead = x + width < 1
         start, end = (x, x + width) if ahead else (x - width, x)
         row = next((i for i, row in enumerate(taken) if all(end <= a or b <= start for a, b in row)), len(taken))
@@ -481,8 +485,9 @@ def _name_events(axes: Axes, series: Sequence[Series], origin: float) -> int:
         if row == len(taken):
             taken.append([])
         taken[row].append((start, end))
+        of_many = len({place for _, place in group}) > 1
         axes.annotate(
-            words,
+            plain(words),
             (event.time_s - origin, 1.0),
             xycoords=("data", "axes fraction"),
             xytext=(3 if ahead else -3, -1 - _EVENT_POINTS * row),
@@ -490,11 +495,32 @@ def _name_events(axes: Axes, series: Sequence[Series], origin: float) -> int:
             ha="left" if ahead else "right",
             va="top",
             fontsize=7.5,
-            color=LIMIT if event.kind == "oom" else PALETTE[index % len(PALETTE)],
+            color=LIMIT if event.kind == "oom" else INK if of_many else PALETTE[index % len(PALETTE)],
         )
     return len(taken)
 
 
-def _event_words(kind: str, text: str) -> str:
-    named = {"oom": "OOM kill", "stop": f"stop ({text})" if text else "stop", "exec": f"exec {shortened(text, 24)}"}
-    return plain(named.get(kind, kind))
+def _together(events: Sequence[tuple[Event, int]], within_s: float) -> list[list[tuple[Event, int]]]:
+    """The same thing happening again soon after is said once; each exec is another command."""
+    groups: list[list[tuple[Event, int]]] = []
+    for event, index in events:
+        kinds = (g for g in reversed(groups) if g[0][0].kind == event.kind and event.kind != "exec")
+        group = next(kinds, None)
+        if group is not None and event.time_s - group[0][0].time_s < within_s:
+            group.append((event, index))
+        else:
+            groups.append([(event, index)])
+    return groups
+
+
+def _group_words(group: Sequence[tuple[Event, int]], series: Sequence[Series]) -> str:
+    """What, how often and to whom where it is not all: as monitor.js words it."""
+    event = group[0][0]
+    whom = list(dict.fromkeys(index for _, index in group))
+    times = f" ×{len(group)}" if len(group) > len(whom) else ""  # noqa: RUF001
+    more = f" +{len(whom) - 2}" if len(whom) > 2 else ""
+    who = "" if len(whom) == len(series) else ", ".join(shortened(series[i].name, 16) for i in whom[:2]) + more
+    if event.kind == "exec":
+        return f"{who} exec {shortened(event.text, 24)}".strip()
+    text = f" ({event.text})" if event.kind == "stop" and event.text and len(group) == 1 else ""
+    return f"{'OOM kill' if event.kind == 'oom' else event.kind}{text}{times} {who}".strip()

@@ -176,6 +176,25 @@ function view(model, store, el) {
   };
 }
 
+/**
+ * The board as plain tables, as `Dashboard.html` in dashboard.py: what a notebook has that is saved now. Null before the
+ * first look. @param {Store} store @param {Record<string, string[]>} titles
+ */
+function still(store, titles) {
+  if (!store.seen) return null;
+  const holder = make("div");
+  for (const [kind, name] of Object.entries(NAMES)) {
+    const list = store.board[kind] ?? [];
+    if (!list.length) continue;
+    const line = (/** @type {string} */ tag, /** @type {string[]} */ cells) =>
+      make("tr", {}, ...cells.map((words) => make(tag, { style: "text-align:left" }, words)));
+    const caption = make("caption", { style: "text-align:left" }, `${name} (${list.length})`);
+    const body = make("tbody", {}, ...list.map((row) => line("td", row.cells)));
+    holder.append(make("table", { class: "labkernel-table" }, caption, make("thead", {}, line("th", titles[kind])), body));
+  }
+  return { data: { "text/html": holder.innerHTML || "<p>nothing here yet</p>" }, metadata: {} };
+}
+
 export default () => {
   /** @type {Store} */
   const store = { board: {}, state: "waiting", seen: 0, note: "", logs: null, listeners: new Set() };
@@ -196,7 +215,13 @@ export default () => {
       };
       model.on("msg:custom", take);
       model.send({ kind: "hello" });
-      return () => model.off("msg:custom", take);
+      // The JupyterLab extension asks for it when the notebook is saved.
+      const pictures = (window.labkernelPictures ??= new Map());
+      pictures.set(model.get("key"), () => still(store, model.get("titles")));
+      return () => {
+        pictures.delete(model.get("key"));
+        model.off("msg:custom", take);
+      };
     },
     /** @param {{ model: Model, el: HTMLElement }} context */
     render({ model, el }) {

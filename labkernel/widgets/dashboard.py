@@ -1,8 +1,8 @@
 """`lab.dashboard()`: containers, virtual machines, images, volumes and networks, live, with docker's verbs as buttons.
 
 A thread of the kernel looks once a second and sends what has changed; the browser (`dashboard.js`) draws it and asks
-before it stops, kills or removes. `End` (or `close()`) leaves a plain table that a saved notebook shows anywhere; where
-no browser shows it, that table is what is left after each cell.
+before it stops, kills or removes. `End` (or `close()`) leaves a plain table that a saved notebook shows anywhere; one
+that is saved before has it too, and where no browser shows the board, it is what is left after each cell.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -248,8 +249,8 @@ class Dashboard:
         if self._view is None:
             from .view import DashboardView, answer_while_busy
 
-            self._view = DashboardView()
-            self._view.titles = {kind: list(titles) for kind, titles in TITLES.items()}
+            titles = {kind: list(titles) for kind, titles in TITLES.items()}
+            self._view = DashboardView(titles=titles, key=secrets.token_hex(8))
             self._view.on_msg(self._message)
             answer_while_busy(self._view)
         bundle = self._view._repr_mimebundle_()
@@ -266,10 +267,12 @@ class Dashboard:
         if shell is None or not hasattr(shell, "kernel") or self.ended:
             display(self._plain(), raw=True)  # type: ignore[no-untyped-call]
             return
+        from .view import live
+
         handle = f"labkernel-dashboard-{id(self):x}-{len(self._handles)}"
         self._handles.append(handle)
         data = {**self._bundle(), "text/plain": repr(self)}
-        display(data, raw=True, display_id=handle)  # type: ignore[no-untyped-call]
+        display(data, metadata=live(self._view.key), raw=True, display_id=handle)  # type: ignore[no-untyped-call]
         self.start()
         if not any(name in os.environ for name in SHOWN_BY):
             shell.events.register("post_run_cell", self._after_cell)

@@ -8,8 +8,10 @@
  * @typedef {{ t: number[], cpu: number[], mem: number[], thr: number[], pids: number[] }} Columns
  * @typedef {{ name: string, kind: string, cpu: number | null, mem: number | null, can: string[] }} Target
  * @typedef {{ s: number, t: number, kind: string, text: string }} Mark
- * @typedef {{ targets: Target[], data: Columns[], marks: Mark[], state: string, seen: number, seq: number, note: string, listeners: Set<() => void> }} Store
+ * @typedef {{ targets: Target[], data: Columns[], marks: Mark[], state: string, seen: number, seq: number, whole: boolean, note: string, listeners: Set<() => void> }} Store
  * @typedef {{ on: Function, off: Function, send: Function, get: (name: string) => any }} Model
+ * Seconds on the axis, the crosshair's, and the target that stands out.
+ * @typedef {{ from: number, to: number, at: number | null, chosen: number | null }} Look
  */
 
 const FIELDS = 5; // t, cpu, mem, thr, pids: float64 t first, see frame() in monitor.py
@@ -18,6 +20,7 @@ const DARK = ["#56B4E9", "#FF9D5C", "#34D3A2", "#F0A3D0", "#F0E442", "#9AD0F5", 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3]];
 /** No two of the first 32 curves have both the same colour and the same dashes. @param {number} index */
 const dashes = (index) => DASHES[(index + Math.floor(index / LIGHT.length)) % DASHES.length];
+const MANY = 6; // curves beyond which they are drawn thinner, and a crosshair's figures stand in the legend
 const WINDOWS = [15, 60, 300, 0];
 const MIB = 1048576;
 
@@ -46,7 +49,9 @@ function receive(store, message, buffers) {
   store.state = message.state;
   if (message.targets) store.targets = message.targets;
   // A full frame comes now and then, for pages that missed one; a page that missed none needs only its fresh end.
-  const behind = message.full && store.seq !== message.seq - 1;
+  store.whole = store.whole && store.seq === message.seq - 1;
+  const behind = message.full && !store.whole;
+  store.whole = store.whole || message.full;
   store.seq = message.seq;
   if (behind) store.data = store.targets.map(columns);
   if (message.full) store.marks = [];
@@ -83,12 +88,12 @@ function roundStep(value, lines) {
   return ([1, 2, 5].find((step) => step * power * lines >= value * 0.9999) ?? 10) * power;
 }
 
-/** @param {HTMLElement} element */
+/** The colours of the page, or without an element those of a picture that stays: light. @param {HTMLElement | null} element */
 function theme(element) {
-  const style = getComputedStyle(element);
+  const style = element && getComputedStyle(element);
   /** @param {string} name @param {string} other */
-  const css = (name, other) => style.getPropertyValue(name).trim() || other;
-  const flag = document.body.dataset.jpThemeLight;
+  const css = (name, other) => style?.getPropertyValue(name).trim() || other;
+  const flag = element ? document.body.dataset.jpThemeLight : "true";
   const dark = flag ? flag === "false" : matchMedia("(prefers-color-scheme: dark)").matches;
   return {
     ink: css("--jp-ui-font-color1", dark ? "#e6e6e6" : "#1b1f24"),
@@ -103,9 +108,8 @@ function theme(element) {
 }
 
 /**
- * Everything on the canvas. Returns the panels' places, for the crosshair.
- * @param {HTMLCanvasElement} canvas @param {Store} store
- * @param {{ from: number, to: number, at: number | null }} look seconds on the axis, crosshair
+ * Everything on the canvas.
+ * @param {HTMLCanvasElement} canvas @param {Store} store @param {Look} look
  */
 function draw(canvas, store, look) {
   const width = canvas.clientWidth;
@@ -142,7 +146,7 @@ function layout(width, height) {
 }
 
 /**
- * @param {CanvasRenderingContext2D} c @param {Store} store @param {{ from: number, to: number, at: number | null }} look
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {Look} look
  * @param {ReturnType<typeof theme>} colours @param {ReturnType<typeof layout>[0]} place
  */
 function panel(c, store, look, colours, place) {
@@ -153,7 +157,7 @@ function panel(c, store, look, colours, place) {
   const bottom = place.y + place.h - (place.axis ? 18 : 6);
   // A limit far above the curve would flatten it: then it is only named.
   /** @type {number[]} */
-  const limits = key === "cpu" || key === "mem" ? store.targets.map((one) => one[key] ?? NaN) : [];
+  const limits = key === "cpu" || key === "mem" ? store.targets.map((one, i) => (look.chosen ?? i) === i ? one[key] ?? NaN : NaN) : [];
   let high = least;
   store.data.forEach((data) =>
     data[key].forEach((value, i) => {
@@ -161,10 +165,14 @@ function panel(c, store, look, colours, place) {
     }),
   );
   for (const limit of limits) if (limit < high * 8 && limit > high) high = limit;
-  const step = Math.max(roundStep(high * 1.04, bottom - top > 70 ? 5 : 3), key === "pids" ? 1 : 0);
-  high = Math.ceil((high * 1.04) / step) * step;
   /** @param {number} t */
   const px = (t) => left + ((t - look.from) / (look.to - look.from)) * (right - left);
+  // The words of what happened have a band of their own, above the curves and the limits.
+  const named = key === "cpu" ? words(c, store, look, px, left, right, colours) : [];
+  const band = named.length ? Math.max(...named.map((one) => one.row + 1)) * WORDS_HEIGHT + 2 : 0;
+  high *= (1.04 * (bottom - top)) / (bottom - top - band);
+  const step = Math.max(roundStep(high, bottom - top > 70 ? 5 : 3), key === "pids" ? 1 : 0);
+  high = Math.ceil(high / step) * step;
   /** @param {number} value */
   const py = (value) => bottom - (value / high) * (bottom - top);
 
@@ -199,17 +207,24 @@ function panel(c, store, look, colours, place) {
   c.beginPath();
   c.rect(left, top - 3, right - left, bottom - top + 5);
   c.clip();
-  marks(c, store, px, top, bottom, colours, key === "cpu");
-  store.data.forEach((data, index) => {
+  marks(c, store, look, px, top, bottom, colours);
+  const order = store.data.map((_, index) => index).sort((a, b) => Number(a === look.chosen) - Number(b === look.chosen));
+  for (const index of order) {
     c.strokeStyle = colours.palette[index % colours.palette.length];
-    c.lineWidth = 1.8;
+    c.lineWidth = index === look.chosen ? 2.6 : store.data.length > MANY ? 1.2 : 1.8;
+    c.globalAlpha = look.chosen === null || index === look.chosen ? 1 : 0.18;
     c.setLineDash(dashes(index));
-    curve(c, data, key, look, px, py, bottom, store.data.length === 1);
-  });
+    curve(c, store.data[index], key, look, px, py, bottom, store.data.length === 1);
+  }
+  c.globalAlpha = 1;
   c.setLineDash([]);
   c.restore();
+  c.font = `600 10px ${colours.font}`;
+  c.textAlign = "left";
+  for (const one of named) halo(c, one.text, one.from, top + 6 + one.row * WORDS_HEIGHT, one.colour, colours);
+  c.font = `11px ${colours.font}`;
   limitLines(c, limits, store, { left, right, top, high, py }, colours, unit);
-  if (look.at !== null) crosshair(c, store, look.at, key, unit, { px, py, left, right, top, bottom }, colours);
+  if (look.at !== null) crosshair(c, store, look.at, key, unit, { px, py, left, right, top, bottom }, colours, look.chosen);
 }
 
 /**
@@ -282,49 +297,80 @@ function axis(c, look, px, bottom, colours, labels) {
 }
 
 /**
- * Start, stop, exec, throttling and OOM as vertical lines; their words stand in the CPU panel only.
- * @param {CanvasRenderingContext2D} c @param {Store} store @param {(t: number) => number} px
- * @param {number} top @param {number} bottom @param {ReturnType<typeof theme>} colours @param {boolean} named
+ * What happened within what is looked at, to whom it is asked of, oldest first.
+ * @param {Store} store @param {Look} look
  */
-function marks(c, store, px, top, bottom, colours, named) {
-  c.font = `600 10px ${colours.font}`;
-  /** @type {{ from: number, to: number }[][]} */
-  const rows = [];
-  for (const mark of [...store.marks].sort((a, b) => a.t - b.t)) {
+function seen(store, look) {
+  const within = store.marks.filter((one) => one.t >= look.from && one.t <= look.to && (look.chosen ?? one.s) === one.s);
+  return within.sort((a, b) => a.t - b.t);
+}
+
+/** @param {Mark} mark @param {ReturnType<typeof theme>} colours */
+const colourOf = (mark, colours) => (mark.kind === "oom" ? colours.alarm : colours.palette[mark.s % colours.palette.length]);
+
+/**
+ * Start, stop, exec, throttling and OOM as vertical lines.
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {Look} look @param {(t: number) => number} px
+ * @param {number} top @param {number} bottom @param {ReturnType<typeof theme>} colours
+ */
+function marks(c, store, look, px, top, bottom, colours) {
+  c.setLineDash([2, 3]);
+  for (const mark of seen(store, look)) {
     const x = Math.round(px(mark.t)) + 0.5;
-    const colour = mark.kind === "oom" ? colours.alarm : colours.palette[mark.s % colours.palette.length];
-    c.strokeStyle = colour;
+    c.strokeStyle = colourOf(mark, colours);
     c.lineWidth = mark.kind === "oom" ? 2 : 1;
-    c.setLineDash([2, 3]);
     c.beginPath();
     c.moveTo(x, top - 2);
     c.lineTo(x, bottom);
     c.stroke();
-    c.setLineDash([]);
-    if (named) name(c, mark, x, top, rows, colour, colours);
   }
-  c.font = `11px ${colours.font}`;
+  c.setLineDash([]);
 }
 
+const WORDS_HEIGHT = 12;
+const WORDS_ROWS = 4;
+const TOGETHER = 64; // pixels within which the same thing happening again is said once, with how often
+
 /**
- * The words of a mark in the first row where there is room; beyond four rows the line has to do.
- * @param {CanvasRenderingContext2D} c @param {Mark} mark @param {number} x @param {number} top
- * @param {{ from: number, to: number }[][]} rows @param {string} colour @param {ReturnType<typeof theme>} colours
+ * The words of the marks and their places, no two over each other; what finds no room keeps its line only.
+ * @param {CanvasRenderingContext2D} c @param {Store} store @param {Look} look @param {(t: number) => number} px
+ * @param {number} left @param {number} right @param {ReturnType<typeof theme>} colours
  */
-function name(c, mark, x, top, rows, colour, colours) {
-  const words = mark.text.length > 22 ? `${mark.text.slice(0, 21)}…` : mark.text;
+function words(c, store, look, px, left, right, colours) {
+  /** @type {Mark[][]} */
+  const groups = [];
+  for (const mark of seen(store, look)) {
+    const group = groups.findLast((one) => one[0].kind === mark.kind && mark.kind !== "exec");
+    if (group && px(mark.t) - px(group[0].t) < TOGETHER) group.push(mark);
+    else groups.push([mark]);
+  }
+  c.font = `600 10px ${colours.font}`;
+  /** @type {{ text: string, colour: string, from: number, to: number, row: number }[]} */
+  const placed = [];
+  for (const group of groups) {
+    const text = wordOf(group, store.targets);
+    const width = c.measureText(text).width + 4;
+    const from = Math.max(left + 2, Math.min(px(group[0].t) + 4, right - width));
+    const place = { from, to: from + width };
+    const rows = [...Array(WORDS_ROWS).keys()];
+    const row = rows.find((r) => placed.every((one) => one.row !== r || one.to <= place.from || place.to <= one.from));
+    const ofMany = group.some((mark) => mark.s !== group[0].s) && group[0].kind !== "oom";
+    if (row !== undefined) placed.push({ ...place, text, colour: ofMany ? colours.ink : colourOf(group[0], colours), row });
+  }
+  return placed;
+}
+
+/** @param {Mark[]} group the same thing, near in time @param {Target[]} targets */
+function wordOf(group, targets) {
+  const { kind, text } = group[0];
+  const alone = group.length === 1 && text;
   /** @type {Record<string, string>} */
-  const named = { oom: "OOM kill", stop: words ? `stop (${words})` : "stop", exec: `exec ${words}` };
-  const text = named[mark.kind] ?? mark.kind;
-  const width = c.measureText(text).width + 8;
-  const ahead = mark.kind !== "stop" && mark.kind !== "oom";
-  const place = ahead ? { from: x, to: x + width } : { from: x - width, to: x };
-  const free = rows.findIndex((row) => row.every((one) => one.to <= place.from || place.to <= one.from));
-  const row = free < 0 ? rows.length : free;
-  if (row >= 4) return;
-  (rows[row] ??= []).push(place);
-  c.textAlign = ahead ? "left" : "right";
-  halo(c, text, x + (ahead ? 4 : -4), top + 5 + row * 12, colour, colours);
+  const named = { oom: "OOM kill", stop: alone ? `stop (${text})` : "stop", exec: `exec ${text.length > 22 ? `${text.slice(0, 21)}…` : text}` };
+  const whom = [...new Set(group.map((mark) => mark.s))];
+  const times = group.length > whom.length ? ` ×${group.length}` : "";
+  const names = whom.slice(0, 2).map((index) => shortened(targets[index]?.name ?? ""));
+  const who = whom.length === targets.length ? "" : ` ${names.join(", ")}${whom.length > 2 ? ` +${whom.length - 2}` : ""}`;
+  return kind === "exec" ? `${who.trim()}${who && " "}${named.exec}` : `${named[kind] ?? kind}${times}${who}`;
 }
 
 /**
@@ -400,11 +446,22 @@ function nearest(data, t) {
   return low > 0 && t - data.t[low - 1] < data.t[low] - t ? low - 1 : low;
 }
 
+/** The same, and -1 where nothing was measured within two seconds. @param {Columns | undefined} data @param {number} t */
+function near(data, t) {
+  const i = nearest(data, t);
+  return i >= 0 && data && Math.abs(data.t[i] - t) <= 2 ? i : -1;
+}
+
+/** A moment of the time axis. @param {number} t */
+function clock(t) {
+  return t >= 120 ? `${Math.floor(t / 60)}:${(t % 60).toFixed(0).padStart(2, "0")}` : `${t.toFixed(1)} s`;
+}
+
 /**
  * @param {CanvasRenderingContext2D} c @param {Store} store @param {number} at @param {"cpu" | "mem" | "thr" | "pids"} key
- * @param {string} unit @param {any} box @param {ReturnType<typeof theme>} colours
+ * @param {string} unit @param {any} box @param {ReturnType<typeof theme>} colours @param {number | null} chosen
  */
-function crosshair(c, store, at, key, unit, box, colours) {
+function crosshair(c, store, at, key, unit, box, colours, chosen) {
   const x = Math.round(box.px(at)) + 0.5;
   if (x < box.left || x > box.right) return;
   c.strokeStyle = colours.muted;
@@ -413,20 +470,63 @@ function crosshair(c, store, at, key, unit, box, colours) {
   c.moveTo(x, box.top);
   c.lineTo(x, box.bottom);
   c.stroke();
-  const words = [];
+  const words = [clock(at)];
   store.data.forEach((data, index) => {
-    const i = nearest(data, at);
-    if (i < 0 || Math.abs(data.t[i] - at) > 2 || !Number.isFinite(data[key][i])) return;
+    const i = near(data, at);
+    if (i < 0 || !Number.isFinite(data[key][i]) || (chosen ?? index) !== index) return;
     c.fillStyle = colours.palette[index % colours.palette.length];
     c.beginPath();
     c.arc(box.px(data.t[i]), box.py(data[key][i]), 3.5, 0, 7);
     c.fill();
-    words.push(say(data[key][i], unit));
+    if (chosen !== null || store.data.length <= MANY) words.push(say(data[key][i], unit));
   });
   c.fillStyle = colours.ink;
   c.textAlign = "right";
   c.font = `600 11px ${colours.font}`;
   c.fillText(words.join("   "), box.right, box.top - 12);
+}
+
+// -- a picture that stays
+
+const STILL = { width: 1000, height: 350, scale: 1.6, legend: 20, columns: 4 };
+
+/**
+ * All that was measured, as a PNG with its legend: what a notebook has that is saved now. Null before the first figures.
+ * @param {Store} store
+ */
+function still(store) {
+  if (!store.targets.length || !store.data.some((data) => data.t.length)) return null;
+  const { width, height, scale, legend, columns } = STILL;
+  const top = 8 + legend * Math.ceil(store.targets.length / columns);
+  const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { width: String(width * scale), height: String((top + height + 6) * scale) }));
+  const c = canvas.getContext("2d");
+  if (!c) return null;
+  const colours = theme(null);
+  c.scale(scale, scale);
+  c.fillStyle = colours.paper;
+  c.fillRect(0, 0, width, top + height + 6);
+  c.textBaseline = "middle";
+  store.targets.forEach((target, index) => {
+    const x = 6 + (index % columns) * ((width - 12) / columns);
+    const y = 12 + legend * Math.floor(index / columns);
+    c.strokeStyle = colours.palette[index % colours.palette.length];
+    c.lineWidth = 3;
+    c.setLineDash(dashes(index));
+    c.beginPath();
+    c.moveTo(x, y);
+    c.lineTo(x + 24, y);
+    c.stroke();
+    c.font = `600 12px ${colours.font}`;
+    c.fillStyle = colours.ink;
+    c.fillText(shortened(target.name), x + 30, y);
+  });
+  c.setLineDash([]);
+  c.translate(0, top);
+  const to = Math.max(1, ...store.data.map((data) => data.t.at(-1) ?? 0));
+  for (const place of layout(width, height)) panel(c, store, { from: 0, to, at: null, chosen: null }, colours, place);
+  const png = canvas.toDataURL("image/png").split(",")[1];
+  const text = `monitor of ${store.targets.map((target) => target.name).join(", ")}: the last picture`;
+  return { data: { "image/png": png, "text/plain": text }, metadata: { "image/png": { width } } };
 }
 
 const CSS_CLASS = "labkernel-monitor";
@@ -476,16 +576,18 @@ function view(model, store, el) {
   let named = "";
   /** @type {number | null} */
   let cross = null;
+  /** The target that the pointer or the keyboard is on in the legend. @type {number | null} */
+  let chosen = null;
   let asked = 0;
   let spoken = 0;
 
   const now = () => Math.max(1, ...store.data.map((data) => data.t.at(-1) ?? 0));
   const look = () => {
-    if (zoomed) return { ...zoomed, at: cross };
+    if (zoomed) return { ...zoomed, at: cross, chosen };
     const to = heldAt ?? now();
     const seconds = Number(span.value);
     const from = seconds ? Math.max(0, to - seconds) : 0;
-    return { from, to: Math.max(to, from + (seconds ? Math.min(seconds, 15) : 5)), at: cross };
+    return { from, to: Math.max(to, from + (seconds ? Math.min(seconds, 15) : 5)), at: cross, chosen };
   };
 
   // The words are not left to the next frame: a browser that is busy, or a page in the background, draws none for a
@@ -522,14 +624,17 @@ function view(model, store, el) {
       legend.replaceChildren(
         ...store.targets.map((target, index) => {
           const swatch = make("span", { class: "swatch" });
-          swatch.style.borderTop = `3px ${dashes(index).length ? "dashed" : "solid"} ${palette[index % palette.length]}`;
-          return make("span", { class: "target" }, swatch, make("b", {}, target.name), lines[index].figures, lines[index].acts);
+          const stroke = `stroke="${palette[index % palette.length]}" stroke-width="3" stroke-dasharray="${dashes(index)}"`;
+          swatch.innerHTML = `<svg width="26" height="4"><line x2="26" y1="2" y2="2" ${stroke}/></svg>`;
+          const line = make("span", { class: "target" }, swatch, make("b", { title: target.name }, target.name), lines[index].figures, lines[index].acts);
+          if (store.targets.length > 1) standOut(line, index);
+          return line;
         }),
       );
     }
     store.targets.forEach((target, index) => {
       const data = store.data[index];
-      const i = data ? data.t.length - 1 : -1;
+      const i = cross === null ? (data ? data.t.length - 1 : -1) : near(data, cross);
       lines[index].figures.textContent = i < 0 ? "" : `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}`;
       const can = store.state === "ended" ? "" : (target.can ?? []).join();
       if (can !== lines[index].can) {
@@ -537,6 +642,17 @@ function view(model, store, el) {
         offer(target, index);
       }
     });
+  };
+  /** Its curve stands out while the pointer or the keyboard is on it. @param {HTMLElement} line @param {number} index */
+  const standOut = (line, index) => {
+    const choose = (/** @type {number | null} */ one) => () => {
+      chosen = one;
+      ask();
+    };
+    line.addEventListener("pointerenter", choose(index));
+    line.addEventListener("pointerleave", choose(null));
+    line.addEventListener("focusin", choose(index));
+    line.addEventListener("focusout", choose(null));
   };
   /** Buttons of what may be done to a target. @param {Target} target @param {number} index */
   const offer = (target, index) => {
@@ -669,7 +785,7 @@ function view(model, store, el) {
 
 export default () => {
   /** @type {Store} */
-  const store = { targets: [], data: [], marks: [], state: "waiting", seen: 0, seq: -1, note: "", listeners: new Set() };
+  const store = { targets: [], data: [], marks: [], state: "waiting", seen: 0, seq: -1, whole: false, note: "", listeners: new Set() };
   return {
     /** @param {{ model: Model }} context */
     initialize({ model }) {
@@ -677,7 +793,13 @@ export default () => {
       const take = (message, buffers) => receive(store, message, buffers);
       model.on("msg:custom", take);
       model.send({ kind: "hello" });
-      return () => model.off("msg:custom", take);
+      // The JupyterLab extension asks for it when the notebook is saved.
+      const pictures = (window.labkernelPictures ??= new Map());
+      pictures.set(model.get("key"), () => still(store));
+      return () => {
+        pictures.delete(model.get("key"));
+        model.off("msg:custom", take);
+      };
     },
     /** @param {{ model: Model, el: HTMLElement }} context */
     render({ model, el }) {

@@ -3,12 +3,14 @@
 Drawn by the browser on a canvas (`monitor.js`): the kernel only pushes numbers, under 1 ms of CPU a frame, from a
 thread of its own, so the plot moves while a cell runs and never holds one up. When the targets end, or End is pressed,
 the output becomes a picture (matplotlib, by display id) without any widget in it: a saved notebook shows it anywhere.
+Saved while it is live, a notebook has the browser's own last picture (extension/src/pictures.ts).
 """
 
 from __future__ import annotations
 
 import contextvars
 import os
+import secrets
 import sys
 import threading
 import time
@@ -302,10 +304,12 @@ class Monitor:
             data, metadata = self._picture()
             display(data, metadata=metadata, raw=True)  # type: ignore[no-untyped-call]
             return
+        from .view import live
+
         handle = f"labkernel-monitor-{id(self):x}-{len(self._handles)}"
         self._handles.append(handle)
         data = {**self._view_bundle(), "text/plain": f"{self._heading()}: live, needs a running kernel"}
-        display(data, raw=True, display_id=handle)  # type: ignore[no-untyped-call]
+        display(data, metadata=live(self._view.key), raw=True, display_id=handle)  # type: ignore[no-untyped-call]
         self.start()
         if not any(name in os.environ for name in _SHOWN_BY):
             shell.events.register("post_run_cell", self._after_cell)
@@ -335,7 +339,7 @@ class Monitor:
         if self._view is None:
             from .view import MonitorView, answer_while_busy
 
-            self._view = MonitorView(window_s=self.window_s)
+            self._view = MonitorView(window_s=self.window_s, key=secrets.token_hex(8))
             self._view.on_msg(self._message)
             answer_while_busy(self._view)
         bundle = self._view._repr_mimebundle_()

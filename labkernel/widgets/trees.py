@@ -148,7 +148,8 @@ def _tree(pid: int, labels: dict[int, str]) -> Process:
     try:
         one = psutil.Process(pid)
         with one.oneshot():
-            command = " ".join(one.cmdline()) or f"[{one.name()}]"
+            # Without the padding of a process that has given itself a shorter name.
+            command = " ".join(" ".join(one.cmdline()).split()) or f"[{one.name()}]"
             name, times, memory = one.name(), one.cpu_times(), one.memory_info().rss
         children = [_tree(child.pid, labels) for child in one.children()]
     except psutil.Error:
@@ -169,6 +170,8 @@ def _inside(pid: int) -> int:
 # -- networks
 
 _WIDTH, _ROW, _TOP = 900, 46, 54
+_IN_A_ROW, _SMALL_ROW, _MOST_DRAWN = 3, 30, 60  # of a network with more members than _EACH_ITS_BOX
+_EACH_ITS_BOX = 8
 _MACHINES = "qemu"  # stands for a driver: the networks of virtual machines, one for each
 _INK, _SOFT, _LINE = "#1b1f24", "#57606a", "#8b949e"
 _COLOURS = ("#0072B2", "#009E73", "#B3589A", "#9A6700", "#2B8CBE", "#555555")
@@ -208,7 +211,7 @@ class NetworkMap:
 
     def svg(self) -> str:
         """The map: this machine at the left, its networks, their containers at the right."""
-        heights = [max(1, len(net.members)) * _ROW + 26 for net in self.nets]
+        heights = [_height(net) for net in self.nets]
         height = _TOP + sum(heights) + 10
         parts = [
             f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {_WIDTH} {height}' width='{_WIDTH}' "
@@ -265,6 +268,8 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
     )
     if not net.members:
         parts.append(f"<text x='560' y='{y + 4}' fill='{_SOFT}'>nobody</text>")
+    if len(net.members) > _EACH_ITS_BOX:
+        return "".join([*parts, _crowd_svg(net, colour, top, tall)])
     for place, member in enumerate(net.members):
         at = top + tall * (place + 0.5) / len(net.members)
         line = f"M440 {y} C 490 {y}, 500 {at}, 550 {at}"
@@ -273,6 +278,36 @@ def _net_svg(net: Net, colour: str, top: float, tall: float, machine_y: float) -
         if member.ports:
             ports = html.escape(_cut(member.ports.replace("/tcp", ""), 21))
             parts.append(f"<text x='740' y='{at + 4}' font-size='11' fill='{_SOFT}'>{ports}</text>")
+    return "".join(parts)
+
+
+def _height(net: Net) -> int:
+    if len(net.members) <= _EACH_ITS_BOX:
+        return max(1, len(net.members)) * _ROW + 26
+    rows = -(-min(len(net.members), _MOST_DRAWN) // _IN_A_ROW) + (len(net.members) > _MOST_DRAWN)
+    return rows * _SMALL_ROW + 12 + 26
+
+
+def _crowd_svg(net: Net, colour: str, top: float, tall: float) -> str:
+    """Many members in one frame, three in a row; two hundred boxes with a line each make a picture ten screens high."""
+    left, width = 500, _WIDTH - 500 - 16
+    y, column = top + tall / 2, width / _IN_A_ROW
+    parts = [
+        f"<path d='M440 {y} L {left} {y}' stroke='{colour}' stroke-width='1.6'/>"
+        f"<rect x='{left}' y='{top}' width='{width}' height='{tall}' rx='7' fill='none' stroke='{colour}' "
+        "stroke-width='1.6'/>"
+    ]
+    for place, member in enumerate(net.members[:_MOST_DRAWN]):
+        x, line = left + 10 + column * (place % _IN_A_ROW), top + 6 + _SMALL_ROW * (place // _IN_A_ROW)
+        below = " ".join(filter(None, (member.address, member.ports.replace("/tcp", ""))))
+        parts.append(
+            f"<text x='{x}' y='{line + 13}' font-size='12' font-weight='600' fill='{_INK}'>"
+            f"{html.escape(_cut(member.name, 17))}</text>"
+            f"<text x='{x}' y='{line + 25}' font-size='10' fill='{_SOFT}'>{html.escape(_cut(below, 22))}</text>"
+        )
+    if len(net.members) > _MOST_DRAWN:
+        words = f"and {len(net.members) - _MOST_DRAWN} more"
+        parts.append(f"<text x='{left + 10}' y='{top + tall - 14}' font-size='12' fill='{_SOFT}'>{words}</text>")
     return "".join(parts)
 
 

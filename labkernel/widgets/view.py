@@ -22,11 +22,18 @@ def answer_while_busy(view: Any) -> None:
         comm._reply_subshell_for = lambda _data, asked: asked
 
 
+def live(key: str) -> dict[str, Any]:
+    """Metadata of an output that shows a view with this `key`: when the notebook is saved, our JupyterLab extension
+    puts the view's last picture in its place (extension/src/pictures.ts)."""
+    return {"labkernel": {"live": key}}
+
+
 class MonitorView(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
     """What `monitor.js` draws. Figures arrive as custom messages and are no part of the widget's state."""
 
     _esm: Any = _HERE / "monitor.js"
     _css: Any = _HERE / "monitor.css"
+    key = traitlets.Unicode().tag(sync=True)
     window_s = traitlets.Float(60.0).tag(sync=True)
 
 
@@ -35,4 +42,5 @@ class DashboardView(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
 
     _esm: Any = _HERE / "dashboard.js"
     _css: Any = _HERE / "dashboard.css"
+    key = traitlets.Unicode().tag(sync=True)
     titles = traitlets.Dict().tag(sync=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,42 @@ def test_a_kernel_restart_is_said(open_notebook: Any, lab: Any) -> None:
     lab.rest("POST", f"kernels/{session['kernel']['id']}/restart")
     text = "() => /kernel/.test(document.querySelector('.labkernel-monitor .status')?.textContent ?? 'kernel')"
     notebook.page.wait_for_function(text, timeout=60_000)
+
+
+SAVED = "() => window.jupyterapp.commands.execute('docmanager:save')"
+
+
+def test_saved_while_it_is_live_it_has_a_picture_and_lives_again(open_notebook: Any, lab: Any, expect: Any) -> None:
+    code = "w = [Work('web', 600), Work('database', 600)]; m = monitor(w)\nm"
+    board = "import labkernel\nlab = labkernel.connect(); lab.volumes.create('kept'); lab.dashboard(every_s=0.2)"
+    notebook = open_notebook("monitor-saved.ipynb", TARGETS, code, board)
+    page = notebook.page
+    notebook.run_all()
+    page.wait_for_function(LIVE, timeout=120_000)
+    figures = "() => /MiB/.test(document.querySelector('.labkernel-monitor .figures')?.textContent)"
+    page.wait_for_function(figures, timeout=60_000)
+    expect(page.locator(".labkernel-dashboard").get_by_role("tab", name="Volumes 1")).to_be_visible(timeout=60_000)
+    page.evaluate(SAVED)
+    page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty", timeout=60_000)
+    plot, table = (lab.saved("monitor-saved.ipynb")["cells"][i]["outputs"][0] for i in (1, 2))
+    assert set(plot["data"]) == {"image/png", "text/plain"}, "no widget may stand in a saved notebook"
+    assert base64.b64decode(plot["data"]["image/png"]).startswith(b"\x89PNG")
+    assert "kept" in "".join(table["data"]["text/html"])
+    assert set(table["data"]) == {"text/html", "text/plain"}
+    # The page still shows the live ones; loaded again beside the kernel it does so too, with all of their history.
+    expect(page.locator(".labkernel-monitor .status")).to_have_text("live", timeout=60_000)
+    page.reload()
+    page.wait_for_function(LIVE, timeout=120_000)
+    page.wait_for_function(figures, timeout=60_000)
+    expect(page.locator(".labkernel-dashboard")).to_have_count(1, timeout=60_000)
+    # Without the kernel the picture is what remains.
+    session = next(s for s in lab.rest("GET", "sessions") if s["path"] == "monitor-saved.ipynb")
+    lab.rest("DELETE", f"sessions/{session['id']}")
+    page.evaluate(SAVED)
+    page.reload()
+    picture = page.locator(".jp-OutputArea img")
+    expect(picture).to_have_count(1, timeout=120_000)
+    expect(page.get_by_text("model not found")).to_have_count(0)
 
 
 CONTAINER = """

@@ -166,6 +166,17 @@ def test_the_map_names_addresses_and_ports() -> None:
     assert repr(NetworkMap([])) == "no networks"
 
 
+def test_a_crowd_in_a_network_is_drawn_in_one_frame() -> None:
+    few = NetworkMap([Net("n", "bridge", "", tuple(Member(f"web-{i}", "10.0.0.2") for i in range(8)))])
+    many = NetworkMap([Net("n", "bridge", "", tuple(Member(f"web-{i}", "10.0.0.2") for i in range(200)))])
+    assert few.svg().count("<rect") == 3 + 8
+    assert many.svg().count("<rect") == 3 + 1
+    assert "and 140 more" in many.svg()
+    height = int(many.svg().partition("height='")[2].partition("'")[0])
+    assert height < 900
+    assert "web-199" in repr(many)
+
+
 def test_a_command_with_dollars_is_no_formula() -> None:
     """MathJax sets what stands between two dollars, unless a class forbids it."""
     found = ProcessTree("p", [Process(7, 7, "sh -c echo $A $B", 0, 0.0)])

@@ -222,6 +222,31 @@ def test_words_in_the_figure_do_not_lie_over_each_other() -> None:
     assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "and none leaves the plot"
 
 
+def test_what_happens_again_and_again_is_said_once_and_to_whom() -> None:
+    from labkernel.measuring.figures import history_figure
+
+    many = [Series(name, 200) for name in ("web", "database", "cache")]
+    for series in many:
+        series.points.extend(Sample(float(i), i, 1 << 20) for i in range(101))
+        series.mark(Event(0.1, "start", ""))
+    for second in (20.0, 21.0, 22.0, 60.0):
+        many[0].mark(Event(second, "oom", ""))
+    many[1].mark(Event(40.0, "exec", "ls /"))
+    many[1].mark(Event(41.0, "exec", "ls /tmp"))
+    many[0].mark(Event(80.0, "stop", "137"))
+    many[1].mark(Event(80.0, "stop", "0"))
+    figure = history_figure(many)
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "start",
+        "OOM kill ×3 web",  # noqa: RUF001
+        "database exec ls /",
+        "database exec ls /tmp",
+        "OOM kill web",
+        "stop database, web",
+    ]
+    assert figure.axes[0].get_xlim() == (0, 100)
+
+
 def test_more_curves_than_colours_are_told_apart() -> None:
     from labkernel.measuring.figures import history_figure
 
