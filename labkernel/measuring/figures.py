@@ -350,18 +350,16 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
     """CPU, memory, throttling and processes over time, with limits as lines and start, stop and OOM marked."""
     throttled = any(s.limits.cpus for s in series) or any(_any_throttled(s) for s in series)
     panels = ["cpu", "memory", *(["throttled"] if throttled else []), "pids"]
-    origin = min((s.samples[0].time_s for s in series if s.samples), default=0.0)
+    origin, end = _time_span(series)
     heights = [1.5 if name in ("cpu", "memory") else 0.7 for name in panels]
     longest = max((len(shortened(s.name, _NAME_LENGTH)) for s in series), default=0)
     columns = min(4 if longest <= 14 else 3 if longest <= 18 else 2, len(series))
     legend_rows = 0 if len(series) < 2 else math.ceil(len(series) / columns) - 1  # one fits beside the headline
     figure = new_figure(9.0, 0.9 + 1.05 * sum(heights) + 0.22 * legend_rows)
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=heights)
-    end = max((s.samples[-1].time_s for s in series if s.samples), default=origin) - origin
-    if end > 0:
-        grid[0][0].set_xlim(0, end)
+    grid[0][0].set_xlim(0, end - origin)
     for axes, name in zip([row[0] for row in grid], panels, strict=True):
-        _draw_history(axes, series, name, origin)
+        _draw_history(axes, series, name, origin, end - origin)
     grid[-1][0].set_xlabel("seconds", color=INK, fontsize=9.5)
     beside = columns * (longest + 6) * _LEGEND_POINTS if len(series) > 1 else 0  # how wide the legend is, in points
     room = int((9.0 * 72 - beside) / _HEADLINE_POINTS)
@@ -371,10 +369,17 @@ def history_figure(series: Sequence[Series], *, title: str = "") -> Figure:
         place: Any = {"loc": "outside upper right", "ncols": columns, "frameon": False, "labelcolor": INK}
         figure.legend(handles, labels, **place)
     if not any(s.samples for s in series):
-        grid[0][0].set_xlim(0, 1)
         words = "nothing was measured: it did not run"
         grid[0][0].annotate(words, (0.5, 0.5), xycoords="axes fraction", ha="center", va="center", color=MUTED)
     return figure
+
+
+def _time_span(series: Sequence[Series]) -> tuple[float, float]:
+    """When the first and the last thing was measured or happened: what ended before it was read has an end only."""
+    times = [sample.time_s for one in series if one.samples for sample in (one.samples[0], one.samples[-1])]
+    times += [event.time_s for one in series for event in one.events]
+    origin = min(times, default=0.0)
+    return origin, max([*times, origin + 0.1]) if times else 1.0
 
 
 def _dashes(index: int) -> str:
@@ -394,7 +399,7 @@ _PANELS = {
 }
 
 
-def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float) -> None:
+def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float, span: float) -> None:
     label, least = _PANELS[name]
     top = least
     for index, one in enumerate(series):
@@ -414,7 +419,7 @@ def _draw_history(axes: Axes, series: Sequence[Series], name: str, origin: float
             axes.axvline(event.time_s - origin, color=line, linewidth=0.9, linestyle=":", alpha=0.8)
     top = _draw_limits(axes, series, name, top)
     # The words of what happened have a band of their own above everything, also above a limit and its words.
-    band = _name_events(axes, series, origin) * _EVENT_POINTS / _CPU_POINTS if name == "cpu" else 0.0
+    band = _name_events(axes, series, origin, span) * _EVENT_POINTS / _CPU_POINTS if name == "cpu" else 0.0
     axes.set_ylim(0, top * 1.15 / (1 - band))
     axes.locator_params(axis="y", nbins=3 if name in ("throttled", "pids") else 5, integer=True)
     dress(axes, y_label=label)
@@ -467,12 +472,10 @@ def _history_points(series: Series, name: str, origin: float) -> tuple[list[floa
     return times, values
 
 
-def _name_events(axes: Axes, series: Sequence[Series], origin: float) -> int:
+def _name_events(axes: Axes, series: Sequence[Series], origin: float, span: float) -> int:
     """Write what happened, and to whom, along the upper edge: no two words over each other. Gives the number of lines
     that it takes; what finds no room keeps its vertical line only."""
     events = sorted((event, index) for index, one in enumerate(series) for event in one.events)
-    ends = [event.time_s for event, _ in events] + [one.samples[-1].time_s for one in series if one.samples]
-    span = max(max(ends, default=origin) - origin, 0.1)
     taken: list[list[tuple[float, float]]] = []
     for group in _together(events, span * _TOGETHER_SHARE):
         (event, index), words = group[0], _group_words(group, series)

@@ -222,6 +222,17 @@ def test_words_in_the_figure_do_not_lie_over_each_other() -> None:
     assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "and none leaves the plot"
 
 
+def test_what_ended_before_it_was_read_has_a_figure() -> None:
+    from labkernel.measuring.figures import history_figure, png
+
+    gone = Series("gone", 10)
+    gone.mark(Event(41_000.0, "stop", "0"))
+    figure = history_figure([gone])
+    assert png(figure).startswith(b"\x89PNG")
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == ["stop (0)", "nothing was measured: it did not run"]
+
+
 def test_what_happens_again_and_again_is_said_once_and_to_whom() -> None:
     from labkernel.measuring.figures import history_figure
 
