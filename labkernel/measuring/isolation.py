@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_memory, table_html, table_text, without_formulas
+from ..display import table_html, table_text, without_formulas
 from ..errors import LabkernelError
 from ..metrics import dataframe
 from .program import INSIDE, told
 from .subjects import Bare, Container, Machine, Subject
-from .words import machine_text
+from .words import machine_text, memory_text
 
 if TYPE_CHECKING:
     from .laboratory import Laboratory
@@ -104,7 +104,7 @@ _SHOWN = (
 
 def _said(name: str, value: str) -> str:
     if name == "memory" and value.isdigit():
-        return human_memory(int(value))
+        return memory_text(int(value))
     if name == "uptime":
         return f"{float(value.split()[0]):,.1f} s" if value[:1].isdigit() else value
     if name == "boot_id":

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..display import human_size, table_html, table_text, without_formulas
+from ..display import table_html, table_text, without_formulas
 from ..errors import LabkernelError
 from ..metrics import dataframe
 from .program import INSIDE, told
 from .subjects import Docker, Subject, make_subject
-from .words import machine_text
+from .words import disk_text, machine_text
 
 if TYPE_CHECKING:
     from .laboratory import Laboratory
@@ -54,7 +54,7 @@ class Portability:
         rows: list[tuple[str, ...]] = [
             (side["side"], f"{side['image'][:19]}…", side["kernel"], side["files"], side["tree"]) for side in self.sides
         ]
-        rows.append(("exported (docker save)", f"{self.archive_digest[:19]}…", "", human_size(self.archive_bytes), ""))
+        rows.append(("exported (docker save)", f"{self.archive_digest[:19]}…", "", disk_text(self.archive_bytes), ""))
         return rows
 
     def verdict(self) -> str:
