@@ -98,11 +98,12 @@ class Comparisons:
         )
 
     def saved(self, *texts: str) -> Comparison | Measurements:
-        """What `to_json` wrote; two texts of measurements are put side by side. Raises UsageError."""
-        if len(texts) == 1 and FORMAT in texts[0][:60]:
-            return Comparison.from_json(texts[0])
-        found = [Measurements.from_json(text) for text in texts]
-        return found[0] if len(found) == 1 else found[0].beside(found[1])
+        """What `to_json` wrote; two texts are put side by side. Raises UsageError."""
+        found = [(Comparison if FORMAT in text[:60] else Measurements).from_json(text) for text in texts]
+        if len(found) == 1:
+            return found[0]
+        ours, theirs = (one.measurements() if isinstance(one, Comparison) else one for one in found)
+        return ours.beside(theirs)
 
     def density(
         self,

@@ -26,6 +26,7 @@ from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, NoSuchImage, StartError, UsageError, VMError
 from labkernel.measuring.bench import spent
 from labkernel.measuring.figures import cpu_steps, memory_curve
+from labkernel.measuring.measurements import Measurements
 from labkernel.measuring.samples import Sample
 from labkernel.metrics import Series
 from labkernel.qemu import guest
@@ -144,6 +145,21 @@ def test_json_comes_back_and_foreign_json_is_refused() -> None:
     for text in ("{}", "[]", "nonsense", '{"format": "other"}'):
         with pytest.raises(UsageError, match="not a saved comparison"):
             Comparison.from_json(text)
+
+
+def test_two_saved_comparisons_stand_side_by_side(engine: Engine) -> None:
+    ours, theirs = a_comparison(machine="this one"), a_comparison(a_run("container"), machine="small", no_vm="no QEMU")
+    both = engine.comparisons.saved(ours.to_json(), theirs.to_json())
+    assert isinstance(both, Measurements)
+    assert [row.name for row in both.rows] == ["container@1", "vm@1", "container@2"]
+    assert both.experiments == ["start", "wall", "cpu_time", "peak", "disk"]
+    assert both.median("container@2", "wall") == ours.median("container", "wall_s")
+    assert "this one" in both.caption()
+    assert "small" in both.caption()
+    assert both.to_png().startswith(b"\x89PNG")
+    # Workloads of one machine beside a command of another have what both measured.
+    mixed = engine.comparisons.saved(ours.to_json(), both.to_json())
+    assert [row.name for row in mixed.rows][2:] == ["container@1@2", "vm@1@2", "container@2@2"]
 
 
 def test_a_notebook_shows_picture_and_table(monkeypatch: pytest.MonkeyPatch) -> None:

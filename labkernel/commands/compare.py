@@ -49,7 +49,7 @@ def compare(ctx: click.Context, /, line: tuple[str, ...], **flags: Any) -> Any:
     compare density [IMAGE]           how many idle containers and machines fit into a memory
     compare isolation [IMAGE]         what a program sees from inside
     compare portability [IMAGE]       the same digest everywhere, and in Docker
-    compare show FILE [FILE]          saved workload figures, of one machine or of two
+    compare show FILE [FILE]          saved figures, of one machine or of two
     """
     host = host_of(ctx)
     image, flags, words_ = _split(ctx, list(line), flags)

@@ -16,6 +16,8 @@ from .words import disk_text, memory_text, ratio_text, seconds_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .measurements import Measurements
+
 Kind = Literal["container", "vm"]
 KINDS: tuple[Kind, Kind] = ("container", "vm")
 FORMAT = "labkernel.comparison/1"
@@ -26,6 +28,15 @@ FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("peak memory", "peak_memory_bytes", memory_text),
     ("disk used", "disk_bytes", disk_text),
 )
+
+# What the experiments of `compare --workload` call them.
+_MEASURED = {
+    "start": "first_instruction_s",
+    "wall": "wall_s",
+    "cpu_time": "cpu_s",
+    "peak": "peak_memory_bytes",
+    "disk": "disk_bytes",
+}
 
 
 @dataclass
@@ -214,6 +225,21 @@ class Comparison:
         display({"text/plain": self.text(), "text/html": self._repr_html_()}, raw=True)  # type: ignore[no-untyped-call]
 
     # -- as data
+
+    def measurements(self) -> Measurements:
+        """The same figures as `compare --rows` has them, which can stand beside those of another machine."""
+        from .measurements import Measurements, Row
+
+        labels = {"container": self.header()[1], "vm": self.vm_label}
+        rows = [
+            Row(kind, labels[kind], kind, {name: self.values(kind, figure) for name, figure in _MEASURED.items()})
+            for kind in self.kinds
+        ]
+        count = len(self.of("container"))
+        details: dict[str, Any] = {"machine": self.machine, "measured_at": self.measured_at}
+        return Measurements(
+            self.image, self.command, list(_MEASURED), rows, count, warnings=list(self.warnings), **details
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per run, numbers with their units in the names; samples and output left out."""

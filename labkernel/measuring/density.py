@@ -7,6 +7,7 @@ count once. The line is the one of least squares; what lies beyond the measured 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -227,14 +228,15 @@ def _machines(lab: Laboratory, image: Image, counts: Sequence[int]) -> tuple[lis
             accelerator = str(running[0].accelerator)
         finally:
             for vm in running:
-                vm.kill()
+                with contextlib.suppress(LabkernelError):  # it has ended by itself
+                    vm.kill()
     return points, accelerator
 
 
 def _start_machine(lab: Laboratory, image: Image, pool: ThreadPoolExecutor) -> Any:
     """A machine whose idle program runs; its `vms.run` waits in a thread of the pool until it is killed."""
     started: list[Any] = []
-    ready = threading.Event()
+    ready, ended = threading.Event(), threading.Event()
 
     def output(_stream: str, data: bytes) -> None:
         if b"ready" in data:
@@ -245,11 +247,12 @@ def _start_machine(lab: Laboratory, image: Image, pool: ThreadPoolExecutor) -> A
             options: dict[str, Any] = {"entrypoint": [INSIDE], "user": "0", "on_start": started.append}
             lab.vms.run(image, ["idle"], on_output=output, **options)
         finally:
+            ended.set()
             ready.set()
 
     future: Future[None] = pool.submit(run)
-    if not ready.wait(_READY_TIMEOUT_S) or future.done():
-        if started:
+    if not ready.wait(_READY_TIMEOUT_S) or ended.is_set():
+        if started and not ended.is_set():
             started[-1].kill()
         future.result(timeout=_READY_TIMEOUT_S)
         raise LabkernelError("the virtual machine ended before it was measured")

@@ -141,6 +141,7 @@ function view(model, store, el) {
         offer(row, place.acts);
       }
     }
+    for (const button of body.querySelectorAll("button")) button.disabled = lost;
     logs.hidden = !store.logs;
     if (store.logs && logs.dataset.text !== store.logs.text) {
       logs.dataset.text = store.logs.text;

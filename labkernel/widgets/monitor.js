@@ -600,13 +600,15 @@ function view(model, store, el) {
     status.className = `status ${ended ? "ended" : lost ? "lost" : heldAt !== null || zoomed ? "paused" : "live"}`;
     note.textContent = store.note;
     stop.disabled = ended || lost;
+    for (const button of legend.querySelectorAll("button")) button.disabled = lost;
     pause.textContent = heldAt === null ? "Pause" : "Resume";
     pause.setAttribute("aria-pressed", String(heldAt !== null));
   };
   const paint = () => {
     asked = 0;
-    tell();
     tellTargets();
+    tell();
+    root.classList.toggle("many", store.targets.length > 2);
     draw(canvas, store, look());
     if (performance.now() - spoken > 5000) {
       spoken = performance.now();
@@ -635,7 +637,8 @@ function view(model, store, el) {
     store.targets.forEach((target, index) => {
       const data = store.data[index];
       const i = cross === null ? (data ? data.t.length - 1 : -1) : near(data, cross);
-      lines[index].figures.textContent = i < 0 ? "" : `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}`;
+      const known = i >= 0 && (Number.isFinite(data.cpu[i]) || Number.isFinite(data.mem[i]));
+      lines[index].figures.textContent = i < 0 ? "" : known ? `${say(data.cpu[i], "%")}, ${say(data.mem[i], "MiB")}` : "not running";
       const can = store.state === "ended" ? "" : (target.can ?? []).join();
       if (can !== lines[index].can) {
         lines[index].can = can;

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from labkernel.engine import Engine
-from labkernel.errors import LabkernelError, UsageError
-from labkernel.measuring import subjects
+from labkernel.errors import LabkernelError, UsageError, VMError
+from labkernel.measuring import density, subjects
 from labkernel.measuring.density import Curve, Density
 from labkernel.measuring.experiments import experiments_of, nanoseconds_text
 from labkernel.measuring.isolation import Isolation
@@ -109,6 +111,18 @@ def test_saved_figures_come_back_and_stand_beside_others() -> None:
             Measurements.from_json(text)
 
 
+def test_density_says_why_a_machine_does_not_start() -> None:
+    """It has a number before it is known that it cannot start; killing that would have hidden why."""
+
+    def run(_image: Any, _args: Any, *, on_start: Any, **_options: Any) -> None:
+        on_start(SimpleNamespace(kill=lambda: pytest.fail("there is nothing to kill")))
+        raise VMError("no kernel for it")
+
+    lab: Any = SimpleNamespace(vms=SimpleNamespace(run=run))
+    with pytest.raises(VMError, match="no kernel for it"):
+        density._machines(lab, None, (1, 2))  # type: ignore[arg-type]
+
+
 def test_the_figure_has_a_panel_for_each_experiment() -> None:
     figure = some().figure()
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == [
@@ -145,7 +159,7 @@ def test_whose_kernel_it_is_the_boot_id_tells() -> None:
     found = Isolation("hello", "root", seen, "here", [])
     assert found.shares_kernel == {"container": True, "vm": False}
     assert found.table()[-1][2] == "this machine and everything on it"
-    assert "1KiB" in found.text()
+    assert "1 KiB" in found.text()
 
 
 def test_other_files_are_not_the_same() -> None:

@@ -127,6 +127,28 @@ def test_a_kernel_restart_is_said(open_notebook: Any, lab: Any) -> None:
     notebook.page.wait_for_function(text, timeout=60_000)
 
 
+def test_what_is_gone_offers_nothing(open_notebook: Any, lab: Any, expect: Any) -> None:
+    """A container that ended is not running; a kernel that died runs nothing, so its buttons cannot be pressed."""
+    code = CONTAINER + "d = lab.containers.run('busybox', ['sleep', '600'], detach=True, name='db')\n"
+    code += "m = lab.monitor(c, d); b = lab.dashboard()"
+    notebook = open_notebook("monitor-gone.ipynb", code, "m", "b", "d.kill()")
+    page = notebook.page
+    notebook.run_all()
+    root, board = page.locator(".labkernel-monitor"), page.locator(".labkernel-dashboard")
+    ended = root.locator(".target", has_text="db")
+    expect(ended.locator(".figures")).to_have_text("not running", timeout=120_000)
+    expect(ended.get_by_role("button", name="start")).to_be_enabled(timeout=60_000)
+    kill = board.locator("tr", has_text="web").get_by_role("button", name="kill")
+    expect(kill).to_be_enabled(timeout=60_000)
+    session = next(s for s in lab.rest("GET", "sessions") if s["path"] == "monitor-gone.ipynb")
+    lab.rest("DELETE", f"sessions/{session['id']}")
+    expect(root.locator(".status")).to_contain_text("has the kernel stopped", timeout=60_000)
+    expect(ended.get_by_role("button", name="start")).to_be_disabled(timeout=60_000)
+    expect(board.locator(".status")).to_contain_text("has the kernel stopped", timeout=60_000)
+    expect(kill).to_be_disabled(timeout=60_000)
+    lab.python("import labkernel\nfor c in labkernel.connect().containers.list(all=True): c.remove(force=True)")
+
+
 SAVED = "() => window.jupyterapp.commands.execute('docmanager:save')"
 
 
