@@ -14,6 +14,7 @@ import os
 import secrets
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ class Containers:
         **settings: Any,
     ) -> Any:
         """Create and start. Returns the Container with `detach`, else what it wrote as bytes (or an iterator with
-        `stream`), after it has ended.
+        `stream`), after it has ended. Not detached it ends with this process, also when that is killed.
 
         Raises StartError when the command cannot be started, ContainerExit when it ends with a status other than 0.
         """
@@ -185,10 +186,13 @@ class Containers:
             with self._taken_back_when_failing(container):
                 container.start()
             return container
-        container, attachment = self.run_attached(image, command, **settings)
+        container, attachment = self.run_attached(image, command, tied=True, **settings)
         wanted = {name for name, on in (("stdout", stdout), ("stderr", stderr)) if on}
         if stream:
-            return self._stream(container, attachment, wanted)
+            lines = self._stream(container, attachment, wanted)
+            # Who drops it, even before the first line, has detached; who dies has not.
+            weakref.finalize(lines, attachment.close).atexit = False
+            return lines
         output: Chunks = []
         errors: Chunks = []
         attachment = self._pump(container, attachment, wanted, output, errors)
@@ -196,16 +200,24 @@ class Containers:
         return b"".join(output)
 
     def run_attached(
-        self, image: str | Image, command: str | Sequence[str] | None = None, **settings: Any
+        self,
+        image: str | Image,
+        command: str | Sequence[str] | None = None,
+        *,
+        tied: bool = False,
+        kept: bool = True,
+        **settings: Any,
     ) -> tuple[Container, Attachment]:
         """Create, attach and start in one go: the container and its live output. Raises StartError."""
         container = self.create(image, command, **settings)
-        return container, self.start_attached(container)
+        return container, self.start_attached(container, tied=tied, kept=kept)
 
-    def start_attached(self, container: Container) -> Attachment:
-        """Attach to a new container and start it; one that removes itself is taken back when that fails."""
+    def start_attached(self, container: Container, *, tied: bool = False, kept: bool = True) -> Attachment:
+        """Attach to a new container and start it; one that removes itself is taken back when that fails. `tied`: when
+        this process dies without having closed the attachment, the container ends (and is removed, unless `kept`)."""
+        stdin = bool(container.settings.get("stdin_open"))
         with self._taken_back_when_failing(container):
-            attachment = self.runtime.run(container.id, stdin=bool(container.settings.get("stdin_open")))
+            attachment = self.runtime.run(container.id, stdin=stdin, tied=tied, kept=kept)
         self._fresh.add(container.id)
         # what only the start could tell: a resource limit that may not be raised, for one
         container.record["warnings"].extend(attachment.warnings)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.display import command_words, status_words
 from labkernel.engine import Engine
@@ -74,6 +78,58 @@ def test_commands_that_cannot_start(engine: Engine, command: str, code: int) -> 
         engine.containers.run("busybox", command, remove=True)
     assert caught.value.exit_code == code
     assert engine.containers.list(all=True) == []
+
+
+KILLED = """import sys
+from labkernel.engine import Engine
+lab = Engine.open(sys.argv[1], runtime_dir=sys.argv[2])
+code = ["sh", "-c", "echo up; sleep 1000"]
+"""
+
+
+def a_killed_process(engine: Engine, code: str) -> None:
+    """Runs `code` in a process of its own with the same store, and kills it when it has said something."""
+    argv = [sys.executable, "-c", KILLED + code, str(engine.layout.root), str(engine.layout.runtime_dir)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline()
+        client.kill()
+
+
+def test_not_detached_it_ends_with_who_ran_it(engine: Engine) -> None:
+    speak = "lines = lab.containers.run('busybox', code, stream=True, name={name!r}, remove={remove}); "
+    speak += "print(next(lines), flush=True); list(lines)"
+    a_killed_process(engine, speak.format(name="stays", remove=False))
+    a_killed_process(engine, speak.format(name="leaves", remove=True))
+    found = engine.containers.get("stays")
+    wait_until(lambda: found.status == "exited", "it has ended, and is there to be looked at")
+    assert found.logs() == b"up\n"
+    wait_until(lambda: [c.name for c in engine.containers.list(all=True)] == ["stays"], "the other one is removed")
+    # It ends also while nobody reads, and in a notebook's cell.
+    waits = "import threading; threading.Thread(target=lab.containers.run, args=('busybox', code), "
+    waits += "kwargs={'name': 'silent'}).start()\nimport time\n"
+    waits += (
+        "while not any(c.name == 'silent' for c in lab.containers.list()): time.sleep(0.05)\nprint('there', flush=True)"
+    )
+    a_killed_process(engine, waits)
+    wait_until(lambda: engine.containers.get("silent").status == "exited", "it has ended")
+    cell = "import threading, time; from IPython.core.interactiveshell import InteractiveShell; "
+    cell += "shell = InteractiveShell(); shell.run_line_magic('load_ext', 'labkernel')\n"
+    cell += "import os; os.environ.update(LABKERNEL_ROOT=sys.argv[1], LABKERNEL_RUNTIME_DIR=sys.argv[2])\n"
+    cell += "shell.run_line_magic('container', 'run --name cell busybox sh -c \"echo up; sleep 1000\"')"
+    a_killed_process(engine, cell)
+    wait_until(lambda: engine.containers.get("cell").status == "exited", "it has ended")
+
+
+def test_who_drops_what_it_streams_has_detached(engine: Engine) -> None:
+    for name, begin in (("dropped", iter), ("begun", next)):
+        lines = engine.containers.run("busybox", ["sh", "-c", "echo up; sleep 1000"], stream=True, name=name)
+        begin(lines)
+        del lines
+        gc.collect()
+        container = engine.containers.get(name)
+        engine.containers.run("busybox", "true", remove=True)  # what the connection's end does has been done by now
+        assert container.status == "running"
 
 
 def test_unknown_image(engine: Engine) -> None:

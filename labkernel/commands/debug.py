@@ -76,7 +76,9 @@ def _run(
         **({"network_mode": flags["network"]} if flags["network"] else {}),
     }
     before = time.monotonic()
-    container, attachment = host.engine.containers.run_attached(image, argv, notify=host.note, **settings)
+    container, attachment = host.engine.containers.run_attached(
+        image, argv, notify=host.note, tied=host.notebook, **settings
+    )
     try:
         if shell and not tty:
             code = Dialogue(host, attachment).hold(container.kill)

@@ -177,7 +177,8 @@ def _run_foreground(
     with _id_file(host, flags) as write_id:
         container = host.engine.containers.create(image, list(arguments) or None, notify=notify, **settings)
         write_id(container.id)
-    attachment = host.engine.containers.start_attached(container)
+    # As with docker it lives on when a terminal's client is killed; a notebook's kernel takes it along.
+    attachment = host.engine.containers.start_attached(container, tied=host.notebook)
     _announce(host, container)
     try:
         exit_code = (

@@ -96,7 +96,7 @@ class Bench:
         name = f"compare-{secrets.token_hex(6)}"
         try:
             container, attachment = self._containers.run_attached(
-                self._image.id, command or None, name=name, **settings
+                self._image.id, command or None, name=name, tied=True, kept=False, **settings
             )
         except StartError:
             # As with docker, what could not be started stays created; nobody asked for this one.

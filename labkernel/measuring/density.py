@@ -192,6 +192,7 @@ def _containers(lab: Laboratory, image: Image, counts: Sequence[int]) -> list[tu
         for count in sorted(counts):
             while len(running) < count:
                 settings: dict[str, Any] = {"network_mode": "none", "entrypoint": [INSIDE], "user": "0"}
+                settings |= {"tied": True, "kept": False}
                 container, attachment = lab.containers.run_attached(image.id, ["idle"], **settings)
                 running.append((container, attachment))
                 for _stream, data in attachment:

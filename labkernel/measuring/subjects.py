@@ -23,6 +23,7 @@ from ..metrics import reader_for
 from .bench import Bench
 from .comparison import Run
 from .program import told
+from .sweeper import swept
 
 if TYPE_CHECKING:
     from ..imaging.image import Image
@@ -132,6 +133,7 @@ class Container(Subject):
 
     def idle(self, command: list[str]) -> int | None:
         settings: dict[str, Any] = {"network_mode": "none", "entrypoint": command[:1], "user": "0"}
+        settings |= {"tied": True, "kept": False}
         container, attachment = self._lab.containers.run_attached(self._image.id, command[1:], **settings)
         try:
             with attachment:
@@ -268,6 +270,7 @@ def _container_of_another_driver(lab: Laboratory, driver: str, name: str) -> Sub
     """A store of its own in a short place (socket paths), filled with the image, removed with the row."""
     with contextlib.ExitStack() as undo:
         home = Path(tempfile.mkdtemp(prefix="lk-row-", dir="/tmp"))
+        undo.enter_context(swept(home, driver))
         undo.callback(shutil.rmtree, home, ignore_errors=True)
         engine = lab.open_engine(root=home / "root", runtime_dir=home / "run", driver=driver)
         undo.callback(engine.close)

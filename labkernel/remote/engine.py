@@ -381,13 +381,20 @@ class RemoteContainers:
                 return self._container(self._inner.create(ref, command or None, **given))
 
     def run_attached(
-        self, image: Any, command: Any = None, *, notify: Notify | None = None, **settings: Any
+        self,
+        image: Any,
+        command: Any = None,
+        *,
+        notify: Notify | None = None,
+        tied: bool = False,
+        kept: bool = True,
+        **settings: Any,
     ) -> tuple[RemoteContainer, RemoteAttachment]:
         """Create, attach, start. A container that removes itself is waited for before it is gone."""
         container = self.create(image, command, notify=notify, **settings)
         return container, self.start_attached(container)
 
-    def start_attached(self, container: RemoteContainer) -> RemoteAttachment:
+    def start_attached(self, container: RemoteContainer, *, tied: bool = False, kept: bool = True) -> RemoteAttachment:
         """Attach to a new container and start it; one that removes itself is taken back when that fails."""
         attrs = container.attrs
         attachment = container.open_attachment(stdin=bool(attrs["Config"].get("OpenStdin")))

@@ -402,13 +402,15 @@ class Runtime:
         """The same, with all that is told: `pid`, `started_at`, `warnings`. Raises StartError."""
         return self._call("start", id=id)
 
-    def run(self, id: str, *, stdin: bool = False, logs: bool = True, tied: bool = False) -> Attachment:
+    def run(
+        self, id: str, *, stdin: bool = False, logs: bool = True, tied: bool = False, kept: bool = False
+    ) -> Attachment:
         """Attach and start in one request; the attachment ends with the container. Raises as `start`.
 
         `logs=False` takes no output (it is in the log). `tied`: when this process dies, so does the container, and is
-        removed; closing the attachment only detaches.
+        removed unless `kept`; closing the attachment only detaches.
         """
-        message = {"op": "run", "id": id, "stdin": stdin, "stdout": logs, "stderr": logs, "tied": tied}
+        message = {"op": "run", "id": id, "stdin": stdin, "stdout": logs, "stderr": logs, "tied": tied, "kept": kept}
         attachment = Attachment(*self._ask(message))
         attachment.tied = tied
         return attachment

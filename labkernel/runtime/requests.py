@@ -35,7 +35,8 @@ def _follow(sup: Any, inst: Instance, conn: Connection, message: Message, *, fro
         sup.detach(inst, follower)
         if tied and inst.running:
             # Its owner died: nobody asked for it to live on.
-            inst.stopping = inst.own["auto_remove"] = True
+            inst.stopping = True
+            inst.own["auto_remove"] = bool(inst.own.get("auto_remove")) or not message.get("kept")
             inst.kill_all()
 
     conn.closed = closed

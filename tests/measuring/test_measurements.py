@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError, VMError
@@ -220,6 +222,38 @@ def test_machines_are_measured_too(engine: Engine) -> None:
     assert seen.shares_kernel == {"container": True, "vm": False}
     dense = engine.comparisons.density(containers=(1, 2), machines=(1,), memory="1g")
     assert dense.curve("container").fitting(1 << 30) > dense.curve("vm").fitting(1 << 30) > 0
+
+
+@pytest.mark.parametrize("row", ["container", "rootless"])
+def test_nothing_goes_on_when_who_measures_is_killed(engine: Engine, tmp_path: Path, row: str) -> None:
+    """Neither the container nor, of a row with a store of its own, its supervisor and files."""
+    if row == "rootless" and engine.driver.name != "root":
+        pytest.skip("the engine's own driver needs no store beside it")
+    code = "import sys\nfrom labkernel.engine import Engine\n"
+    code += "lab = Engine.open(sys.argv[1], runtime_dir=sys.argv[2])\n"
+    code += "command = ['sh', '-c', 'while true; do sleep 0.0789; done']\n"
+    code += f"lab.comparisons.measure('busybox', command=command, runs=9, rows=[{row!r}])"
+    argv = [sys.executable, "-c", code, str(engine.layout.root), str(engine.layout.runtime_dir)]
+
+    def stores() -> set[Path]:
+        return set(Path("/tmp").glob("lk-row-*"))
+
+    def running() -> list[str]:
+        found = []
+        for place in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = place.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found += [words] if "sleep 0.0789; done" in words and "Engine.open" not in words else []
+        return found
+
+    before = stores()
+    with subprocess.Popen(argv) as client:
+        wait_until(lambda: running(), "the container runs")
+        mine = stores() - before
+        client.kill()
+    wait_until(lambda: not running(), "the container has ended")
+    wait_until(lambda: not mine & stores(), "its store is gone")
+    assert bool(mine) == (row == "rootless")
 
 
 def test_the_same_files_in_each_driver_and_the_archive(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
