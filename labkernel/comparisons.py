@@ -184,6 +184,8 @@ class Comparisons:
                 except VMError as err:
                     bench.leave_out_vm(err)
                     done, kernels = [run for run in done if run.kind != "vm"], {"container": kernels["container"]}
+        if not bench.no_vm:
+            kernels["vm"] = kernels["vm"] or bench.guest_kernel  # where the image has no uname
         return Comparison(
             image=image,
             command=words,

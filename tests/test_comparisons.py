@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -264,6 +266,16 @@ def test_the_same_command_both_ways(engine: Engine) -> None:
     assert not engine.containers.list(all=True)
     assert not engine.vms.list(all=True)
     comparison.to_png()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("vm_works")
+def test_kernels_are_named_where_the_image_has_no_uname(engine: Engine, tmp_path: Path) -> None:
+    source = "FROM lab/busybox AS base\nFROM scratch\nCOPY --from=base /bin/busybox /bin/sh\n"
+    engine.builds.build(source, context=tmp_path, tags=["bare"])
+    found = engine.comparisons.compare("bare", ["/bin/sh", "-c", "exit 0"])
+    assert found.kernels["container"] == platform.release()
+    assert found.kernels["vm"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@ works here; the experiments density, isolation and portability; and figures that
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +135,33 @@ def _kept(host: Host, result: Any, flags: dict[str, Any]) -> Any:
     if flags["json_file"] == "-":
         host.line(_json(result))
         return None
-    if flags["json_file"]:
-        (host.working_dir() / flags["json_file"]).write_text(_json(result) + "\n")
-    if flags["png"]:
-        Path(host.working_dir() / flags["png"]).write_bytes(result.to_png())
+    wanted: list[tuple[str | None, Callable[[], bytes]]] = [
+        (flags["json_file"], lambda: f"{_json(result)}\n".encode()),
+        (flags["png"], result.to_png if flags["png"] else bytes),
+    ]
+    unsaved = [_unsaved(host.working_dir() / file, content) for file, content in wanted if file]
+    if not any(unsaved):
+        return result
+    # What took a minute to measure is shown all the same.
+    words_ = "; ".join(filter(None, unsaved))
+    if not host.notebook:
+        host.line(result.text())
+        raise UsageError(words_, resolution="the figures above were not kept", exit_code=1)
+    host.warn(f"{words_}; the result is there and can be saved elsewhere: to_json(), to_png()")
     return result
+
+
+def _unsaved(file: Path, content: Callable[[], bytes]) -> str:
+    """Write a file whole or not at all, so that an older one is not lost; gives why it could not be written."""
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        partial.write_bytes(content())
+        os.replace(partial, file)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        return f"{file.name} was not written: {err.strerror or err}"
+    return ""
 
 
 def _json(result: Any) -> str:

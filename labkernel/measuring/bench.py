@@ -38,7 +38,7 @@ class Bench:
         self.cold = False
         self.timeout_s = 300.0
         self.say: Callable[[str], None] = lambda _line: None
-        self.accelerator = self.start = self._guest_kernel = ""
+        self.accelerator = self.start = self.guest_kernel = ""
         self.found: list[str] = []
         self.no_vm = ""  # why there is no virtual machine here
 
@@ -51,7 +51,7 @@ class Bench:
         return max(1, math.ceil(self.cpus or 1))
 
     def vm_words(self) -> str:
-        return f"virtual machine ({self.accelerator.upper()})"
+        return f"virtual machine ({self.accelerator.upper()})" if self.accelerator else "virtual machine"
 
     def kernels(self) -> dict[str, str]:
         """`uname -r` from inside either; also the warm-up. Without a virtual machine `no_vm` says why."""
@@ -65,10 +65,10 @@ class Bench:
         try:
             machine = self.run_vm(["-r"], 0, asking).output.strip()
         except StartError:
-            pass  # the guest's kernel was chosen by us: VMResult names it
+            pass  # the guest's kernel was chosen by us: the first run that is measured names it
         except VMError as err:
             self.leave_out_vm(err)
-        found = {"container": inside or platform.release(), "vm": machine or self._guest_kernel}
+        found = {"container": inside or platform.release(), "vm": machine or self.guest_kernel}
         return {"container": found["container"]} if self.no_vm else found
 
     def leave_out_vm(self, err: VMError) -> None:
@@ -157,7 +157,7 @@ class Bench:
             )
         finally:
             sampler.stop()
-        self.accelerator, self.start, self._guest_kernel = result.accelerator, result.start, result.kernel
+        self.accelerator, self.start, self.guest_kernel = result.accelerator, result.start, result.kernel
         self.found += [warning for warning in result.warnings if warning not in self.found]
         samples = [entry for entry in _relative(followed[0], asked[-1]) if entry[0] >= 0] if followed else []
         return Run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,12 +25,12 @@ class Comparisons:
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **options: Any) -> Any:
             self.calls.append((name, args, {k: v for k, v in options.items() if k != "notify"}))
-            return SimpleNamespace(to_json=lambda: "{}", to_png=lambda: b"png")
+            return SimpleNamespace(to_json=lambda: "{}", to_png=lambda: b"png", text=lambda: "the table")
 
         return call
 
 
-def run(line: str, folder: Path = Path()) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+def run(line: str, folder: Path = Path(), **more: Any) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     comparisons = Comparisons()
     host: Any = SimpleNamespace(
         engine=SimpleNamespace(comparisons=comparisons),
@@ -36,7 +38,7 @@ def run(line: str, folder: Path = Path()) -> tuple[str, tuple[Any, ...], dict[st
         note=print,
         line=print,
         stdin_fd=lambda: None,
-        notebook=False,
+        **{"notebook": False, **more},
     )
     invoke(ROOT, ["compare", *line.split()], host, "labkernel")
     return comparisons.calls[0]
@@ -58,6 +60,30 @@ def test_saved_figures_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("A")
     (tmp_path / "b.json").write_text("B")
     assert run("show a.json b.json", tmp_path)[:2] == ("saved", ("A", "B"))
+
+
+def test_what_cannot_be_saved_is_shown_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that became full while it was measured: nothing measured is lost, nor is the file of last time."""
+    run("hello --json a.json --png a.png -- true", tmp_path)
+    assert (tmp_path / "a.json").read_text() == "{}\n"
+    assert (tmp_path / "a.png").read_bytes() == b"png"
+    (tmp_path / "a.json").write_text("the one of last time")
+
+    def full(_file: Path, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    said: list[str] = []
+    run("hello --json a.json -- true", tmp_path, notebook=True, warn=said.append)
+    assert said[0].startswith("a.json was not written: No space left on device")
+    with pytest.raises(UsageError, match=r"a.json was not written: No space.*; a.png was not written") as caught:
+        run("hello --json a.json --png a.png -- true", tmp_path)
+    assert caught.value.exit_code == 1
+    assert "the table" in capsys.readouterr().out
+    assert (tmp_path / "a.json").read_text() == "the one of last time"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.png"]
 
 
 @pytest.mark.parametrize(
