@@ -253,6 +253,7 @@ class Networks:
             if tx.execute("SELECT 1 FROM endpoints WHERE container_id = ? AND network_id = ?", row).fetchone():
                 raise ConflictError(f"endpoint with name {found.name} already exists in network {network.name}")
             self._allocate(tx, found.id, network.name, asked[network.name])
+            found.connected(tx, network.name)
             about = {"container": found.id, "name": network.name, "type": network.driver}
             insert_event(tx, "network", "connect", network.id, about)
         self.refresh(found)

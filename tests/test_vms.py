@@ -480,7 +480,56 @@ def test_a_machine_stays_in_its_networks(lab: Engine, nets: list[Any]) -> None:
     assert nets[0].attrs["Containers"].keys() == {web.id}
 
 
-def test_networks_that_a_machine_cannot_have(lab: Engine, nets: list[Any], box: VM) -> None:
+def test_a_machine_without_a_network_is_connected_later(lab: Engine, nets: list[Any]) -> None:
+    """It has no card until then: one is plugged in while it runs."""
+    web = lab.containers.run(IMAGE, SERVE, detach=True, name="web", network="one")
+    far = lab.containers.run(IMAGE, SERVE, detach=True, name="far", network="two")
+    vm = lab.vms.run(IMAGE, SERVE, detach=True, name="alone", mem_limit=MEMORY)
+    own = output(vm, "hostname").strip()
+    interfaces = ["ls", "/sys/class/net"]
+    assert output(vm, *interfaces).split() == ["lo"]
+    vm.snapshot("before")
+    nets[1].connect(vm)
+    assert vm.warnings == []
+    assert fetch(vm, "far") == output(far, "hostname").strip()
+    nets[0].connect(vm, aliases=["late"])
+    assert fetch(vm, "web") == output(web, "hostname").strip()
+    assert fetch(web, "late") == own
+    assert output(vm, *interfaces).split() == ["eth0", "eth1", "lo"]
+    # with its cards, and without: its networks are those of now
+    vm.snapshot("after")
+    for name in ("after", "before"):
+        vm.restore(name)
+        assert vm.warnings == []
+        assert output(vm, *interfaces).split() == ["eth0", "eth1", "lo"]
+        assert fetch(vm, "web")
+        wait_until(lambda: fetch(far, "alone") == own, "its server")
+    nets[0].disconnect(vm)
+    vm.restart()
+    wait_until(lambda: fetch(far, "alone") == own, "its server after a restart")
+    assert fetch(vm, "web", patience_s=2) == ""
+    assert lab.vms.get("alone").wired
+
+
+def test_a_card_comes_to_two_processors_too(lab: Engine, nets: list[Any]) -> None:
+    """Their kernel has ACPI, and hears of it by itself."""
+    web = lab.containers.run(IMAGE, SERVE, detach=True, name="web", network="one")
+    vm = lab.vms.run(IMAGE, SERVE, detach=True, name="alone", mem_limit=MEMORY, cpus=2, cold=True)
+    nets[0].connect(vm)
+    assert vm.warnings == []
+    assert fetch(vm, "web") == output(web, "hostname").strip()
+
+
+def test_a_machine_that_does_not_run_is_connected(lab: Engine, nets: list[Any]) -> None:
+    vm = lab.vms.create(IMAGE, SERVE, name="made", mem_limit=MEMORY)
+    nets[0].connect(vm)
+    web = lab.containers.run(IMAGE, SERVE, detach=True, name="web", network="one")
+    vm.start()
+    assert fetch(vm, "web") == output(web, "hostname").strip()
+    assert vm.attrs["NetworkSettings"]["Networks"].keys() == {"one"}
+
+
+def test_networks_that_a_machine_cannot_have(lab: Engine, nets: list[Any]) -> None:
     for settings, words in (
         ({"network_mode": "host"}, "not available to a virtual machine"),
         ({"network_mode": "container:web"}, "not available to a virtual machine"),
@@ -491,8 +540,16 @@ def test_networks_that_a_machine_cannot_have(lab: Engine, nets: list[Any], box: 
             lab.vms.create(IMAGE, "true", **settings)  # type: ignore[arg-type]
     with pytest.raises(NoSuchNetwork):
         lab.vms.create(IMAGE, "true", network_mode="nosuch")
-    with pytest.raises(ConflictError, match="without network cards"):
-        nets[0].connect(box)
+    settings: dict[str, Any]
+    for settings, words in (
+        ({"network_mode": "bridge"}, "user-mode network"),
+        ({"ports": {"80/tcp": None}}, "user-mode network"),
+        ({"network_mode": "none"}, "private .none. mode"),
+    ):
+        made = lab.vms.create(IMAGE, "true", **settings, mem_limit=MEMORY)
+        with pytest.raises(ConflictError, match=words):
+            nets[0].connect(made)
+        made.remove()
     made = lab.vms.create(IMAGE, "true", network_mode="one", mem_limit=MEMORY, name="made")
     with pytest.raises(ConflictError, match="already exists"):
         nets[0].connect("made")
@@ -528,6 +585,16 @@ def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:
             *words, "timeout", "30", "wget", "-qO-", "http://web/hostname", timeout_s=DEADLINE_S
         )
         assert (done.returncode, done.stdout.strip()) == (0, served.stdout.strip()[:12]), done.stderr
+        words = [word for word in words if word not in ("--rm", "--network", "own")]
+        done = plain_user.labkernel(
+            "vm", "run", "-d", "--name", "late", *words[2:], "sleep", "600", timeout_s=DEADLINE_S
+        )
+        assert done.returncode == 0, done.stderr
+        connected = plain_user.labkernel("network", "connect", "own", "late")
+        assert connected.returncode == 0, connected.stderr
+        fetched = plain_user.labkernel("vm", "exec", "late", "timeout", "30", "wget", "-qO-", "http://web/hostname")
+        assert (fetched.returncode, fetched.stdout.strip()) == (0, served.stdout.strip()[:12]), fetched.stderr
+        plain_user.labkernel("vm", "rm", "-f", "late")
         plain_user.labkernel("rm", "-f", "web")
         plain_user.labkernel("network", "rm", "own")
     assert plain_user.labkernel("system", "check").stdout.startswith("nothing inconsistent")

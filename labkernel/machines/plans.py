@@ -146,7 +146,7 @@ def finalize_config(
         "hostname": hostname,
         "mounts": [],
         "linux": {
-            "namespaces": [{"type": "network"}] if vm.wired else [],
+            "namespaces": [{"type": "network"}] if _alone(vm, driver) else [],
             "resources": finalize_resources(limited, devices=False),
         },
         "labkernel": {
@@ -163,6 +163,12 @@ def finalize_config(
             "restart": {"name": "no", "max_retries": 0},
         },
     }
+
+
+def _alone(vm: VM, driver: Driver) -> bool:
+    """Whether QEMU and its monitor are in a network namespace of their own: what is not to reach anybody by this
+    machine's network is not in it, and may be connected to networks that users made, also later."""
+    return vm.wired or (not vm.record["machine"]["network"] and driver.name != "proot")
 
 
 def most_memory(settings: Mapping[str, Any]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConflictError, UsageError, VMError
+from ..qemu.command import card_words, late_card
 from ..qemu.snapshot import copy_sparse
 
 if TYPE_CHECKING:
@@ -64,10 +65,12 @@ def restore(vm: VM, name: str) -> None:
     saved = json.loads((source / "snapshot.json").read_bytes())
     ran = plan["attempts"][saved["attempt"]]
     argv = [word for word in ran["argv"] if word not in ("-incoming", "defer")] + ["-incoming", "defer"]
+    for number in range(plan["cards"], saved["cards"]):
+        argv += card_words(number, late_card(number))
     # All of its memory is in the snapshot; the template it started from may be gone.
     argv = [_own_memory(word) for word in argv]
     attempt = {**ran, "argv": argv, "incoming": str(source / "memory"), "start": "snapshot"}
-    plan.update(attempts=[attempt], resume=saved, warnings=[])
+    plan.update(attempts=[attempt], resume=saved, warnings=[], cards=saved["cards"])
     plan["accelerator_reason"] = saved["accelerator_reason"] or plan["accelerator_reason"]
     (vm.directory / "config.json").write_text(json.dumps(config))
     vm._containers.begin(vm, lambda: vm._containers.runtime.start(vm.id))

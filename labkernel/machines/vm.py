@@ -16,13 +16,14 @@ from ..errors import ConflictError, NoSuchContainer, NoSuchVM, StartError, Usage
 from ..measuring.readers import reader_for
 from ..measuring.samples import Limits, Sample
 from ..qemu import control
-from ..qemu.command import CARDS
+from ..qemu.command import CARDS, LATE_CARDS
 from ..running.container import Container, ContainerList
 from . import plans
 from . import snapshots as vmsnapshots
 from .results import VMResult, timings_of, usage_of
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from ..vms import VMs
@@ -167,13 +168,27 @@ class VM(Container):
         return [str(answer["error"])] if "error" in answer else []
 
     def check_networks(self, more: int) -> None:
-        if not self.wired:
+        if not self.wired and self.record["machine"]["network"]:
             raise ConflictError(
-                f"VM {self.name} was made without network cards: it cannot be connected now",
-                resolution=f"make it with `--network NAME`; up to {CARDS - 1} others can then be connected later",
+                f"VM {self.name} has QEMU's user-mode network: it cannot be connected to another one",
+                resolution="make it without `-p` and `--network bridge`, or with `--network NAME`",
             )
-        if len(self._containers.networks.endpoints(self.id)) + more > CARDS:
-            raise ConflictError(f"a virtual machine can be in {CARDS} networks", resolution="`network disconnect` one")
+        most, running = CARDS, self.status in ("running", "paused")
+        if running and not self.config()["linux"]["namespaces"]:
+            raise ConflictError(
+                f"VM {self.name} was started by an older release", resolution=f"`vm stop {self.name}`, then connect it"
+            )
+        if running and not self._plan().get("cards", CARDS):
+            most = LATE_CARDS
+        if len(self._containers.networks.endpoints(self.id)) + more > most:
+            what = "virtual machine" if most == CARDS else "virtual machine that was started without one"
+            raise ConflictError(f"a {what} can be in {most} networks", resolution="`network disconnect` one")
+
+    def connected(self, tx: sqlite3.Connection, network: str) -> None:
+        """It is in a network from now on: it starts with cards the next time."""
+        if not self.wired:
+            self.record["machine"]["network"], self.settings["network_mode"] = "wired", network
+            tx.execute("UPDATE vms SET settings = ? WHERE id = ?", (json.dumps(self.record), self.id))
 
     @property
     def summary(self) -> dict[str, Any]:

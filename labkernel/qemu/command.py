@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from .channel import PORT_NAME, SHARE_PORT_NAME
@@ -33,9 +34,11 @@ _QUICK_BOOT = (
 # spawn=deny forbids fork and exec: a migration file therefore comes in as a descriptor, never by `exec:cat`.
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 TRANSLATION_CACHE_MIB = 32
-# Networks a machine can be in at once: as many cards are there from the start, for without ACPI (0.6 s of a boot under
-# TCG) none can be added later. Each costs about 20 ms of a start under TCG, also when it is not used.
+# Networks a machine can be in at once. One that is made in a network has as many cards from the start; each costs about
+# 20 ms of a start under TCG, also when it is not used. One made without gets them when it is connected (hotplug.py).
 CARDS = 4
+# Those that come later are at slots of the bus which are in the firmware's table of interrupts (the last is 6).
+LATE_CARDS, _FIRST_LATE_SLOT = 3, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,20 +126,12 @@ class Machine:
         if not self.network:
             return []
         if self.network == "wired":
-            return [word for number in range(CARDS) for word in self._card(number)]
+            return [word for number in range(CARDS) for word in card_words(number, {"netdev": f"net{number}"})]
         words = ["user", "id=net", "ipv6=off"]
         if self.network == "closed":
             words.append("restrict=on")  # no way out, not even to this machine
         words += [f"hostfwd={p.protocol}:{p.host_ip}:{p.host_port}-:{p.guest_port}" for p in self.ports]
         return ["-netdev", ",".join(words), "-device", "virtio-net-pci,netdev=net,romfile="]
-
-    def _card(self, number: int) -> list[str]:
-        return [
-            "-netdev",
-            f"socket,id=net{number},fd={CARD_FD + number}",
-            "-device",
-            f"virtio-net-pci,netdev=net{number},romfile=",
-        ]
 
     def bare(self) -> Machine:
         """What of the machine its hardware and memory depend on: the same for all that one template can serve."""
@@ -151,6 +146,17 @@ class Machine:
         """
         bare = dataclasses.replace(self.bare(), sandbox=False)
         return hashlib.sha256(json.dumps([bare.argv(), *facts]).encode()).hexdigest()[:32]
+
+
+def late_card(number: int) -> dict[str, str]:
+    """The properties of a network card that is plugged in while the machine runs; a restore needs the same."""
+    return {"netdev": f"net{number}", "id": f"card{number}", "addr": f"{_FIRST_LATE_SLOT + number:#x}"}
+
+
+def card_words(number: int, properties: Mapping[str, str]) -> list[str]:
+    """The words for card `number`, whose frames go through its descriptor of `spawn.Qemu`."""
+    device = ",".join(["virtio-net-pci", *(f"{name}={value}" for name, value in properties.items()), "romfile="])
+    return ["-netdev", f"socket,id=net{number},fd={CARD_FD + number}", "-device", device]
 
 
 def _comma(path: Path) -> str:

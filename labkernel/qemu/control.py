@@ -19,6 +19,8 @@ import socket
 import struct
 from typing import Any
 
+from labkernel.errors import LabkernelError
+
 from .channel import Kind, encode, network_payload
 
 NAME = "control.sock"
@@ -142,9 +144,9 @@ class Client:
         monitor = self.monitor
         monitor.wires = wires
         try:
-            monitor.plug()
-        except OSError as err:
-            self.answer({"error": f"the machine's network card could not be plugged in: {err.strerror}"})
+            monitor.grow()
+        except (OSError, LabkernelError) as err:
+            self.answer({"error": f"a network card could not be plugged in: {getattr(err, 'brief', err)}"})
             return
         monitor.rewiring.append(self)
         monitor.send(encode(Kind.NETWORK, network_payload(wires)))

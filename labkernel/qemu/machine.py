@@ -83,6 +83,7 @@ class Machines:
         attempts.append(_attempt(dataclasses.replace(machine, accelerator="tcg"), None))
         return {
             "attempts": attempts,
+            "cards": machine.cards,
             "accelerator_reason": verdict.reason,
             "refuted": None if _forced() else {"cache": str(self._verdict_file), "key": kvm.machine_key()},
             "kernel": found.release,

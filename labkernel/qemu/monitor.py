@@ -24,13 +24,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from labkernel.errors import LabkernelError
+from labkernel.errors import LabkernelError, VMError
 from labkernel.linux import pty
 
 from . import channel
 from .cards import Card
 from .channel import Frame, Kind, encode
-from .command import CARDS
+from .command import LATE_CARDS
 from .control import Client, listen
 from .spawn import Qemu
 from .streams import GuestProcess, Link
@@ -165,7 +165,7 @@ class Monitor:
         self._attempt = attempt = self.plan["attempts"][self.attempt]
         self.qmp = None
         self.facts.update(asked_at=time.monotonic(), start=attempt["start"], accelerator=attempt["accelerator"])
-        self.qemu = qemu = Qemu(attempt["argv"], cards=CARDS if self.wires is not None else 0)
+        self.qemu = qemu = Qemu(attempt["argv"], cards=self.plan["cards"])
         self.facts.update(qemu_pid=qemu.pid)
         self.save()
         self.link = Link(qemu.channel, self.watch, self._file)
@@ -223,10 +223,25 @@ class Monitor:
             hostname=plan.get("hostname"),
             readonly=bool(plan.get("readonly")),
             network=plan.get("network") or "",
-            wires=self.wires,
+            wires=self.wires if plan.get("network") == "wired" else None,
             shares=shares,
         )
         self.send(encode(Kind.SETUP, payload))
+
+    def grow(self) -> None:
+        """`plug`, with as many cards as `wires` needs, in the machine that runs. Raises OSError, VMError."""
+        assert self.qemu is not None
+        needed = max((each["number"] + 1 for each in (self.wires or {"cards": ()})["cards"]), default=0)
+        if needed > len(self.cards):
+            from .hotplug import add_card
+            from .qmp import Qmp
+
+            self.qmp = self.qmp or Qmp(self.qemu.qmp)
+            for number in range(len(self.cards), min(needed, LATE_CARDS)):
+                self.cards.append(Card(number, add_card(self.qmp, number), self.watch))
+        self.plug()
+        if needed > len(self.cards):
+            raise VMError(f"this machine was started without a network: it can be in {LATE_CARDS}, not in {needed}")
 
     def plug(self) -> None:
         """Carry frames between the guest's cards and the interfaces that `wires` names. Raises OSError."""
@@ -274,6 +289,10 @@ class Monitor:
         for number in self.leaving:
             self.send(encode(Kind.SIGNAL, b"9", process=number))
         if self.wires is not None:
+            try:
+                self.grow()
+            except (OSError, LabkernelError) as err:
+                self.facts["warnings"].append(f"a network card could not be plugged in: {getattr(err, 'brief', err)}")
             self.send(encode(Kind.NETWORK, channel.network_payload(self.wires)))  # as its networks are now
         self.send(encode(Kind.HOLD, b"0"))  # its output may have been held back for a reader of its former life
         self.ready = True

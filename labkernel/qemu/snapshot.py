@@ -2,7 +2,7 @@
 
     TARGET/memory         the migration stream       TARGET/disk.qcow2    a copy of the machine's own overlay
     TARGET/snapshot.json  open files of shared directories, bytes of stdin on their way, which of the plan's attempts it
-                          is (whose command line a restore needs); written last
+                          is (whose command line a restore needs) and how many cards it has; written last
 
 The guest is asked to keep still first, so that no frame is cut in two; its command goes on afterwards as if nothing had
 happened. Runs in the monitor, which does nothing else for the third of a second that it takes.
@@ -68,6 +68,7 @@ def _write(monitor: Any, target: str) -> None:
             "unconsumed": main.unconsumed,
             "processes": [number for number in monitor.processes if number],
             "attempt": monitor.attempt,
+            "cards": len(monitor.cards),
             "accelerator_reason": monitor.facts.get("accelerator_reason"),
         }
         with open(f"{target}/snapshot.json", "x", encoding="utf-8") as file:

@@ -28,15 +28,12 @@ class Qemu:
 
     def __init__(self, argv: Sequence[str], *, cards: int = 0) -> None:
         """Start it, with as many network cards as its command line names. Raises OSError."""
-        pairs = [socket.socketpair() for _ in range(4)]
-        pairs += [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(cards)]
+        pairs = [*(socket.socketpair() for _ in range(4)), *(card_pair() for _ in range(cards))]
         ours, theirs = zip(*pairs, strict=True)
         self.channel, self.share, self.console, self.qmp = ours[:4]
         self.cards = ours[4:]
         for end in (*ours[:2], *theirs[:2]):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-        for end in (*ours[4:], *theirs[4:]):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CARD_BUFFER)
         self.stderr, stderr = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         self.pid = os.fork()
@@ -105,6 +102,14 @@ class Qemu:
         return "\n".join(line.strip() for line in lines[-12:])
 
 
+def card_pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a network card: ours and QEMU's, one frame in each message."""
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for end in pair:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CARD_BUFFER)
+    return pair
+
+
 def _become(argv: Sequence[str], parent: int, fds: list[int], stderr: int) -> None:
     """In the child: the descriptors at their numbers, nothing else open, and the exec. Never returns."""
     try:
@@ -134,4 +139,4 @@ def _become(argv: Sequence[str], parent: int, fds: list[int], stderr: int) -> No
         os._exit(127)
 
 
-__all__ = ["CARD_FD", "CHANNEL_FD", "CONSOLE_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu"]
+__all__ = ["CARD_FD", "CHANNEL_FD", "CONSOLE_FD", "KEPT_BYTES", "QMP_FD", "SHARE_FD", "Qemu", "card_pair"]

@@ -19,6 +19,7 @@ from ..linux.files import read_file
 from ..runtime.settings import check_name, parse_command, parse_signal
 
 if TYPE_CHECKING:
+    import sqlite3
     from pathlib import Path
 
     from ..containers import Containers
@@ -99,6 +100,9 @@ class Container:
 
     def check_networks(self, more: int) -> None:
         """That it can be in `more` networks than it is in. Raises ConflictError."""
+
+    def connected(self, tx: sqlite3.Connection, network: str) -> None:
+        """In the transaction that puts it into `network`."""
 
     @property
     def log_path(self) -> Path:

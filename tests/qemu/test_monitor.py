@@ -102,7 +102,13 @@ class Machine:
         argv = [sys.executable, "-c", GUEST + guest, str(self.log), str(self.go)]
         attempt = {"argv": argv, "incoming": None, "start": "cold", "accelerator": how, "deadline_s": DEADLINE_S}
         (directory / "overlay").write_bytes(b"disk")
-        machine = {"attempts": [*failing, attempt], "overlay": str(directory / "overlay"), "ephemeral": True, **plan}
+        machine = {
+            "attempts": [*failing, attempt],
+            "cards": 0,
+            "overlay": str(directory / "overlay"),
+            "ephemeral": True,
+            **plan,
+        }
         config = {"process": {"args": ["main"]}, "labkernel": {"machine": machine}}
         (directory / "config.json").write_text(json.dumps(config))
         words = [sys.executable, "-c", MONITOR, str(directory)]

@@ -3,20 +3,23 @@
 
 void load_modules(const char *which)
 {
-    char name[256], path[300];
-    snprintf(path, sizeof path, "/modules/%s", which);
-    FILE *list = fopen(path, "re");
+    static int folder = -1; /* out of reach by name once the root disk is mounted over it */
+    char name[256];
+    if (folder < 0)
+        folder = open("/modules", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int listing = openat(folder, which, O_RDONLY | O_CLOEXEC);
+    FILE *list = listing < 0 ? NULL : fdopen(listing, "r");
     if (!list)
-        return; /* a kernel with everything built in */
+        return; /* a kernel with everything built in; or they are loaded already */
+    unlinkat(folder, which, 0);
     while (fgets(name, sizeof name, list)) {
         name[strcspn(name, "\n")] = 0;
-        snprintf(path, sizeof path, "/modules/%s", name);
-        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        int fd = openat(folder, name, O_RDONLY | O_CLOEXEC);
         if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
             fprintf(stderr, "labkernel guest init: module %s: %s\n", name, strerror(errno));
         if (fd >= 0)
             close(fd);
-        unlink(path); /* the initramfs is memory */
+        unlinkat(folder, name, 0); /* the initramfs is memory */
     }
     fclose(list);
 }

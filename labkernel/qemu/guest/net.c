@@ -38,7 +38,7 @@ static int find_interface(int fd, struct ifreq *request)
     return request->ifr_ifindex;
 }
 
-static const char no_card[] = "the network card did not appear: this kernel may lack virtio_net";
+static const char no_card[] = "find the network card: this kernel may lack virtio_net";
 
 static int add_route(int fd, uint32_t to, uint32_t mask, uint32_t gateway, char *device, int metric)
 {
@@ -184,8 +184,24 @@ const char *plug_cards(char *data, char *end)
     return problem;
 }
 
+/* Whether a card that the records want is not there: QEMU has just plugged it in, and without ACPI nobody says so. */
+static int lacks_card(char *data, char *end)
+{
+    char path[64];
+    for (char *record = data; record < end; record += strlen(record) + 1) {
+        snprintf(path, sizeof path, "/sys/class/net/eth%u", (unsigned)atoi(record + 1));
+        if (record[0] == 'w' && access(path, F_OK) < 0)
+            return 1;
+    }
+    return 0;
+}
+
 void handle_network(char *data, char *end)
 {
+    if (lacks_card(data, end)) {
+        load_modules("network");
+        write_file("/sys/bus/pci/rescan", "1");
+    }
     const char *problem = plug_cards(data, end);
     send_text(NETWORKED, 0, "%s", problem ? problem : "");
 }
