@@ -36,7 +36,7 @@ from .building.transport import export_directory
 from .building.unchanged import forget as forget_records
 from .building.usage import CacheRecord, records, selected
 from .dockerfile.flags import did_you_mean
-from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, verify
+from .dockerfile.graph import global_scope, refuse_later, stage_dependencies, stage_references, verify
 from .dockerfile.instructions import (
     Instruction,
     Program,
@@ -428,6 +428,11 @@ class _Build:
         triggers = [onbuild_instruction(text) for text in state.config.pop("OnBuild", None) or ()]
         with self._lock:
             self.total += len(triggers)
+        for ref in [ref for trigger in triggers for ref in stage_references(trigger)]:
+            try:
+                self._make_for(stage, find_stage(self._program.stages, ref))
+            except DockerfileError as err:
+                raise self._located(err, stage.from_, b"") from err
         for trigger in triggers:
             self._step(stage, trigger, builder, place=stage.from_)
         for command in stage.commands:
@@ -509,15 +514,14 @@ class _Build:
             return given.layers
         found = find_stage(self._program.stages, ref)
         if found is not None:
-            self._make_for(stage, found)
             return self._states[found.index].layers
         if ref == "scratch":
             return []
         return self._image(ref, self._platforms[stage.index], exact=False)[0].layers
 
-    def _make_for(self, stage: Stage, wanted: Stage) -> None:
+    def _make_for(self, stage: Stage, wanted: Stage | None) -> None:
         """Make the stage that an ONBUILD trigger of `stage` names: what a base image brings is known only now."""
-        if wanted.index in self._states:
+        if wanted is None or wanted.index in self._states:
             return
         if wanted.index >= stage.index:
             raise DockerfileError(

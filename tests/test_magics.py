@@ -124,6 +124,16 @@ def test_a_failing_step_is_shown_in_the_cells_own_lines(shell: InteractiveShell)
     assert "failed at line 3 of" in repr(cell(shell, "%container debug")), "a typing mistake since is no build"
 
 
+def test_a_check_is_of_the_cells_own_lines(shell: InteractiveShell, capfd: pytest.CaptureFixture[str]) -> None:
+    assert str(cell(shell, "%%dockerfile --check\nFROM busybox\nCMD a\n")) == ""
+    out = capfd.readouterr().out
+    assert "UndefinedVar" not in out
+    assert "OS signals (line 3)" in out
+    assert "3 | >>> CMD a" in out
+    assert cell(shell, "%%dockerfile --check\nFROM busybox\n") is None
+    assert "no warnings" in capfd.readouterr().out
+
+
 def test_dockerfile_cell(shell: InteractiveShell, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hello.txt").write_text("from the notebook's folder\n")
     text = '%%dockerfile -t course/magic\nFROM busybox\nCOPY hello.txt /\nENV X="{x} $y"\nCMD cat hello.txt\n'

@@ -131,7 +131,7 @@ def cell(ctx: click.Context, /, context: str | None, file: tuple[str, ...], **fl
         files = given_files(file)
         declared = set(_DECLARED.findall(text))
         flags["build_arg"] = (*(word for word in file if word.partition("=")[0] in declared), *flags["build_arg"])
-        result = build_text(host, text, folder, flags, files=files)
+        result = build_text(host, text, folder, flags, files=files, above=1)
     except DockerfileError as err:
         database = getattr(host.engine, "db", None)  # the engine of a context elsewhere has none here
         if database is not None and err.line:
@@ -141,6 +141,8 @@ def cell(ctx: click.Context, /, context: str | None, file: tuple[str, ...], **fl
         # One line instead of the path the interrupt took through this program.
         brief = "the build was stopped; the next one goes on after the last finished step"
         raise Interrupted(brief, 130) from None
+    if result is None:  # --check
+        return None
     result.warnings[:] = [_LINE.sub(_next_line, str(warning)) for warning in result.warnings]
     return result
 
@@ -194,8 +196,10 @@ def build_text(
     *,
     dockerfile: Path | None = None,
     files: dict[str, bytes] | None = None,
+    above: int = 0,
 ) -> Any:
-    """Build, with the host's progress; returns the BuildResult."""
+    """Build, with the host's progress; returns the BuildResult, and None for a check. `above`: how many lines the
+    author sees above the text."""
     quiet = flags["quiet"] or flags["progress"] == "quiet"
     settings = _settings(host, context, flags, files)
     outputs = outputs_of(flags["output"])
@@ -205,7 +209,8 @@ def build_text(
             host.warn(f"--output type={output.kind}: {name} is not supported and changes nothing")
     if flags["check"]:
         platform = settings["options"].platform
-        return check_text(host, text, settings["build_args"], _ignore_text(context, dockerfile), platform)
+        ignore = _ignore_text(context, dockerfile)
+        return check_text(host, text, settings["build_args"], ignore, platform, above=above)
     settings["tags"] += [name for output in outputs for name in output.name.split(",") if name]
     own = _ignore_text(None, dockerfile)
     if own is not None:
@@ -325,7 +330,13 @@ def _ignore_text(context: Path | None, dockerfile: Path | None) -> str | None:
 
 
 def check_text(
-    host: Host, text: str, build_args: dict[str, str], ignore: str | None = None, platform: str | None = None
+    host: Host,
+    text: str,
+    build_args: dict[str, str],
+    ignore: str | None = None,
+    platform: str | None = None,
+    *,
+    above: int = 0,
 ) -> Any:
     """`--check`: the warnings of the build checks; as with docker's command exit code 1 when there are any."""
     from ..dockerfile.lint import lint_error, options
@@ -336,8 +347,8 @@ def check_text(
     except DockerfileError as err:
         raise pointing(err, text) from None
     for finding in findings:
-        host.line(f"WARNING: {finding.short()}")
-        for line in excerpt(text, finding.line, finding.end_line):
+        host.line(f"WARNING: {finding.rule}: {finding.message} (line {finding.line + above})")
+        for line in excerpt(text, finding.line, finding.end_line, above=above):
             host.line(line)
     count = len(findings)
     host.line(f"Check complete, {f'{count} warning' + 's' * (count > 1) if count else 'no warnings'} found.")
@@ -359,13 +370,15 @@ def pointing(err: DockerfileError, text: str) -> DockerfileError:
     return err
 
 
-def excerpt(text: str, first: int, last: int) -> list[str]:
-    """The lines of a Dockerfile from `first` to `last` (twelve at most) marked, and the one above."""
+def excerpt(text: str, first: int, last: int, *, above: int = 0) -> list[str]:
+    """The lines of a Dockerfile from `first` to `last` (twelve at most) marked, and the one before; numbered as their
+    author sees them, with `above` lines above the text."""
     lines = text.splitlines()
     end = min(last, len(lines), first + 11)
-    width = len(str(end))
+    width = len(str(end + above))
     return [
-        f"{n:>{width}} | {'>>>' if n >= first else '   '} {lines[n - 1]}" for n in range(max(1, first - 1), end + 1)
+        f"{n + above:>{width}} | {'>>>' if n >= first else '   '} {lines[n - 1]}"
+        for n in range(max(1, first - 1), end + 1)
     ]
 
 
