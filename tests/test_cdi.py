@@ -116,6 +116,25 @@ def test_the_device_cgroup_lets_through_what_is_described_and_nothing_else(
             assert b"Operation not permitted" in done.logs()
 
 
+def test_a_node_is_made_as_it_is_described(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if engine.driver.name != "root":
+        pytest.skip("only the driver root makes nodes")
+    nodes: list[dict[str, Any]] = [
+        {"path": "/dev/own", "type": "c", "major": 1, "minor": 3, "fileMode": 0o622, "uid": 5, "gid": 6},
+        {"path": "/dev/pipe", "type": "p", "fileMode": 0o640},
+        {"path": "/dev/open", "hostPath": "/dev/zero"},
+    ]
+    describe(tmp_path, devices=[{"name": "nodes", "containerEdits": {"deviceNodes": nodes}}])
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    look = "stat -c '%a %F %u:%g' /dev/own /dev/pipe /dev/open"
+    seen = engine.containers.run("lab/busybox", ["sh", "-c", look], devices=["vendor.test/thing=nodes"], remove=True)
+    assert seen.decode().splitlines() == [
+        "622 character special file 5:6",
+        "640 fifo 0:0",
+        "666 character special file 0:0",
+    ]
+
+
 def test_an_unknown_device_leaves_no_container(engine: Engine, described: Path) -> None:
     with pytest.raises(UsageError, match=r'unresolvable CDI device "vendor\.test/thing=anwser"') as caught:
         engine.containers.run("lab/busybox", ["true"], device_requests=["vendor.test/thing=anwser"])

@@ -258,7 +258,7 @@ def _add_device(root_fd: int, node: dict[str, Any]) -> None:
             os.unlink(name, dir_fd=parent)
         except FileNotFoundError:
             pass
-        kind = stat.S_IFBLK if node["type"] == "b" else stat.S_IFCHR
+        kind = {"b": stat.S_IFBLK, "p": stat.S_IFIFO}.get(node["type"], stat.S_IFCHR)
         try:
             os.mknod(name, kind | node["fileMode"], os.makedev(node["major"], node["minor"]), dir_fd=parent)
             os.chown(name, node["uid"], node["gid"], dir_fd=parent)
