@@ -15,6 +15,7 @@ import pytest
 from conftest import PlainUser
 from daemons import Cli, Daemon
 
+import labkernel
 from labkernel.building.result import BuildResult
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, LabkernelError, UsageError
@@ -307,6 +308,14 @@ def test_the_sdk_asks_by_request(daemon: Daemon) -> None:
         assert {"Source": "cdi", "ID": "vendor.test/thing=a1"} in client.info()["DiscoveredDevices"]
     finally:
         client.close()
+
+
+def test_an_engine_elsewhere_is_asked_by_name(daemon: Daemon) -> None:
+    with labkernel.connect(daemon.address) as lab:
+        said = lab.containers.run("lab/busybox", ["env"], devices=["vendor.test/thing=a1", "/dev/zero"], remove=True)
+        assert b"A1=1" in said
+        with pytest.raises(LabkernelError, match=r"unresolvable CDI device"):
+            lab.containers.run("lab/busybox", ["env"], devices=["vendor.test/thing=b1"], remove=True)
 
 
 def test_dockers_command_asks_by_name(daemon: Daemon, tmp_path: Path) -> None:

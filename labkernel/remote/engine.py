@@ -498,6 +498,11 @@ def _sdk_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found.get("restart_policy"), str):
         word, _, times = found["restart_policy"].partition(":")
         found["restart_policy"] = {"Name": word, "MaximumRetryCount": int(times or 0)}
+    named = [word for word in found.get("devices", ()) if isinstance(word, str) and not word.startswith("/")]
+    if named:  # CDI devices, which the API wants as a request
+        found["devices"] = [word for word in found["devices"] if word not in named]
+        request = docker.types.DeviceRequest(driver="cdi", device_ids=named)
+        found["device_requests"] = [*found.get("device_requests", ()), request]
     found.pop("console_size", None)
     return found
 
