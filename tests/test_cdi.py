@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,10 +13,12 @@ from typing import Any
 
 import docker
 import pytest
+from buildkit import CONTROL, Client
 from conftest import PlainUser
 from daemons import Cli, Daemon
 
 import labkernel
+from labkernel.api import protobuf
 from labkernel.building.result import BuildResult
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, LabkernelError, UsageError
@@ -330,3 +333,11 @@ def test_dockers_command_asks_by_name(daemon: Daemon, tmp_path: Path) -> None:
     wrong = client.run("run", "--rm", "--device", "vendor.test/thing=b1", "lab/busybox", "env")
     assert wrong.returncode == 125
     assert 'unresolvable CDI device "vendor.test/thing=b1"' in wrong.stderr
+
+
+def test_buildx_is_told_which_devices_there_are(daemon: Daemon) -> None:
+    with contextlib.closing(Client(daemon, Path(daemon.path).parent)) as client:
+        (worker,) = map(protobuf.decode, client.call(f"{CONTROL}/ListWorkers")[1])
+    devices = {protobuf.text(each, 1): each for each in map(protobuf.decode, worker[6])}
+    assert list(devices) == [f"vendor.test/thing={name}" for name in ("a1", "a2", "answer", "free")]
+    assert [bool(protobuf.number(each, 2)) for each in devices.values()] == [False, False, False, True]

@@ -384,6 +384,21 @@ def _worker() -> list[tuple[int, Any]]:
         *((2, [(1, key), (2, value)]) for key, value in labels.items()),
         (3, platform),
         (5, _version()),
+        *((6, device) for device in _devices()),
+    ]
+
+
+def _devices() -> list[list[tuple[int, Any]]]:
+    """The CDI devices that RUN --device can name, as `docker buildx inspect` shows them."""
+    from ..runtime import cdi
+
+    return [
+        [
+            (1, device.name),
+            (2, device.allowed_to_builds),
+            *((3, [(1, key), (2, value)]) for key, value in device.annotations.items()),
+        ]
+        for _, device in sorted(cdi.read().devices.items())
     ]
 
 

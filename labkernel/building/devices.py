@@ -17,10 +17,8 @@ from ..runtime.sharing import CDI_NAME
 if TYPE_CHECKING:
     from ..runtime.cdi import Device, Registry
 
-# Annotations of a description (or of one device in it) that BuildKit knows.
+# The annotation of a description (or of one device in it) by which BuildKit names several.
 _CLASS = "org.mobyproject.buildkit.device.class"
-_ALLOWED = "org.mobyproject.buildkit.device.autoallow"
-_TRUE = ("1", "t", "T", "true", "True", "TRUE")
 
 
 def allowed_device(word: str) -> tuple[str, str]:
@@ -57,7 +55,7 @@ def granted_devices(flags: Sequence[str], allow: Iterable[str], warn: Callable[[
         refused = [
             device.name
             for device in devices
-            if not everything and device.name not in granted and device.annotations.get(_ALLOWED) not in _TRUE
+            if not everything and device.name not in granted and not device.allowed_to_builds
         ]
         if refused:
             what = f"device {refused[0]} is" if len(refused) == 1 else f"devices {', '.join(refused)} are"

@@ -28,6 +28,7 @@ DIRECTORIES = ("/etc/cdi", "/var/run/cdi")
 _SUFFIXES = (".json", ".yaml", ".yml")
 _LARGEST_BYTES = 8 << 20
 _VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.0")
+_TRUE = ("1", "t", "T", "true", "True", "TRUE")
 _DEFAULT_MODE = 0o666  # of a node whose description has none, as runc and crun make it
 
 
@@ -98,6 +99,11 @@ class Device:
     @property
     def kind(self) -> str:
         return self.name.partition("=")[0]
+
+    @property
+    def allowed_to_builds(self) -> bool:
+        """Whether its description lets every build have it, by BuildKit's annotation."""
+        return self.annotations.get("org.mobyproject.buildkit.device.autoallow") in _TRUE
 
 
 @dataclass(frozen=True)
