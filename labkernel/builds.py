@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from .building.cache import BuildCache
 from .building.checks import read_ignore, suggesting, surroundings
 from .building.copylayers import layer_maker
 from .building.debug import forget_failure, remember_failure
-from .building.devices import allowed_device
 from .building.failures import located
 from .building.finishing import Finisher
 from .building.graph import carry_out, needed_stages
 from .building.layers import RunEnded, Running
 from .building.mounts import cache_mounts, prune_cache_mounts
-from .building.remotecache import INLINE, CachePlace, cache_places, export_caches, import_caches, inline_rows
+from .building.options import BuildOptions
+from .building.remotecache import INLINE, cache_places, export_caches, import_caches, inline_rows
 from .building.result import BuildResult, BuildStep
 from .building.steps import DEFAULT_PATH, Settings, StageBuilder, State
 from .building.targets import arguments, build_platform, empty_document, joined, platform_of, targets
@@ -69,58 +69,8 @@ if TYPE_CHECKING:
     from .store.database import Database
     from .store.layout import Layout
 
-ENTITLEMENTS = ("network.host", "security.insecure", "device")
-LIMITS = (
-    *("memswap_limit", "shm_size", "ulimits", "cpu_shares", "cpu_period", "cpu_quota", "cpuset_cpus", "cpuset_mems"),
-)
 OnStep = Callable[[BuildStep], None]
 _KEPT_OUTPUT_BYTES = 16 << 10
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What is less often said about a build. `secrets`: id -> bytes; `ssh`: id -> path of an agent's socket, or of one
-    or more private keys (building/agents.py); `allow`: entitlements; `extra_hosts`: name:address; `cache_from` and
-    `cache_to`: directories or CachePlaces (building/remotecache.py); `memory_bytes`: limit of a RUN, 0 for none;
-    `limits`: others of a RUN, named as those of a container (LIMITS);
-    `context_epoch_s`: what SOURCE_DATE_EPOCH=context means (epoch.py); `no_cache_filter`: names or numbers of stages;
-    `contexts`: name -> image (or its id) that a FROM, --from or from= of that name means, before any stage or image;
-    `platform`: `os/arch[/variant]`, or several with commas between (building/targets.py); `stopping`: called at the
-    start with what stops the build, from any thread."""
-
-    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    ssh: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-    allow: Sequence[str] = ()
-    no_cache_filter: Sequence[str] = ()
-    pull: bool = False
-    extra_hosts: Sequence[str] = ()
-    memory_bytes: int = 0
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    platform: str | None = None
-    contexts: Mapping[str, str] = field(default_factory=dict)
-    context_epoch_s: int | None = None
-    cache_from: Sequence[str | Path | CachePlace] = ()
-    cache_to: str | Path | CachePlace | Sequence[CachePlace] | None = None
-    stopping: Callable[[Callable[[], None]], None] | None = None
-
-    def with_fields(self, given: Mapping[str, Any]) -> BuildOptions:
-        known = {item.name for item in fields(self)}
-        wrong = sorted(set(given) - known)
-        if wrong:
-            raise TypeError(f"build() got an unexpected keyword argument {wrong[0]!r}")
-        return replace(self, **given)
-
-    def check(self) -> None:
-        """Raises UsageError for what this machine or this release cannot do."""
-        for name in self.limits:
-            if name not in LIMITS:
-                raise UsageError(f"not a limit of build steps: {name}", resolution=f"one of {', '.join(LIMITS)}")
-        for name in self.allow:
-            if name.startswith("device="):
-                allowed_device(name)
-            elif name not in ENTITLEMENTS:
-                known = f"{', '.join(ENTITLEMENTS)} (or device=VENDOR/CLASS=NAME)"
-                raise UsageError(f"invalid entitlement: {name}", resolution=f"one of {known}")
 
 
 class Builds:
