@@ -1,8 +1,9 @@
 """`lab.monitor(container, vm, …)`: a live plot of CPU, memory, throttling and processes while they run.
 
-Drawn by the browser on a canvas (`monitor.js`): the kernel only pushes numbers, under 1 ms of CPU a frame, from a
-thread of its own, so the plot moves while a cell runs and never holds one up. When the targets end, or End is pressed,
-the output becomes a picture (matplotlib, by display id) without any widget in it: a saved notebook shows it anywhere.
+Drawn by the browser on a canvas (`monitor.js`): the kernel only pushes numbers (with twenty curves some 2 ms of its CPU
+a frame, sending included) from a thread of its own, so the plot moves while a cell runs and never holds one up. When
+the targets end, or End is pressed, the output becomes a picture (matplotlib, by display id) without any widget in it: a
+saved notebook shows it anywhere.
 Saved while it is live, a notebook has the browser's own last picture (extension/src/pictures.ts).
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import struct
@@ -156,13 +157,21 @@ def test_no_picture_without_matplotlib(work: Work, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_frame_is_cheap() -> None:
-    made, _ = a_monitor([{"status": "running", "pid": os.getpid(), "cgroup": {}}] * 4)
+    """Of twenty curves it brings one point each and no words: no name, limit or mark is sent again."""
+    made, view = a_monitor([{"status": "running", "pid": os.getpid(), "cgroup": {}}] * 20)
+    made.tick()
+    made._origin -= 100
     costs = []
     for _ in range(50):
         made.tick()
         costs.append(made.frame_cpu_s)
-    print(f"a frame of 4 targets without the comm: {sorted(costs)[25] * 1e3:.2f} ms of CPU")
+    print(f"a frame of 20 targets without the comm: {sorted(costs)[25] * 1e3:.2f} ms of CPU")
     made._sampler.stop()
+    message, rows = view.sent[-1]
+    assert len(rows) == 20
+    assert len(json.dumps(message)) < 400
+    assert message["marks"] == []
+    assert "targets" not in message
 
 
 def test_bad_calls_are_refused(work: Work) -> None:
