@@ -123,7 +123,7 @@ def test_samples_of_a_process_stand_in_for_nothing() -> None:
 def test_memory_of_the_largest_process_is_called_so() -> None:
     comparison = a_comparison(a_run("container", memory_source="rusage"), a_run("vm"))
     assert {row[0]: row[1:] for row in comparison.table()}["peak memory"] == (
-        "20 MiB (largest process)",
+        "20 MiB (largest process, with its set-up)",
         "140 MiB",
         "7×",
     )

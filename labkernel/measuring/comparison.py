@@ -161,7 +161,7 @@ class Comparison:
             if values and say(min(values)) != say(max(values)):
                 text += f" ({say(min(values))} to {say(max(values))})"
             if values and figure == "peak_memory_bytes" and self.by_rusage(kind):
-                text += " (largest process)"
+                text += " (largest process, with its set-up)"
             cells.append(text)
         ratio = self.ratio(figure)
         return cells[0], cells[1], "" if ratio is None else ratio_text(ratio)

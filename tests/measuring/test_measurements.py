@@ -17,6 +17,7 @@ from waiting import wait_until
 from labkernel.engine import Engine
 from labkernel.errors import LabkernelError, UsageError, VMError
 from labkernel.measuring import density, subjects
+from labkernel.measuring.comparison import Run
 from labkernel.measuring.density import Curve, Density
 from labkernel.measuring.experiments import experiments_of, nanoseconds_text
 from labkernel.measuring.isolation import Isolation
@@ -111,6 +112,24 @@ def test_saved_figures_come_back_and_stand_beside_others() -> None:
     for text in ("{}", "no", json.dumps({"format": "other/1"})):
         with pytest.raises(UsageError, match="not saved measurements"):
             Measurements.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "peak", "noted"),
+    [
+        ("cgroup", "peak_kib=900\n", 14 << 20, False),
+        ("rusage", "peak_kib=900\n", 900 << 10, False),
+        ("rusage", "hello\n", 14 << 20, True),
+    ],
+)
+def test_a_peak_without_a_cgroup_is_the_programs_own(source: str, output: str, peak: int, noted: bool) -> None:
+    """The kernel's figure of a process begins before its exec: as a copy of the engine's it had 14 MiB."""
+    ran = Run("container", 0, 0, 0.01, 0.1, 0.01, 14 << 20, output=output, memory_source=source)
+    row = subjects.Container.__new__(subjects.Container)
+    row.notes = []
+    row._bench = SimpleNamespace(run_container=lambda *_: ran)  # type: ignore[assignment]
+    assert row.run(["true"], {}).peak_bytes == peak
+    assert bool(row.notes) == noted
 
 
 def test_density_says_why_a_machine_does_not_start() -> None:
