@@ -28,6 +28,7 @@ from .errors import ConflictError, LabkernelError, NoSuchContainer, NoSuchVM, St
 from .events import container_attributes, insert_event
 from .imaging.provision import make_mounts
 from .machines import plans as vmplans
+from .machines.disks import one_tree
 from .machines.results import Usage, VMResult
 from .machines.vm import VM, VMList, started_error
 from .oci.ownership import OWNER_XATTR
@@ -563,16 +564,16 @@ class VMs:
             if not path.exists():
                 disk.find_mke2fs()
                 notify("making the machine's disk from the image's layers (once for each image)")
-                lowers = [str(directory) for directory in self.images.layer_dirs(image)]
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                made = self.runtime.task(
-                    "labkernel.qemu.disk:make_disk",
-                    lowers=lowers,
-                    out=str(path),
-                    size_bytes=disk.SIZE_BYTES,
-                    userxattr=bool(options.get("userxattr")),
-                    owner_xattr=OWNER_XATTR if options.get("single_id") else None,
-                )
+                with one_tree(self.runtime, self.driver, self.images.layer_dirs(image), f"{path}.merged") as lowers:
+                    made = self.runtime.task(
+                        "labkernel.qemu.disk:make_disk",
+                        lowers=lowers,
+                        out=str(path),
+                        size_bytes=disk.SIZE_BYTES,
+                        userxattr=bool(options.get("userxattr")),
+                        owner_xattr=OWNER_XATTR if options.get("single_id") else None,
+                    )
                 for warning in made.get("warnings") or ():
                     notify(warning)
         return path, path.stat().st_blocks * 512

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -598,6 +599,25 @@ def test_a_plain_user_has_machines_too(lab: Engine, plain_user: Any) -> None:
         plain_user.labkernel("rm", "-f", "web")
         plain_user.labkernel("network", "rm", "own")
     assert plain_user.labkernel("system", "check").stdout.startswith("nothing inconsistent")
+
+
+def test_a_disk_of_many_layers_where_no_overlay_can_be_mounted(tmp_path: Path, needs: Any) -> None:
+    """In a pod without namespaces each image that was built has more than one layer."""
+    needs("vm mke2fs", "proot")
+    (tmp_path / "one").write_text("first")
+    (tmp_path / "two").write_text("second")
+    base = Path(tempfile.mkdtemp(prefix="lk-v-", dir="/tmp"))
+    lab = Engine.open(base / "root", runtime_dir=base / "run", driver="proot")
+    try:
+        lab.builds.build("FROM lab/busybox\nCOPY one /one\nCOPY two /one\n", context=tmp_path, tags=["many"])
+        path, _size = lab.vms._disk(lab.images.get("many"), print)
+        seen = subprocess.run(["debugfs", "-R", "cat /one", path], capture_output=True, text=True, check=True)
+        assert seen.stdout == "second"
+        assert sorted(path.parent.iterdir()) == [path]
+    finally:
+        lab.runtime.shutdown(force=True)
+        lab.close()
+        shutil.rmtree(base)
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------
