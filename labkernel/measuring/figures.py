@@ -433,6 +433,7 @@ def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) ->
         limit = {"cpu": (one.limits.cpus or 0) * 100, "memory": (one.limits.memory_bytes or 0) / _MIB}.get(name, 0.0)
         if limit:
             holders.setdefault(limit, []).append(one.name)
+    far = 5 if len(series) > 1 else 8  # as monitor.js: a limit beyond that would flatten the curves
     above, drawn = [], []
     for limit, names in sorted(holders.items()):
         more = f" +{len(names) - 2}" if len(names) > 2 else ""
@@ -442,7 +443,7 @@ def _draw_limits(axes: Axes, series: Sequence[Series], name: str, top: float) ->
             else f"{', '.join(shortened(name, _NAME_LENGTH) for name in names[:2])}{more}: "
         )
         words = plain(f"{whose}limit {limit:g}{' MiB' if name == 'memory' else ' %'}")
-        if limit < 8 * top:
+        if limit < far * top:
             drawn.append((limit, words))
             top = max(top, limit)
         else:
@@ -499,6 +500,8 @@ def _name_events(axes: Axes, series: Sequence[Series], origin: float, span: floa
             va="top",
             fontsize=7.5,
             color=LIMIT if event.kind == "oom" else INK if of_many else PALETTE[index % len(PALETTE)],
+            # the lines of other events end behind the words
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
         )
     return len(taken)
 
@@ -509,7 +512,7 @@ def _together(events: Sequence[tuple[Event, int]], within_s: float) -> list[list
     for event, index in events:
         kinds = (g for g in reversed(groups) if g[0][0].kind == event.kind and event.kind != "exec")
         group = next(kinds, None)
-        if group is not None and event.time_s - group[0][0].time_s < within_s:
+        if group is not None and event.time_s - group[-1][0].time_s < within_s:
             group.append((event, index))
         else:
             groups.append([(event, index)])

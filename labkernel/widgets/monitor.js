@@ -164,7 +164,8 @@ function panel(c, store, look, colours, place) {
       if (data.t[i] >= look.from && data.t[i] <= look.to && value > high) high = value;
     }),
   );
-  for (const limit of limits) if (limit < high * 8 && limit > high) high = limit;
+  const far = store.targets.length > 1 ? 5 : 8;
+  for (const limit of limits) if (limit < high * far && limit > high) high = limit;
   /** @param {number} t */
   const px = (t) => left + ((t - look.from) / (look.to - look.from)) * (right - left);
   // The words of what happened have a band of their own, above the curves and the limits.
@@ -341,7 +342,7 @@ function words(c, store, look, px, left, right, colours) {
   const groups = [];
   for (const mark of seen(store, look)) {
     const group = groups.findLast((one) => one[0].kind === mark.kind && mark.kind !== "exec");
-    if (group && px(mark.t) - px(group[0].t) < TOGETHER) group.push(mark);
+    if (group && px(mark.t) - px(group[group.length - 1].t) < TOGETHER) group.push(mark);
     else groups.push([mark]);
   }
   c.font = `600 10px ${colours.font}`;
@@ -379,6 +380,11 @@ function wordOf(group, targets) {
  * @param {ReturnType<typeof theme>} colours
  */
 function halo(c, text, x, y, colour, colours) {
+  const width = c.measureText(text).width;
+  c.fillStyle = colours.paper;
+  c.globalAlpha = 0.85;
+  c.fillRect(c.textAlign === "right" ? x - width - 2 : x - 2, y - WORDS_HEIGHT / 2, width + 4, WORDS_HEIGHT);
+  c.globalAlpha = 1;
   c.lineJoin = "round";
   c.lineWidth = 3;
   c.strokeStyle = colours.paper;
