@@ -4,9 +4,10 @@ works here; the experiments density, isolation and portability; and figures that
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,41 @@ def compare(ctx: click.Context, /, line: tuple[str, ...], **flags: Any) -> Any:
             raise UsageError(f"{file}: no such directory", exit_code=1)
     if flags["png"] and image in TABLES and "--" not in line:
         raise UsageError(f"{image} is a table and has no picture", resolution="leave --png out", exit_code=1)
-    if image in EXPERIMENTS and "--" not in line:
-        result = _experiment(host, image, words_, flags)
-    elif flags["workload"] or flags["rows"]:
-        result = _measure(host, image, words_, flags)
-    else:
-        result = _compare(host, image, words_, flags)
+    with _telling(host) as notify:
+        if image in EXPERIMENTS and "--" not in line:
+            result = _experiment(host, image, words_, flags, notify)
+        elif flags["workload"] or flags["rows"]:
+            result = _measure(host, image, words_, flags, notify)
+        else:
+            result = _compare(host, image, words_, flags, notify)
     return _kept(host, result, flags)
 
 
-def _compare(host: Host, image: str, words_: list[str], flags: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def _telling(host: Host) -> Iterator[Callable[[str], None]]:
+    """What happens, line by line; in a cell one line that changes and opens, since a minute of them would push the
+    figure out of sight."""
+    if not host.notebook:
+        yield host.note
+        return
+    lines: list[str] = []
+    with host.live() as redraw:
+
+        def tell(line: str) -> None:
+            lines.append(line)
+            redraw(line, _opening(line, lines))
+
+        yield tell
+        if lines:
+            redraw("\n".join(lines), _opening(f"measured in {len(lines)} steps", lines))
+
+
+def _opening(summary: str, lines: Sequence[str]) -> str:
+    inside = "".join(f"<div style='margin-left:18px'>{html.escape(line)}</div>" for line in lines)
+    return f"<details><summary style='cursor:pointer'>{html.escape(summary)}</summary>{inside}</details>"
+
+
+def _compare(host: Host, image: str, words_: list[str], flags: dict[str, Any], notify: Callable[[str], None]) -> Any:
     settings: dict[str, Any] = {"runs": flags["runs"] or 1, "cold": flags["cold"]}
     if flags["memory"]:
         settings["memory"] = flags["memory"]
@@ -79,7 +105,7 @@ def _compare(host: Host, image: str, words_: list[str], flags: dict[str, Any]) -
     if flags["timeout"]:
         settings["timeout_s"] = flags["timeout"]
     settings |= _shared(host, flags)
-    return host.engine.comparisons.compare(image, words_ or None, notify=host.note, **settings)
+    return host.engine.comparisons.compare(image, words_ or None, notify=notify, **settings)
 
 
 def _shared(host: Host, flags: dict[str, Any]) -> dict[str, Any]:
@@ -92,10 +118,10 @@ def _shared(host: Host, flags: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _measure(host: Host, image: str, words_: list[str], flags: dict[str, Any]) -> Any:
+def _measure(host: Host, image: str, words_: list[str], flags: dict[str, Any], notify: Callable[[str], None]) -> Any:
     if flags["workload"] and words_:
         raise UsageError("either --workload or a command", resolution="a command is a workload of its own")
-    settings: dict[str, Any] = {"runs": flags["runs"] or 3, "notify": host.note}
+    settings: dict[str, Any] = {"runs": flags["runs"] or 3, "notify": notify}
     if flags["rows"] and flags["rows"] != "all":
         settings["rows"] = flags["rows"]
     if words_:
@@ -104,7 +130,7 @@ def _measure(host: Host, image: str, words_: list[str], flags: dict[str, Any]) -
     return host.engine.comparisons.measure(image, flags["workload"] or "all", **settings)
 
 
-def _experiment(host: Host, name: str, words_: list[str], flags: dict[str, Any]) -> Any:
+def _experiment(host: Host, name: str, words_: list[str], flags: dict[str, Any], notify: Callable[[str], None]) -> Any:
     comparisons = host.engine.comparisons
     if name == "show":
         return _saved(host, words_)
@@ -112,10 +138,10 @@ def _experiment(host: Host, name: str, words_: list[str], flags: dict[str, Any])
         raise UsageError(f"`compare {name}` takes one image", resolution=f"{name} {words_[0]}")
     image = words_[0] if words_ else "busybox"
     if name == "density":
-        return comparisons.density(image, memory=flags["memory"], notify=host.note)
+        return comparisons.density(image, memory=flags["memory"], notify=notify)
     if name == "isolation":
-        return comparisons.isolation(image, notify=host.note)
-    return comparisons.portability(image, docker_context=flags["docker_context"], notify=host.note)
+        return comparisons.isolation(image, notify=notify)
+    return comparisons.portability(image, docker_context=flags["docker_context"], notify=notify)
 
 
 def _saved(host: Host, files: list[str]) -> Any:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from labkernel.commands.compare import compare
+from labkernel.commands.compare import _telling, compare
 from labkernel.commands.grammar import invoke
 from labkernel.commands.tree import ROOT
 from labkernel.errors import UsageError
@@ -62,6 +64,27 @@ def test_saved_figures_are_read(tmp_path: Path) -> None:
     assert run("show a.json b.json", tmp_path)[:2] == ("saved", ("A", "B"))
 
 
+def test_in_a_cell_what_happens_is_one_line_that_opens() -> None:
+    drawn: list[tuple[str, str]] = []
+
+    @contextlib.contextmanager
+    def live() -> Iterator[Any]:
+        yield lambda text, html: drawn.append((text, html))
+
+    host: Any = SimpleNamespace(notebook=True, live=live)
+    with _telling(host) as tell:
+        tell("making ready: <bare>")
+        tell("run 1 of 1")
+    assert [text for text, _ in drawn] == ["making ready: <bare>", "run 1 of 1", "making ready: <bare>\nrun 1 of 1"]
+    assert "run 1 of 1</summary>" in drawn[1][1]
+    assert "measured in 2 steps</summary>" in drawn[2][1]
+    assert "&lt;bare&gt;" in drawn[2][1]
+    host = SimpleNamespace(notebook=False, note=drawn.append)
+    with _telling(host) as tell:
+        tell("a line")
+    assert drawn[-1] == "a line"
+
+
 def test_what_cannot_be_saved_is_shown_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,7 +99,8 @@ def test_what_cannot_be_saved_is_shown_all_the_same(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     said: list[str] = []
-    run("hello --json a.json -- true", tmp_path, notebook=True, warn=said.append)
+    live = lambda: contextlib.nullcontext(lambda *_: None)  # noqa: E731
+    run("hello --json a.json -- true", tmp_path, notebook=True, warn=said.append, live=live)
     assert said[0].startswith("a.json was not written: No space left on device")
     with pytest.raises(UsageError, match=r"a.json was not written: No space.*; a.png was not written") as caught:
         run("hello --json a.json --png a.png -- true", tmp_path)
