@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -91,6 +92,22 @@ def needs(shared_engine: Engine) -> Callable[..., None]:
                 pytest.skip(f"{name}: {capability.cause}")
 
     return check
+
+
+@pytest.fixture
+def many_ids(shared_engine: Engine) -> None:
+    """For tests in which containers run as, or own files as, somebody beside the container's root."""
+    if shared_engine.driver.id_mapping == "single":
+        pytest.skip("containers have one id here: this user has no subordinate ids (/etc/subuid)")
+
+
+@pytest.fixture(scope="session")
+def user_name() -> str:
+    """The name of the user of these tests, without which ssh's programs do not work."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        pytest.skip(f"user {os.getuid()} has no name: ssh refuses to work for it")
 
 
 class PlainUser:

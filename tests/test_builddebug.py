@@ -53,6 +53,7 @@ def test_the_failing_step_is_kept_until_the_next_build(engine: Engine) -> None:
         find_failure(engine.db)
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_command_runs_just_before_the_failing_step(engine: Engine, env: dict[str, str]) -> None:
     fail(engine)
     images, containers = len(engine.images.list(all=True)), engine.containers.list(all=True)
@@ -74,6 +75,7 @@ def test_a_command_runs_just_before_the_failing_step(engine: Engine, env: dict[s
     assert engine.containers.list(all=True) == containers
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_shell_in_a_terminal(engine: Engine, env: dict[str, str]) -> None:
     fail(engine)
     pid, fd = pty.fork()

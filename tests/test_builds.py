@@ -64,6 +64,7 @@ def context(tmp_path: Path) -> Path:
 # -- the image -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_layer_per_step_and_dockers_history(engine: Engine, context: Path) -> None:
     text = (
         BASE + "LABEL who=me\nENV GREETING='hello world' B=2\nWORKDIR /app\nCOPY app.sh .\n"
@@ -188,6 +189,7 @@ def test_variables_and_scopes(engine: Engine) -> None:
     assert seen == "global/global-own:none/a b\n[global][global-own:none]\n/rel/ative\n"  # a stage inherits ARGs too
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_shell_heredocs_user_and_json_form(engine: Engine) -> None:
     text = BASE + (
         "RUN echo someone:x:1234:1234::/:/bin/sh >> /etc/passwd\nUSER someone\n"
@@ -245,6 +247,7 @@ def test_a_whiteout_hides_and_exports_without_the_file(engine: Engine) -> None:
 # -- stages ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_only_needed_stages_and_copy_from(engine: Engine) -> None:
     text = (
         "FROM lab/busybox AS maker\n"
@@ -294,6 +297,7 @@ def test_copy_rules(engine: Engine, context: Path) -> None:
     assert listing(engine, result.image, "/w/seven") == ["./a.txt", "./link"]
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_copy_owners_and_modes(engine: Engine, context: Path) -> None:
     text = BASE + (
         "RUN echo bob:x:4321:4321::/:/bin/sh >> /etc/passwd && echo staff2:x:99: >> /etc/group\n"
@@ -326,6 +330,7 @@ def test_dockerignore(engine: Engine, context: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+@pytest.mark.usefixtures("many_ids")
 def test_add_unpacks_archives_and_copy_does_not(engine: Engine, context: Path, mode: str) -> None:
     with tarfile.open(context / "archive", mode) as tar:
         member = tarfile.TarInfo("dir/file")

@@ -25,6 +25,7 @@ def ask(socket: Path | str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
 
 
+@pytest.mark.usefixtures("user_name")
 def test_keys_are_listed_and_sign_and_nothing_else_is_answered(tmp_path: Path) -> None:
     first, second = make_key(tmp_path / "first"), make_key(tmp_path / "second", kind="ecdsa")
     os.chmod(first, 0o644)  # as on a volume that knows no modes
@@ -51,6 +52,7 @@ def test_keys_are_listed_and_sign_and_nothing_else_is_answered(tmp_path: Path) -
     assert not os.path.exists(os.path.dirname(agent))
 
 
+@pytest.mark.usefixtures("user_name")
 def test_a_socket_is_taken_as_it_is(tmp_path: Path) -> None:
     key = make_key(tmp_path / "key")
     with open_agents({"one": key}) as found, open_agents({"two": found["one"]}) as again:
@@ -62,6 +64,7 @@ def test_a_socket_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("absent", "no such file"), ("locked", "passphrase"), ("text", "cannot be loaded")]
 )
+@pytest.mark.usefixtures("user_name")
 def test_what_is_no_key_is_refused(tmp_path: Path, name: str, words: str) -> None:
     make_key(tmp_path / "locked", passphrase="secret")
     (tmp_path / "text").write_text("no key\n")

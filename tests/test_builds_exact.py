@@ -187,6 +187,7 @@ def test_another_driver_builds_the_same(
     assert config == theirs
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_sparse_files_stay_sparse(shared_engine: Engine, context: Path) -> None:
     result = shared_engine.builds.build(TEXT, context=context, build_args={"SOURCE_DATE_EPOCH": "1700000000"})
     blocks = shared_engine.containers.run(result.id, ["stat", "-c", "%b", "/w/sparse"], remove=True)

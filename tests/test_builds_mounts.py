@@ -64,6 +64,7 @@ def test_a_bind_counts_by_content(engine: Engine, context: Path) -> None:
     assert engine.builds.build(text, context=context).steps[-1].why == "RUN changed: --mount bind /ctx"
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_bind_of_a_stage_and_of_an_image(engine: Engine) -> None:
     text = (
         "FROM lab/busybox AS tools\nRUN mkdir /t && echo tool > /t/x && chown 5:6 /t/x\n"
@@ -75,6 +76,7 @@ def test_a_bind_of_a_stage_and_of_an_image(engine: Engine) -> None:
     assert output(engine, result.image, "cat /seen; ls /mnt/t 2>&1 | grep -c 'No such'") == "5:6\ntool\nbb\n1\n"
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_cache_is_kept_between_builds_and_pruned(engine: Engine) -> None:
     engine.builds.prune()
     key = os.urandom(6).hex()
@@ -129,6 +131,7 @@ def test_tmpfs(engine: Engine) -> None:
     assert output(engine, result.image, "cat /seen; ls -d /scratch 2>&1 | grep -c 'No such'") == "1\n1\n"
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_secret_is_used_and_stays_nowhere(engine: Engine) -> None:
     text = BASE + (
         "RUN --mount=type=secret,id=token --mount=type=secret,id=token,env=TOKEN "
@@ -162,6 +165,7 @@ def test_an_ssh_agent_is_forwarded(engine: Engine, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("ssh-add") is None, reason="no openssh-client on this machine")
+@pytest.mark.usefixtures("user_name")
 def test_an_ssh_key_is_used_and_stays_nowhere(engine: Engine, tmp_path: Path) -> None:
     key = tmp_path / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)

@@ -59,6 +59,7 @@ def test_a_run_sees_what_the_dockerfile_says(engine: Engine) -> None:
     assert all(step.cached for step in again.steps)
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_copied_directory_gives_its_content_only(engine: Engine, context: Path) -> None:
     text = BASE + (
         "COPY d /new\nCOPY --chown=5:6 --chmod=711 d /owned/deep\nCOPY --parents d/sub /with/\nCOPY d x /both/\n"
@@ -87,6 +88,7 @@ def test_links_at_the_destination_are_followed(engine: Engine, context: Path) ->
         engine.builds.build(BASE + "COPY x <<E /nowhere\nE\n", context=context)
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_hard_links_stay_hard_links(engine: Engine, context: Path) -> None:
     (context / "d/deep").mkdir()
     os.link(context / "d/a", context / "d/deep/z")

@@ -147,6 +147,7 @@ def server() -> Iterator[str]:
         thread.join()
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_add_of_urls(engine: Engine, server: str) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:

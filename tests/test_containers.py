@@ -309,6 +309,7 @@ def test_exec(sleeper: Container) -> None:
         sleeper.exec_run("")
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_variables_of_an_exec_are_the_containers_and_its_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """As docker: HOME stays what the container was given, a bare name unsets, and nobody's own variables get in."""
     monkeypatch.setenv("OF_THIS_PROCESS", "secret")

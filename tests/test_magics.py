@@ -361,14 +361,15 @@ def test_a_shell_in_a_cell_at_the_failing_step(kernel: Kernel) -> None:
     assert text_of(kernel.run("print(len(lab.containers.list(all=True)))")) == "0\n"
 
 
-def test_a_shell_in_a_container_from_a_cell(kernel: Kernel) -> None:
+def test_a_shell_in_a_container_from_a_cell(kernel: Kernel, shared_engine: Engine) -> None:
+    id = "0" if shared_engine.driver.id_mapping == "single" else "7"
     outputs = kernel.run("r = %container run -it --rm --name web -w /etc busybox sh", lines=["pwd; tty", "exit 4"])
     assert "/etc\nnot a tty\n" in text_of(outputs)
     assert text_of(kernel.run("print(r.exit_code, len(lab.containers.list(all=True)))")) == "4 0\n"
     kernel.run("%container run -d --name web busybox sleep 600")
-    outputs = kernel.run("%container exec -it -u 7 web sh", lines=["id -u; ps", "cd /tmp", "exit"])
+    outputs = kernel.run(f"%container exec -it -u {id} web sh", lines=["id -u; ps", "cd /tmp", "exit"])
     assert [output["text"] for output in outputs if output["type"] == "prompt"] == ["/ $ ", "/ $ ", "/tmp $ "]
-    assert "7\n" in text_of(outputs)
+    assert f"{id}\n" in text_of(outputs)
     stopped = kernel.run("%container exec -it web sh", lines=["echo begun; sleep 600"], stop_at="begun")
     assert next(output for output in stopped if output["type"] == "error")["ename"] == "Interrupted"
     refused = kernel.run("%container exec -it web top", lines=[])

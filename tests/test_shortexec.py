@@ -63,6 +63,8 @@ def short(*words: str) -> subprocess.Popen[bytes]:
     ],
 )
 def test_it_does_what_the_command_does(engine: Engine, sleeper: Container, words: list[str]) -> None:
+    if words[0][:2] in ("-u", "--") and engine.driver.id_mapping == "single":
+        pytest.skip("containers have one id here: this user has no subordinate ids (/etc/subuid)")
     words = [sleeper.id[:9] if word == "ID" else word for word in words]
     process = short(*words)
     found = (*process.communicate(timeout=60), process.returncode)

@@ -119,7 +119,7 @@ def test_secrets_are_asked_of_the_client(build: Build, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Iterator[str]:
+def agent(tmp_path: Path, user_name: str) -> Iterator[str]:
     """The socket of an ssh-agent with one key, and that key's line in `tmp_path / "key.pub"`."""
     if shutil.which("ssh-agent") is None:
         pytest.skip("no openssh-client on this machine")

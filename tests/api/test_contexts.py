@@ -283,7 +283,7 @@ def test_our_own_daemon_behind_tls(run: Run, engine: Engine, keys: Path, tmp_pat
 
 
 @pytest.fixture
-def sshd(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+def sshd(engine: Engine, monkeypatch: pytest.MonkeyPatch, user_name: str) -> Iterator[Sshd]:
     """A machine behind SSH on which there is this labkernel, and nobody's docker."""
     variables = {
         "LABKERNEL_ROOT": str(engine.layout.root),

@@ -68,7 +68,7 @@ def test_limits_hold_for_build_steps(docker: Cli, engine: Engine) -> None:
     assert done.returncode == 0, done.stderr
     assert b"n=77 " in done.stdout
     assert engine.driver.name == "proot" or b" 8192 " in done.stdout
-    assert b"Warning" not in done.stdout
+    assert engine.driver.name != "root" or b"Warning" not in done.stdout
 
 
 def test_build_shows_steps_cache_and_names(docker: Cli, name: str, context: Path) -> None:

@@ -68,7 +68,8 @@ def test_links_by_flag(engine: Engine, net: Callable[..., Network], capfd: pytes
         return code, "".join(capfd.readouterr())
 
     fetch = ("lab/busybox", "wget", "-qO-", "http://db/hostname")
-    assert run("--network", "lab", "--link", "web:db", *fetch) == (0, f"{web.short_id}\n")
+    code, said = run("--network", "lab", "--link", "web:db", *fetch)
+    assert (code, said.splitlines()[0]) == (0, web.short_id)
     code, said = run("--link", "web:db", *fetch)
     assert (code, "user defined networks only" in said) == (125, True)
 
