@@ -496,6 +496,7 @@ def test_a_machine_without_a_network_is_connected_later(lab: Engine, nets: list[
     nets[0].connect(vm, aliases=["late"])
     assert fetch(vm, "web") == output(web, "hostname").strip()
     assert fetch(web, "late") == own
+    assert "cut here" not in output(vm, "dmesg"), "its kernel had to warn of something"
     assert output(vm, *interfaces).split() == ["eth0", "eth1", "lo"]
     # with its cards, and without: its networks are those of now
     vm.snapshot("after")

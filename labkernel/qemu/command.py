@@ -76,7 +76,8 @@ class Machine:
         words = ["console=ttyS0", *_QUICK_BOOT]
         if self.cpus == 1:
             # 0.6 s of a boot under TCG is ACPI's interpreter; its tables are needed to find a second processor only.
-            words.append("acpi=off")
+            # Without them there are no message signalled interrupts: a driver that tries has the kernel log a warning.
+            words += ["acpi=off", "pci=nomsi"]
         if self.accelerator == "tcg" and self.tsc_khz:
             words.append(f"tsc_early_khz={self.tsc_khz}")
         if self.accelerator == "tcg":
