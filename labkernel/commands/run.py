@@ -81,7 +81,7 @@ _RUN_FLAGS: list[Callable[[Any], Any]] = [
         default="missing",
         help="Pull the image before running (always, missing, never)",
     ),
-    many("--device", help="Add a host device to the container (/dev/x[:/dev/y[:rwm]])"),
+    many("--device", help="Add a host device to the container (/dev/x[:/dev/y[:rwm]] or a CDI name)"),
     many("--volumes-from", help="Mount volumes from the specified container(s)"),
     many("--sysctl", help="Sysctl options of the container's own namespaces"),
     option("--pid", metavar="string", help="PID namespace to use (host, container:<name|id>)"),
