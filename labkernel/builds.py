@@ -382,7 +382,7 @@ class _Build:
             try:
                 self._make_for(stage, find_stage(self._program.stages, ref))
             except DockerfileError as err:
-                raise self._located(err, stage.from_, b"") from err
+                raise self._located(err, stage.from_, b"") from _other(err)
         for trigger in triggers:
             self._step(stage, trigger, builder, place=stage.from_)
         for command in stage.commands:
@@ -396,7 +396,7 @@ class _Build:
             state, known = self._find_base(stage)
         except BaseException as err:
             self._failed(step, began)
-            raise self._located(err, stage.from_, b"") from err
+            raise self._located(err, stage.from_, b"") from _other(err)
         step.status, step.duration_s = "cached" if known else "done", time.monotonic() - began
         self._tell(step)
         return state
@@ -533,7 +533,7 @@ class _Build:
             if isinstance(err, Exception):
                 remember_failure(self._builds.db, builder.state, step)
             self._failed(step, began)
-            raise self._located(err, place, b"".join(tail), instruction) from err
+            raise self._located(err, place, b"".join(tail), instruction) from _other(err)
         step.status, step.output = "cached" if outcome.cached else "done", b""
         step.duration_s = time.monotonic() - began
         step.size_bytes, step.why = outcome.size_bytes, outcome.why
@@ -547,6 +547,11 @@ class _Build:
             return BuildError("the build was stopped")
         lines = self._program.dockerfile.excerpt(place.line, place.end_line)
         return located(err, lines, place, tail=tail, instruction=instruction)
+
+
+def _other(err: BaseException) -> BaseException | None:
+    """What to raise the located error `from`: one that is located in place is not its own cause."""
+    return None if isinstance(err, DockerfileError) else err
 
 
 def _refuse(tags: Sequence[str], network: str) -> None:

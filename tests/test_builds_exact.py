@@ -165,6 +165,37 @@ def test_the_tree_is_what_the_dockerfile_says(expected: tuple[Any, list[dict[str
         assert name not in found
 
 
+_CLOSED = """
+import labkernel, sys
+text = '''FROM lab/busybox
+COPY --chmod=600 tree /b
+COPY --chmod=640 file /n/m/
+RUN cat /b/kept /n/m/file
+COPY file /n/m/second
+RUN mkdir -p /r/s && echo 1 > /r/s/t && chmod 0 /r/s && chmod 300 /r
+COPY file /r/s/u
+RUN stat -c "%n %a" /b /b/replaced /n /n/m /n/m/file /n/m/second /r /r/s /r/s/u > /seen
+'''
+with labkernel.connect(driver=sys.argv[1]) as lab:
+    built = lab.builds.build(text, context="ctx")
+    print(lab.containers.run(built.image, ["cat", "/seen"], remove=True).decode())
+    lab.runtime.shutdown(force=True)
+"""
+
+
+@pytest.mark.parametrize("driver", ["rootless", "proot"])
+def test_directories_that_are_closed_to_their_owner(plain_user: Any, context: Path, driver: str) -> None:
+    shutil.copytree(context, plain_user.home / "ctx", symlinks=True)
+    done = plain_user.python("-c", _CLOSED, driver)
+    if "DriverError" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[:9] == [
+        *("/b 600", "/b/replaced 600", "/n 640", "/n/m 640", "/n/m/file 640", "/n/m/second 644"),
+        *("/r 300", "/r/s 0", "/r/s/u 644"),
+    ]
+
+
 @pytest.mark.parametrize("driver", ["rootless", "proot"])
 def test_another_driver_builds_the_same(
     driver: str, plain_user: Any, context: Path, expected: tuple[dict[str, Any], list[dict[str, Any]]]

@@ -29,13 +29,21 @@ Record = list[int]
 _CLOCK_REALTIME_COARSE = 5  # man 2 clock_gettime; it is what the kernel stamps inodes with
 
 
-def snapshot(*, tree: str, points: Sequence[Sequence[Any]] = (), out: str, linked: bool = False) -> None:
+def snapshot(
+    *,
+    tree: str,
+    points: Sequence[Sequence[Any]] = (),
+    out: str,
+    linked: bool = False,
+    opened: dict[str, int] | None = None,
+) -> None:
     """Write down what is in `tree`, into the file `out`. `points` ([path, whether a directory]) are made first: mount
-    points are not what a command did."""
+    points are not what a command did. With `opened` directories that are closed to us stay open, and it gets the modes
+    they had."""
     for path, directory in points:
         _make_point(tree, path.strip("/"), directory=bool(directory))
     found: dict[str, Record] = {"": _record(os.lstat(tree), linked=linked)}
-    newest = _look(tree, "", found, linked=linked)
+    newest = _look(tree, "", found, linked=linked, opened=opened)
     with open(out, "w") as file:
         json.dump(found, file)
     # Times are as coarse as the kernel's tick: a change in the same one would not be seen.
@@ -66,12 +74,15 @@ def make_layer(
     """As `steps.make_layer`, over base/tree: the files of `lowers` as hard links, made by the caller."""
     operations = begin(plan)
     tree, before, upper = f"{base}/tree", f"{base}/before", f"{base}/upper"
-    snapshot(tree=tree, out=before, linked=True)
+    opened: dict[str, int] = {}
+    snapshot(tree=tree, out=before, linked=True, opened=opened)
     warnings: list[str] = []
     with Root.open(tree) as root:
         for operation in operations:
             warnings += operate(base, root, operation, fds, userxattr)
     collect(tree=tree, before=before, upper=upper, linked=True)
+    for path in sorted(opened, reverse=True):
+        _close_again(f"{upper}/{path}", opened[path])
     done = layer.diff_layer(upper=upper, blob_tmp=f"{base}/blob", lowers=lowers, layers=layers, clamp_s=clamp_s)
     return {**done, "warnings": warnings}
 
@@ -94,7 +105,17 @@ def _record(info: os.stat_result, *, linked: bool) -> Record:
     return [info.st_ino, info.st_mode, info.st_mtime_ns, info.st_size]
 
 
-def _look(tree: str, path: str, found: dict[str, Record], *, linked: bool) -> int:
+def _close_again(path: str, mode: int) -> None:
+    """Give a directory that the layer has, too, the mode it had before it was opened up."""
+    try:
+        info = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(info.st_mode) and stat.S_IMODE(info.st_mode) == mode | 0o700:
+        os.chmod(path, mode)
+
+
+def _look(tree: str, path: str, found: dict[str, Record], *, linked: bool, opened: dict[str, int] | None = None) -> int:
     newest = 0
     full = f"{tree}/{path}" if path else tree
     closed = _open_up(full)
@@ -105,9 +126,12 @@ def _look(tree: str, path: str, found: dict[str, Record], *, linked: bool) -> in
             found[below] = _record(info, linked=linked)
             newest = max(newest, info.st_ctime_ns)
             if stat.S_ISDIR(info.st_mode):
-                newest = max(newest, _look(tree, below, found, linked=linked))
+                newest = max(newest, _look(tree, below, found, linked=linked, opened=opened))
                 found[below] = _record(os.lstat(f"{tree}/{below}"), linked=linked)
-    if closed is not None:
+    if closed is not None and opened is not None:
+        opened[path] = closed
+        newest = max(newest, os.lstat(full).st_ctime_ns)
+    elif closed is not None:
         os.chmod(full, closed)
     return newest
 

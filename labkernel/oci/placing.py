@@ -92,7 +92,7 @@ class Placer:
         fd = os.open(last, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
         try:
             write_all(fd, data)
-            self._attributes(fd, 0, 0, 0o644, directory=False)
+            self._attributes(fd, 0, 0, 0o644)
             if self._mtime_ns is not None:
                 os.utime(fd, ns=(self._mtime_ns, self._mtime_ns))
         finally:
@@ -208,7 +208,7 @@ class Placer:
                     _copy_xattrs(original, fd)
             finally:
                 os.close(original)
-            self._attributes(fd, status.st_uid, status.st_gid, entry[2], directory=True)
+            self._attributes(fd, status.st_uid, status.st_gid, entry[2], directory=path)
         finally:
             os.close(fd)
         self._directories.append((path, entry[4]))
@@ -275,21 +275,27 @@ class Placer:
                 uid, gid = status.st_uid, status.st_gid
                 if self._owner is None:
                     _copy_xattrs(reading, fd)
-                self._attributes(fd, uid, gid, mode, directory=False)
+                self._attributes(fd, uid, gid, mode)
                 os.utime(fd, ns=(status.st_mtime_ns, status.st_mtime_ns))
             finally:
                 os.close(fd)
         finally:
             os.close(reading)
 
-    def _attributes(self, fd: int, uid: int, gid: int, mode: int, *, directory: bool) -> None:
+    def _attributes(self, fd: int, uid: int, gid: int, mode: int, *, directory: bytes | None = None) -> None:
+        """Owner and mode of what was copied; `directory`: its path, where it is one."""
         if self._owner is not None or ownership.OWNER_XATTR not in os.listxattr(fd):
             # chown drops security.capability, so it is put back
             kept = _capability(fd)
             ownership.set_owner(fd, *(self._owner or (uid, gid)))
             if kept is not None:
                 os.setxattr(fd, "security.capability", kept)
-        os.fchmod(fd, change_mode(self._chmod, mode, directory=directory) if self._chmod else mode)
+        wanted = change_mode(self._chmod, mode, directory=directory is not None) if self._chmod else mode
+        if directory is not None and wanted & 0o700 != 0o700 and os.geteuid() != 0:
+            # Without privileges (driver proot) it would be closed to us, who still have to fill it.
+            self._modes.append((directory, wanted))
+            wanted |= 0o700
+        os.fchmod(fd, wanted)
 
     def _unpacked(self, source: Root, item: dict[str, Any], target: bytes) -> bool:
         """Unpack a tar into the directory `target`; False when the file is none."""
