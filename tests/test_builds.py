@@ -18,6 +18,7 @@ import pytest
 from labkernel.building.result import BuildResult, BuildStep
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, DiskFull, DockerfileError, InvalidReference, NoSuchImage, UsageError
+from labkernel.store.locks import is_abandoned
 
 BASE = "FROM lab/busybox\n"
 
@@ -533,6 +534,21 @@ lab.close()
 def test_a_device_that_is_not_required_may_be_missing(engine: Engine) -> None:
     result = build(engine, BASE + "RUN --device=vendor.com/class=x true\n")
     assert [warning for warning in result.warnings if "the step runs without it" in warning]
+
+
+def test_a_steps_directory_is_its_builders_until_it_is_gone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the search for leftovers, which goes on beside the steps, removes it at the same time."""
+    seen: list[bool] = []
+    remove = engine.runtime.remove
+
+    def looking(id: str, **given: Any) -> Any:
+        seen.append(is_abandoned(engine.layout.container_dir(id)))
+        return remove(id, **given)
+
+    monkeypatch.setattr(engine.runtime, "remove", looking)
+    with pytest.raises(BuildError, match="exit code: 3"):
+        build(engine, fresh(BASE + "RUN exit 3\n"))
+    assert seen == [False]
 
 
 _KILLED = """

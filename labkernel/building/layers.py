@@ -369,11 +369,13 @@ class LayerMaker:
             (directory / OWNED_MARK).touch()
             yield id, directory
         finally:
-            os.close(lock)
-            with suppress(LabkernelError):
-                self._runtime.remove(id, force=True)
-            if directory.exists():
-                remove_tree(str(directory))
+            try:
+                with suppress(LabkernelError):
+                    self._runtime.remove(id, force=True)
+                if directory.exists():
+                    remove_tree(str(directory))
+            finally:
+                os.close(lock)  # only now: without it somebody who looks for leftovers would remove it, too
 
     def _task(self, call: str, *, fds: Sequence[int] = (), **args: Any) -> Any:
         args |= {"userxattr": self._driver.userxattr, "single_id": self._driver.single_id}
