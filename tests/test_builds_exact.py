@@ -174,7 +174,13 @@ RUN cat /b/kept /n/m/file
 COPY file /n/m/second
 RUN mkdir -p /r/s && echo 1 > /r/s/t && chmod 0 /r/s && chmod 300 /r
 COPY file /r/s/u
+WORKDIR /r/s/w
 RUN stat -c "%n %a" /b /b/replaced /n /n/m /n/m/file /n/m/second /r /r/s /r/s/u > /seen
+FROM lab/busybox
+COPY --from=0 /seen /seen
+COPY --from=0 /b /n /c/
+COPY --from=0 --parents /r/s/u /p/
+RUN stat -c "%n %a" /c /c/replaced /c/m /c/m/second /p/r /p/r/s /p/r/s/u >> /seen
 '''
 with labkernel.connect(driver=sys.argv[1]) as lab:
     built = lab.builds.build(text, context="ctx")
@@ -190,9 +196,10 @@ def test_directories_that_are_closed_to_their_owner(plain_user: Any, context: Pa
     if "DriverError" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[:9] == [
+    assert done.stdout.splitlines()[:16] == [
         *("/b 600", "/b/replaced 600", "/n 640", "/n/m 640", "/n/m/file 640", "/n/m/second 644"),
         *("/r 300", "/r/s 0", "/r/s/u 644"),
+        *("/c 755", "/c/replaced 600", "/c/m 640", "/c/m/second 644", "/p/r 300", "/p/r/s 0", "/p/r/s/u 644"),
     ]
 
 

@@ -7,7 +7,7 @@ after; files are placed over a tree of hard links. Used by the driver proot, and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,9 @@ class CopyLayerMaker(LayerMaker):
         if call.endswith(":scan"):
             base = Path(args["base"])
             try:
-                return super()._task(call, fds=fds, **{**args, "lowers": [self._link(args["lowers"], base / "tree")]})
+                tree = self._link(args["lowers"], base / "tree")
+                opened = self._open_up(tree)
+                return _with_modes(super()._task(call, fds=fds, **{**args, "lowers": [tree]}), opened)
             finally:
                 self._clear(base)
         if call == "labkernel.oci.steps:make_layer":
@@ -60,7 +62,14 @@ class CopyLayerMaker(LayerMaker):
         """Another image's files, which a COPY --from names by its layers, as one directory."""
         if not isinstance(operation.get("from"), list) or len(operation["from"]) < 2:
             return operation
-        return {**operation, "from": [self._link(operation["from"], base / f"source{number}")]}
+        tree = self._link(operation["from"], base / f"source{number}")
+        self._open_up(tree)  # the modes are those of the selection
+        return {**operation, "from": [tree]}
+
+    def _open_up(self, tree: str) -> dict[str, int]:
+        """Make the directories of a tree that is only read readable; the modes of those that were closed to us."""
+        opened: dict[str, int] = self._runtime.task("labkernel.oci.copied:open_up", tree=tree)
+        return opened
 
     def _need_overlay(self) -> None:
         pass
@@ -95,3 +104,16 @@ class CopyLayerMaker(LayerMaker):
             upper=str(directory / "upper"),
         )
         return warnings
+
+
+def _with_modes(found: dict[str, Any], opened: Mapping[str, int]) -> dict[str, Any]:
+    """What a scan found, with the modes that directories had before they were opened up."""
+    for source in found.get("sources") or () if opened else ():
+        base = source["path"]
+        for entry in source["entries"]:
+            path = "/".join(part for part in (base, entry[0]) if part)
+            if entry[1] == "d" and path in opened:
+                entry[2] = opened[path]
+        for parent in source.get("parents") or ():
+            parent[1] = opened.get(parent[3], parent[1])
+    return found

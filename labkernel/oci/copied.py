@@ -105,6 +105,22 @@ def _record(info: os.stat_result, *, linked: bool) -> Record:
     return [info.st_ino, info.st_mode, info.st_mtime_ns, info.st_size]
 
 
+def open_up(*, tree: str) -> dict[str, int]:
+    """Open the directories of a tree up that are closed to us: path -> the mode it had."""
+    opened: dict[str, int] = {}
+    waiting = [""]
+    while waiting:
+        path = waiting.pop()
+        full = f"{tree}/{path}" if path else tree
+        closed = _open_up(full)
+        if closed is not None:
+            opened[path] = closed
+        with os.scandir(full) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        waiting += [f"{path}/{name}" if path else name for name in names]
+    return opened
+
+
 def _close_again(path: str, mode: int) -> None:
     """Give a directory that the layer has, too, the mode it had before it was opened up."""
     try:

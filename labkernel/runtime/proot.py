@@ -378,6 +378,8 @@ class _View:
             root_fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             fd = ensure_in_root(root_fd, path, directory=True)
             os.close(root_fd)
+        except PermissionError:
+            return path  # closed to its owner: PRoot, whose root enters everything, sees whether it is there
         except OSError as err:
             raise init.SetupError(f"{wrong}: {os.strerror(err.errno or 0).lower()}", 126) from err
         try:
