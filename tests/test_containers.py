@@ -121,6 +121,29 @@ def test_not_detached_it_ends_with_who_ran_it(engine: Engine) -> None:
     wait_until(lambda: engine.containers.get("cell").status == "exited", "it has ended")
 
 
+def test_an_exec_ends_with_who_ran_it_and_the_detached_container_does_not(engine: Engine, sleeper: Container) -> None:
+    def inside() -> str:
+        return str(sleeper.top())
+
+    waits = "import threading, time; found = lab.containers.get('sleeper'); "
+    waits += "threading.Thread(target=found.exec_run, args=(['sleep', '1001'],)).start()\n"
+    waits += "while 'sleep 1001' not in str(found.top()): time.sleep(0.05)\nprint('there', flush=True)"
+    a_killed_process(engine, waits)
+    wait_until(lambda: "sleep 1001" not in inside(), "what was executed has ended")
+    drops = waits.replace("1001", "1002").replace(
+        "target=found.exec_run", "target=lambda c: found.exec_run(c, detach=True)"
+    )
+    a_killed_process(engine, drops)
+    result = sleeper.exec_run(["sh", "-c", "echo up; exec sleep 1003"], stream=True)
+    assert next(result.output) == b"up\n"
+    del result
+    gc.collect()
+    assert sleeper.exec_run("true").exit_code == 0
+    assert "sleep 1002" in inside()
+    assert "sleep 1003" in inside()
+    assert sleeper.status == "running"
+
+
 def test_who_drops_what_it_streams_has_detached(engine: Engine) -> None:
     for name, begin in (("dropped", iter), ("begun", next)):
         lines = engine.containers.run("busybox", ["sh", "-c", "echo up; sleep 1000"], stream=True, name=name)

@@ -361,6 +361,7 @@ def exec_(ctx: click.Context, /, container: str, arguments: tuple[str, ...], **f
         stdin=interactive,
         detach=flags["detach"],
         console_size=host.terminal_size() if tty else None,
+        tied=host.notebook and not flags["detach"],
     )
     if flags["detach"]:
         attachment.close()

@@ -271,6 +271,7 @@ class RemoteContainer(RemoteObject):
         environment: Any = None,
         workdir: str | None = None,
         console_size: Sequence[int] | None = None,
+        tied: bool = False,
     ) -> RemoteAttachment:
         api = self._engine.client.api
         with translated(self._kind, self.name):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -373,6 +374,7 @@ class Container:
             detach=detach,
             environment=environment,
             workdir=workdir,
+            tied=not detach,
         )
         if detach:
             attachment.close()
@@ -396,9 +398,10 @@ class Container:
         workdir: str | None = None,
         console_size: Sequence[int] | None = None,
         exec_id: str | None = None,
+        tied: bool = False,
     ) -> Attachment:
         """Start a command inside and return the live connection to it. `console_size`: rows, columns; `exec_id`: what
-        events call it."""
+        events call it; `tied`: it ends when this process dies without having closed the connection."""
         from ..runtime.settings import normalize
 
         args = parse_command(cmd)
@@ -416,7 +419,8 @@ class Container:
         if console_size:
             process["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
         try:
-            return self._containers.runtime.exec(self.id, process, stdin=stdin, tty=tty, detach=detach, exec_id=exec_id)
+            how = {"stdin": stdin, "tty": tty, "detach": detach, "tied": tied}
+            return self._containers.runtime.exec(self.id, process, exec_id=exec_id, **how)
         except ConflictError:
             status = self.runtime_state()["status"]
             if status == "paused":
@@ -590,7 +594,10 @@ def _collect(attachment: Attachment, *, stream: bool, demux: bool, wanted: set[s
                     yield ((data, None) if name == "stdout" else (None, data)) if demux else data
 
     if stream:
-        return pieces()
+        found = pieces()
+        # Who drops it, even before the first piece, has detached; who dies has not.
+        weakref.finalize(found, attachment.close).atexit = False
+        return found
     if not demux:
         return b"".join(pieces())
     both = list(pieces())

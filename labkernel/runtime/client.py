@@ -442,15 +442,19 @@ class Runtime:
         tty: bool = False,
         detach: bool = False,
         exec_id: str | None = None,
+        tied: bool = False,
     ) -> Attachment:
         """Start another process in a running container.
 
         `process`: {"args": [...], "env": [...], "cwd": str|None, "user": "name[:group]"|None, "privileged": bool}.
+        `tied`: it ends when this process dies; closing the attachment only detaches.
         Raises StartError (126, 127), ConflictError.
         """
         message = {"op": "exec", "id": id, "process": process, "stdin": stdin, "tty": tty, "detach": detach}
-        message["exec_id"] = exec_id  # what events call it
-        return Attachment(*self._ask(message))
+        message |= {"exec_id": exec_id, "tied": tied}  # exec_id: what events call it
+        attachment = Attachment(*self._ask(message))
+        attachment.tied = tied
+        return attachment
 
     def wait(self, id: str, condition: str = "not-running") -> ExitStatus:
         """Wait for "not-running", "next-exit" or "removed"; survives a change of the supervisor."""

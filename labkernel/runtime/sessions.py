@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ class Session:
         self.inst = inst
         self.conn: Connection | None = conn
         self.detached = bool(message.get("detach"))
+        self.tied = bool(message.get("tied"))
         self.process: dict[str, Any] = message["process"]
         self.terminal = bool(message.get("tty"))
         self.wants_stdin = bool(message.get("stdin"))
@@ -155,6 +157,8 @@ class Session:
             conn.frame = self._frame
             conn.drained = self._resume
         self.listen(conn)
+        if conn is not None and not conn.open:
+            self._client_left()
         if self.detached or conn is None:
             self._announce()
         else:
@@ -222,6 +226,7 @@ class Session:
             self.input.write(data, self.conn)
         elif stream == protocol.CONTROL:
             control = json.loads(data)
+            self.tied = self.tied and not control.get("untie")
             if control.get("close_stdin") and self.input is not None:
                 self.input.half_close()
             if control.get("lend_stdin") and self.conn is not None:
@@ -257,9 +262,12 @@ class Session:
             self.sup.loop.watch(fd, self._output_handler(fd))
 
     def _client_left(self) -> None:
-        # As docker: the process goes on, its output is thrown away.
+        # As docker: the process goes on, its output is thrown away; unless its owner, which was to live longer, died.
         self.conn = None
         if self.code is None:
+            if self.tied:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
             self._resume()
 
     def _ended(self) -> None:
