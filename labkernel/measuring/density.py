@@ -1,8 +1,8 @@
 """How many idle containers and idle virtual machines fit into a memory: a few are measured, the rest is a line.
 
-Each count's memory is measured while that many run: of containers what their cgroups are charged with (without cgroups
-the memory of their processes), of machines the proportional set size of their QEMU processes, so that pages they share
-count once. The line is the one of least squares; what lies beyond the measured counts is extrapolated and said to be.
+Each count's memory is measured while that many run: of containers what their cgroups are charged with, without cgroups
+and of machines the proportional set size of their processes, so that pages they share count once. The line is the one
+of least squares; what lies beyond the measured counts is extrapolated and said to be.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import table_html, table_text, without_formulas
 from ..errors import LabkernelError, UsageError
-from ..metrics import dataframe, reader_for
+from ..metrics import dataframe, reader_for, state_of
 from .program import INSIDE
 from .words import about, machine_text, memory_text, ratio_text
 
@@ -212,9 +212,26 @@ def _charged(container: Any) -> int:
         return 0
     try:
         sample = reader.read()
-        return 0 if sample is None else sample.memory_usage_bytes or sample.memory_bytes
+        if sample is None:
+            return 0
+        charged = sample.memory_usage_bytes or sample.memory_bytes
+        if reader.source != "process tree":
+            return charged
+        # What proot's tracer shares cannot be told (it is closed to its own user): then all of it counts.
+        state = state_of(container) or {}
+        shares = [_proportional(pid) for pid in _tree(int(state.get("pid") or 0))]
+        return sum(shares) if shares and all(shares) else charged
     finally:
         reader.close()
+
+
+def _tree(pid: int) -> list[int]:
+    import psutil
+
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.Error:
+        return []
 
 
 def _machines(lab: Laboratory, image: Image, counts: Sequence[int]) -> tuple[list[tuple[int, int]], str]:
@@ -261,7 +278,8 @@ def _start_machine(lab: Laboratory, image: Image, pool: ThreadPoolExecutor) -> A
 
 
 def _proportional(pid: int | None) -> int:
-    """Proportional set size in bytes: a page that n processes share counts 1/n (proc(5), smaps_rollup)."""
+    """Proportional set size in bytes: a page that n processes share counts 1/n (proc(5), smaps_rollup); 0 where it may
+    not be read."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", "rb") as stream:
             for line in stream:
