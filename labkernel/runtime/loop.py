@@ -149,18 +149,19 @@ class Connection:
         if self.open and events & ~OUT:
             self._read()
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Whether there was something."""
         try:
             data, fds = protocol.receive(self.sock, 65536 if self.frame is None else 262144)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self.close()
-            return
+            return False
         self.fds += fds
         if not data:
             self.close()
-            return
+            return False
         self.buffer += data
         try:
             self._parse()
@@ -168,6 +169,7 @@ class Connection:
             sys.stderr.write(f"bad request: {err!r}\n")
             sys.stderr.flush()
             self.close()
+        return True
 
     def _parse(self) -> None:
         if self.request is not None:
@@ -190,7 +192,7 @@ class Connection:
             except BlockingIOError:
                 done = 0
             except OSError:
-                self.close()
+                self._give_up()
                 return
             if done == len(data):
                 return
@@ -217,7 +219,7 @@ class Connection:
         except BlockingIOError:
             return
         except OSError:
-            self.close()
+            self._give_up()
             return
         del self.out[:done]
         if len(self.out) <= LOW_BYTES and self.drained is not None and not self.finishing:
@@ -228,6 +230,13 @@ class Connection:
             self._rewatch()
             if self.finishing:
                 self.close()
+
+    def _give_up(self) -> None:
+        """The client takes nothing any more. What it said before it left still counts: that it lets go, say."""
+        self.finishing = True
+        while self.open and self._read():
+            pass
+        self.close()
 
     def pause_reading(self, *, paused: bool) -> None:
         self.reading = not paused

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,6 +224,25 @@ def test_exit_between_supervisors(lab: Any) -> None:
     assert lab.log(container_id) == b"bye\n"
     with pytest.raises(SupervisorLost):
         attachment.wait()
+
+
+def test_who_lets_go_while_output_is_on_its_way_has_let_go(lab: Any) -> None:
+    """The supervisor finds out by a write that fails, before it reads what the client said last."""
+    container_id = lab.create("sh", "-c", "read x; echo out; sleep 1000", stdin_open=True)
+    attachment = lab.runtime.run(container_id, stdin=True, tied=True)
+    supervisor = lab.runtime.ensure().pid
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        with open(f"/proc/{attachment.pid}/fd/0", "wb", buffering=0) as stdin:
+            stdin.write(b"\n")
+        with open(f"/proc/{attachment.pid}/fd/1", "rb", buffering=0) as stdout:
+            wait_until(lambda: fcntl.ioctl(stdout, termios.FIONREAD, bytes(4)) != bytes(4))
+        attachment.close()
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    wait_until(lambda: lab.log(container_id) == b"out\n")
+    assert lab.runtime.states([container_id])[container_id]["status"] == "running"
+    lab.runtime.kill(container_id)
 
 
 def test_attached_client_gets_a_clear_end_and_comes_back(lab: Any) -> None:
