@@ -15,10 +15,8 @@ import click
 
 from ..errors import DockerfileError, UsageError
 from .buildflags import JsonProgress, build_flags, check_outputs, named_places, options_of, outputs_of, write_output
-from .container import confirm, filters_of, pruned
 from .grammar import Entry, LabGroup, command, flag, host_of, many, option
 from .host import Host
-from .values import tabulate
 
 
 @command("build", "[OPTIONS] PATH | URL | -")
@@ -399,6 +397,7 @@ builder = LabGroup("builder", help="Manage builds.", entries=BUILDER)
 def prune(ctx: click.Context, *, all: bool, filter: tuple[str, ...], force: bool, keep_storage: str | None) -> Any:
     """Remove build cache."""
     from ..runtime.settings import parse_size
+    from .container import confirm, filters_of, pruned
 
     host = host_of(ctx)
     keep_bytes = parse_size(keep_storage, "storage to keep") if keep_storage else 0
@@ -425,6 +424,8 @@ _DU_TITLES = {
 def du(ctx: click.Context, *, filter: tuple[str, ...], format: str | None) -> Any:
     """Show what the build cache holds."""
     from ..display import human_age, human_size
+    from .container import filters_of
+    from .values import tabulate
 
     found = host_of(ctx).engine.builds.usage(filters_of(filter) or None)
 
