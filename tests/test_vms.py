@@ -612,7 +612,8 @@ def test_a_disk_of_many_layers_where_no_overlay_can_be_mounted(tmp_path: Path, n
     try:
         lab.builds.build("FROM lab/busybox\nCOPY one /one\nCOPY two /one\n", context=tmp_path, tags=["many"])
         path, _size = lab.vms._disk(lab.images.get("many"), print)
-        seen = subprocess.run(["debugfs", "-R", "cat /one", path], capture_output=True, text=True, check=True)
+        debugfs = shutil.which("debugfs", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")  # beside mke2fs
+        seen = subprocess.run([str(debugfs), "-R", "cat /one", path], capture_output=True, text=True, check=True)
         assert seen.stdout == "second"
         assert sorted(path.parent.iterdir()) == [path]
     finally:
