@@ -51,7 +51,7 @@ _THROTTLED_SHARE, _THROTTLED_AGAIN_S = 0.05, 10.0
 _FEW_TARGETS, _DETAIL_S = 20, 2.0
 _REST_S, _STILL_READINGS = 1.0, 3
 CORE_SHARE = 0.01  # of a core's time that a sampler takes
-_LEARNING = 0.1  # how much one round weighs in the rate that is told
+_TOLD_S = 5.0  # the rate that is told is that of so long: opening files once makes one long wait, not a slow sampler
 # What may be spent ahead, as seconds of the share: opening the files of hundreds takes 0.1 s of CPU time once, and what
 # is dear is not read in every round.
 _AHEAD_S = 10.0
@@ -279,7 +279,8 @@ class Sampler:
         self._debt_s = 0.0  # CPU time spent beyond the share
         self._cpu_s = 0.0  # of its thread, up to the last round
         self._round_at = 0.0
-        self._period_s = self.interval_s  # between rounds, of late
+        self._rounds: deque[float] = deque()  # when they were, of late
+        self._due = 0.0  # when the next one is to be
         self._capacity = max(2, int(window_s * hz))
         self._net = net
         self._retry_s = retry_s
@@ -319,7 +320,9 @@ class Sampler:
     @property
     def rate_hz(self) -> float:
         """How often it reads now: as often as was asked for, or as its share of a core allows."""
-        return 1.0 / max(self.interval_s, self._period_s)
+        rounds = list(self._rounds)
+        asked = 1.0 / self.interval_s
+        return min(asked, len(rounds) / (self._due - rounds[0])) if rounds else asked
 
     def note(self) -> str:
         """A sentence where it reads clearly less often than was asked for, else ""."""
@@ -359,7 +362,8 @@ class Sampler:
 
     def _run(self) -> None:
         due = self._round_at = time.monotonic()
-        self._cpu_s, self._debt_s, self._period_s = time.thread_time(), 0.0, self.interval_s
+        self._cpu_s, self._debt_s = time.thread_time(), 0.0
+        self._rounds.clear()
         while True:
             due += self._round()
             now = time.monotonic()
@@ -384,7 +388,10 @@ class Sampler:
         earned = (now - since) * self.core_share
         self._debt_s = max(0.0, self._debt_s + self._cpu_s - before - earned)
         wait_s = max(self.interval_s, self._debt_s / self.core_share - _AHEAD_S)
-        self._period_s += (wait_s - self._period_s) * _LEARNING
+        self._due = now + wait_s  # before the round it follows: another thread asks for the rate
+        self._rounds.append(now)
+        while now - self._rounds[0] > _TOLD_S:
+            self._rounds.popleft()
         return wait_s
 
     def tick(self) -> None:

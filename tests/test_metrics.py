@@ -386,6 +386,14 @@ def test_what_is_spent_once_does_not_slow_a_sampler(monkeypatch: pytest.MonkeyPa
     assert (round(sampler.rate_hz, 3), sampler.note()) == (20.0, "")
 
 
+def test_one_long_wait_is_not_taken_for_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, waits = rounds(monkeypatch, [0.0004] * 400 + [0.11] + [0.0004] * 10)
+    assert max(waits) > 0.5, "what was dear is waited for"
+    told_s = sum(waits[-80:])
+    assert sampler.rate_hz == pytest.approx(80 / told_s, rel=0.25)
+    assert sampler.rate_hz > 10
+
+
 def test_rounds_of_unlike_cost_keep_the_share_together(monkeypatch: pytest.MonkeyPatch) -> None:
     costs = [0.001, 0.001, 0.010, 0.0] * 200  # 3 ms in the mean: of 1 % a round each 0.3 s
     sampler, waits = rounds(monkeypatch, costs)
