@@ -15,7 +15,7 @@ import os
 import signal
 import time
 
-from .limits import DEVICE_RULES, V2_NAMES, device_rule, translate
+from .limits import DEVICE_RULES, V2_NAMES, device_changes, translate
 
 MOUNT_ROOT = "/sys/fs/cgroup"
 
@@ -175,10 +175,6 @@ class Cgroup:
         if directory is None:
             self.unenforced.append(("devices", "no devices cgroup"))
             return
-        # A child starts with its parent's rules, which are the usual ones: one read instead of a dozen writes.
-        wanted = {device_rule(rule) for rule in rules if rule.get("allow")}
-        if set(_lines(f"{directory}/devices.list")) == wanted and all(rule.get("allow") for rule in rules[1:]):
-            return
         try:
             _write_device_rules(directory, rules)
         except PermissionError:
@@ -251,6 +247,8 @@ class Hierarchy:
                 except FileExistsError:
                     continue
                 made.append(directory)
+                if self.version == 1 and directory == group.paths.get("devices"):
+                    _set_usual_rules(directory)
             if resources:
                 group.limit(resources)
         except OSError:
@@ -290,10 +288,7 @@ class Hierarchy:
             except FileExistsError:
                 made = False
             if made and self.version == 1 and base == self.bases.get("devices"):
-                try:
-                    _write_device_rules(path, DEVICE_RULES)
-                except OSError:
-                    pass  # each group then sets its own, or says that it cannot
+                _set_usual_rules(path)
             if self.version == 2:
                 _delegate(path, list(self.bases))
 
@@ -431,8 +426,17 @@ def _inherit_cpuset(path: str, base: str) -> None:
 
 
 def _write_device_rules(directory: str, rules: list[dict[str, object]]) -> None:
-    for rule in rules:
-        _write(f"{directory}/devices.{'allow' if rule.get('allow') else 'deny'}", device_rule(rule))
+    # A child starts with its parent's rules, which are the usual ones: mostly one read instead of a dozen writes.
+    for name, line in device_changes(_lines(f"{directory}/devices.list"), rules):
+        _write(f"{directory}/{name}", line)
+
+
+def _set_usual_rules(directory: str) -> None:
+    """While nobody is in the group: a process that is there when everything is denied for a moment fails to start."""
+    try:
+        _write_device_rules(directory, DEVICE_RULES)
+    except OSError:
+        pass  # `limit` then sets its own, or says that it cannot
 
 
 def _nothing(root: str, reason: str) -> Hierarchy:

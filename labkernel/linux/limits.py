@@ -6,6 +6,8 @@ admin-guide/cgroup-v2.rst.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 # What a container may do with devices, as runc and crun have it: make any node, use only these. (runtime-spec
 # config-linux.md, "Allowed Device list")
 DEVICE_RULES: list[dict[str, object]] = [
@@ -43,6 +45,31 @@ def device_rule(rule: dict[str, object]) -> str:
     major, minor = rule.get("major"), rule.get("minor")
     numbers = ":".join("*" if number is None or number == -1 else str(number) for number in (major, minor))
     return f"{kind} {numbers} {rule.get('access') or 'rwm'}"
+
+
+def device_changes(listed: Iterable[str], rules: list[dict[str, object]]) -> list[tuple[str, str]]:
+    """What makes the lines of a v1 `devices.list` those of `rules`: (`devices.allow` or `devices.deny`, line) each.
+
+    Only what differs: whoever starts with "deny all" takes /dev/null, for a moment, from the processes that are in the
+    group already. A group that allows everything, or rules that deny single devices, leave no other way."""
+    there, wanted = _accesses(listed), _accesses(device_rule(rule) for rule in rules if rule.get("allow"))
+    if "a *:*" in there or not rules or rules[0].get("allow") or not all(rule.get("allow") for rule in rules[1:]):
+        return [(f"devices.{'allow' if rule.get('allow') else 'deny'}", device_rule(rule)) for rule in rules]
+    return [
+        (name, f"{device} {''.join(letter for letter in 'rwm' if letter in letters - theirs.get(device, set()))}")
+        for name, ours, theirs in (("devices.allow", wanted, there), ("devices.deny", there, wanted))
+        for device, letters in ours.items()
+        if letters - theirs.get(device, set())
+    ]
+
+
+def _accesses(lines: Iterable[str]) -> dict[str, set[str]]:
+    """`c 1:3` -> the letters of `rwm` that are allowed."""
+    found: dict[str, set[str]] = {}
+    for line in lines:
+        device, _, access = line.rpartition(" ")
+        found.setdefault(device, set()).update(access)
+    return found
 
 
 class _Settings:

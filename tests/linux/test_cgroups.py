@@ -289,3 +289,54 @@ def test_devices_are_out_of_reach(group: cgroups.Cgroup, tmp_path: Path) -> None
     with os.fdopen(reading) as pipe:
         assert pipe.read() == "yes 1"
     os.waitpid(pid, 0)
+
+
+def test_other_rules_take_nothing_that_both_have_in_between(
+    group: cgroups.Cgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "devices" not in group.paths or os.geteuid() != 0:
+        pytest.skip("no devices cgroup here")
+    more = [*limits.DEVICE_RULES, {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "rwm"}]
+    every = [limits.DEVICE_RULES[0], *({"allow": True, "type": kind, "access": "rwm"} for kind in "cb")]
+    written: list[str] = []
+    write = cgroups._write
+
+    def write_and_note(path: str, text: str) -> None:
+        written.append(text)
+        write(path, text)
+
+    for wanted in (more, limits.DEVICE_RULES, every, limits.DEVICE_RULES):
+        written.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(cgroups, "_write", write_and_note)
+            group.limit({"devices": wanted})
+        listed = Path(group.paths["devices"], "devices.list").read_text().splitlines()
+        assert sorted(listed) == sorted(limits.device_rule(rule) for rule in wanted if rule["allow"])
+        assert not any(text.startswith("a ") for text in written), written
+        # What is made now below the wider parent has the usual rules before anybody is in it.
+        cgroup = cgroups.detect().create(os.path.relpath(os.path.dirname(group.paths["memory"]), _base()), "two")
+        try:
+            listed = Path(cgroup.paths["devices"], "devices.list").read_text().splitlines()
+            assert sorted(listed) == sorted(limits.device_rule(rule) for rule in limits.DEVICE_RULES[1:])
+        finally:
+            assert cgroup.remove()
+
+
+def _base() -> str:
+    return cgroups.detect().bases["memory"]
+
+
+def test_only_what_differs_is_written_to_the_rules_of_devices() -> None:
+    usual = [limits.device_rule(rule) for rule in limits.DEVICE_RULES]
+    everything = [("devices.deny", usual[0]), *(("devices.allow", line) for line in usual[1:])]
+    assert limits.device_changes(usual[1:], limits.DEVICE_RULES) == []
+    assert limits.device_changes(["a *:* rwm"], limits.DEVICE_RULES) == everything
+    assert limits.device_changes([], limits.DEVICE_RULES) == everything[1:]
+    all_c = [limits.DEVICE_RULES[0], {"allow": True, "type": "c", "access": "rwm"}]
+    assert limits.device_changes(["c *:* m", "b *:* m", "c 1:3 rw"], all_c) == [
+        ("devices.allow", "c *:* rw"),
+        ("devices.deny", "b *:* m"),
+        ("devices.deny", "c 1:3 rw"),
+    ]
+    denied = [*limits.DEVICE_RULES, {"allow": False, "type": "c", "major": 1, "minor": 3, "access": "w"}]
+    assert limits.device_changes(usual[1:], denied) == [*everything, ("devices.deny", "c 1:3 w")]
