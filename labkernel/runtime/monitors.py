@@ -206,7 +206,7 @@ def _stand_for(sock: socket.socket, inst: Any, process: dict[str, Any], *, termi
                     message = {"resize": pty.size(0)} if came == signal.SIGWINCH else {"signal": came}
                     control.send(json.dumps(message).encode())
                 continue
-            data = control.recv(1 << 16)
+            data, _ = protocol.receive(control)
             answer = json.loads(data) if data else {"exit": 128 + signal.SIGKILL}
             if "error" in answer:
                 init.report(sock, str(answer["error"]), int(answer.get("exit_code") or 126))

@@ -90,8 +90,17 @@ def unpack_fds(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def receive(sock: socket.socket, size: int = 65536, *, flags: int = 0) -> tuple[bytes, list[int]]:
-    """recvmsg with descriptors, close-on-exec."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(4 * MAX_FDS), flags | socket.MSG_CMSG_CLOEXEC)
+    """recvmsg with descriptors, close-on-exec.
+
+    Of packets, those that came are had also where their sender closed without having read all of ours."""
+    room, flags = socket.CMSG_SPACE(4 * MAX_FDS), flags | socket.MSG_CMSG_CLOEXEC
+    try:
+        data, ancillary, _, _ = sock.recvmsg(size, room, flags)
+    except ConnectionResetError:
+        if sock.type != socket.SOCK_SEQPACKET:
+            raise
+        # The kernel tells this first, and once: what the other had said, a start's error for one, is still to be read.
+        data, ancillary, _, _ = sock.recvmsg(size, room, flags)
     return data, unpack_fds(ancillary) if ancillary else []
 
 

@@ -9,7 +9,7 @@ import socket
 from typing import Any
 
 from ..linux import syscalls
-from . import keeper
+from . import keeper, protocol
 from .instances import Instance
 
 
@@ -23,7 +23,7 @@ def watch_keeper(sup: Any) -> None:
 def _hear(sup: Any) -> None:
     assert sup.context.link is not None
     try:
-        data = sup.context.link.recv(65536)
+        data, _ = protocol.receive(sup.context.link)
     except OSError:
         data = b""
     if not data:
