@@ -7,6 +7,7 @@ nothing has changed (building/unchanged.py), a pull of what is there (imaging/up
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -14,7 +15,7 @@ import sys
 TYPE_CHECKING = False  # typing itself takes 8 ms to import
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+    from typing import Any, NoReturn
 
     from .terminal import TerminalHost, run
 
@@ -41,9 +42,18 @@ def main() -> None:
         # The reader (`| head`) has left; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    # The interpreter's last collection would go through every object there is: 14 ms, and then the process is gone.
-    gc.freeze()
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End without taking the interpreter down piece by piece: 20 ms for a process that is gone anyway. What is to
+    be done at the end (`atexit`, so weakref.finalize and temporary directories, too) is done."""
+    threads = sys.modules.get("threading")
+    if threads is not None and threads.active_count() > 1:
+        sys.exit(code)  # waits for the others
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _carry_out(words: Sequence[str]) -> int:

@@ -343,6 +343,26 @@ def test_a_reader_that_leaves_is_no_error(env: dict[str, str]) -> None:
     assert done.stderr == ""
 
 
+def test_what_is_to_be_done_at_the_end_is_done(env: dict[str, str]) -> None:
+    """A command leaves without taking its interpreter down, but not before others are through."""
+    program = (
+        "import atexit, sys, threading, time\n"
+        "from labkernel.cli import main\n"
+        "if sys.argv.pop(1) == 'thread':\n"
+        "    threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\n"
+        "atexit.register(print, 'at exit')\n"
+        "main()\n"
+    )
+    for first, lines, words, code in (
+        ("alone", ["at exit"], ["run", "--rm", "busybox", "sh", "-c", "exit 3"], 3),
+        ("thread", ["thread", "at exit"], ["run", "--rm", "busybox", "sh", "-c", "exit 3"], 3),
+        ("alone", ["at exit"], ["rm", "nobody"], 1),
+    ):
+        argv = [sys.executable, "-c", program, first, *words]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        assert (done.stdout.splitlines(), done.returncode) == (lines, code), done.stderr
+
+
 def test_plain_user(plain_user: Any) -> None:
     done = plain_user.labkernel("run", "--rm", "--network", "none", "busybox", "sh", "-c", "id -u; exit 3")
     if "DriverError" in done.stderr or done.returncode == 125:
