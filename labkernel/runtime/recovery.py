@@ -165,11 +165,15 @@ def _settle_one(sup: Any, name: str, folder: str) -> None:
     inst.kill_rest()
     inst.state.update(status="exited", pid=0, exit_code=255, finished_at=time.time())
     inst.state["error"] = "keeper and supervisor were gone when it ended"
+    if inst.auto_remove:
+        # Not written down: were this supervisor killed before the removal, its successor would take it for kept.
+        inst.leaving = True
+        sup.instances[name] = inst
+        sup.put_off(lambda: sup.remove(inst))
+        return
     inst.try_save()
     if restarts.is_due(inst):
         restarts.resume(sup, inst)
-    elif inst.auto_remove:
-        sup.put_off(lambda: sup.remove(inst))
 
 
 def _end_start(inst: Instance) -> None:

@@ -13,13 +13,16 @@ import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from waiting import wait_until
 
 from labkernel.linux.waiting import readable
+from labkernel.runtime import recovery
 from labkernel.runtime.client import SupervisorLost
+from labkernel.runtime.instances import Instance
 
 COUNT = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); [ $((i % 8)) = 0 ] && sleep 0.01; done; exit 7"
 EXPECTED = b"".join(b"line %d\n" % number for number in range(400))
@@ -140,6 +143,28 @@ def test_both_killed_while_nothing_runs(lab: Any) -> None:
     kill_both(lab)
     lab.runtime.ensure()
     wait_until(lambda: not before & set(groups(lab.parent)))
+
+
+def test_a_kill_before_the_removal_is_made_good_by_the_next(lab: Any) -> None:
+    """What removes itself is not written down as ended: whoever reads that later could not tell it from a kept one."""
+    container_id = lab.create("sleep", "1000", auto_remove=True)
+    pid = lab.runtime.start(container_id)
+    info = lab.runtime.ensure()
+    kill_both(lab)
+    kill_and_wait(pid)
+    folder = lab.root / "containers" / container_id
+    state = json.loads((folder / "state.json").read_text())
+    for _ in range(2):  # supervisors that are killed before they come to it
+        chores: list[Any] = []
+        removed: list[Instance] = []
+        sup = SimpleNamespace(root=str(lab.root), instances={}, put_off=chores.append, remove=removed.append)
+        recovery._settle_one(sup, container_id, str(folder.parent))
+        assert sup.instances[container_id].end_state()["exit_code"] == 255
+        assert json.loads((folder / "state.json").read_text()) == state
+        chores.pop()()
+        assert removed == [sup.instances[container_id]]
+    assert lab.runtime.ensure().pid != info.pid
+    wait_until(lambda: not folder.exists(), "the container is removed")
 
 
 @pytest.mark.parametrize("exec_first", [True, False])
