@@ -287,7 +287,7 @@ class _Build:
                 limits=normalize(self._options.limits),
             )
             self._check()
-            self._finisher.later(self._builds._maker.clear_leftovers)
+            self._builds._maker.clear_leftovers(self._finisher.later)
             images = self._builds.images
             self._cache.elsewhere = import_caches(images, cache_places(self._options.cache_from), notify=self._warn)
             needs = {index: self._needs[index] & set(self._order) for index in self._order}

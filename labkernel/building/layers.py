@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,17 +249,19 @@ class LayerMaker:
             )
             return *self._finish(directory / "blob", done, place, later), warnings
 
-    def clear_leftovers(self) -> None:
+    def clear_leftovers(self, later: Later) -> None:
         """Remove the directories of steps whose builder was killed, be it after they had ended."""
-        with os.scandir(self._layout.containers) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            directory = self._layout.container_dir(name)
-            if is_abandoned(directory):
-                with suppress(LabkernelError):
-                    self._runtime.remove(name, force=True)
-                with suppress(OSError):  # no reason for a build to fail
-                    remove_tree(str(directory))
+        folder = self._layout.containers
+        # Looked for at once: two threads that ask the file system for one file after the other slow each other down.
+        for name in os.listdir(folder):
+            if is_abandoned(f"{folder}/{name}"):
+                later(partial(self._clear_leftover, name))
+
+    def _clear_leftover(self, name: str) -> None:
+        with suppress(LabkernelError):
+            self._runtime.remove(name, force=True)
+        with suppress(OSError):  # no reason for a build to fail
+            remove_tree(str(self._layout.container_dir(name)))
 
     # -- parts -------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ def try_flock(fd: int) -> bool:
     return True
 
 
-def is_locked(path: Path) -> bool:
+def is_locked(path: str | Path) -> bool:
     """Whether somebody holds an flock on the file or directory now; False when it is not there."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -119,9 +119,9 @@ def is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def is_abandoned(directory: Path) -> bool:
+def is_abandoned(directory: str | Path) -> bool:
     """Whether the directory was made under a lock (it holds OWNED_MARK) that nobody holds any more: its owner died."""
-    return (directory / OWNED_MARK).exists() and not is_locked(directory)
+    return os.path.exists(os.path.join(directory, OWNED_MARK)) and not is_locked(directory)
 
 
 def names_file(path: Path, fd: int) -> bool:
