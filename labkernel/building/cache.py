@@ -175,18 +175,17 @@ class ContextDigests:
         self._changed = False
         self._lock = threading.Lock()
 
-    def __call__(self, dir_fd: int, name: bytes, path: bytes, status: os.stat_result) -> str:
+    def __call__(self, dir_fd: int, name: str, path: str, status: os.stat_result) -> str:
         if self._known is None:
             with self._lock:
                 self._known = self._known or self._db.setting(self._setting, {})
-        text = os.fsdecode(path)
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
-        known = self._known.get(text)
+        known = self._known.get(path)
         if known is not None and known[:4] == stamp:
             return str(known[4])
         digest = content_digest(dir_fd, name, path, status)
         if status.st_ctime_ns < time.time_ns() - _RACY_NS:
-            self._known[text] = [*stamp, digest]
+            self._known[path] = [*stamp, digest]
             self._changed = True
         return digest
 

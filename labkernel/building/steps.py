@@ -436,7 +436,14 @@ class StageBuilder:
     def _transfer(self, step: ins.Copy | ins.Add) -> Outcome:
         with ExitStack() as stack:
             plan = plan_transfer(step, self, stack)
-            return self._layer(plan.message, text=plan.text, inputs=plan.inputs, make=plan.make, linked=plan.linked)
+            return self._layer(
+                plan.message,
+                text=plan.text,
+                inputs=plan.inputs,
+                make=plan.make,
+                linked=plan.linked,
+                details=plan.details,
+            )
 
     # -- layers and history ---------------------------------------------------------------------------------------
 
@@ -448,24 +455,26 @@ class StageBuilder:
         inputs: Mapping[str, str],
         make: Callable[[], tuple[LayerInfo, int, list[str]]],
         linked: bool = False,
+        details: Callable[[], dict[str, str]] = dict,
     ) -> Outcome:
         """The layer of a step from the cache, or made by `make`; added to the state with its history.
 
-        A `linked` layer (COPY --link) is the same whatever is below it."""
+        A `linked` layer (COPY --link) is the same whatever is below it. `details`: see `LayerPlan`."""
         name = text.split(" ", 1)[0]
         parent = self.state.chain
-        key = digest_of("layer", 2, "" if linked else parent, text, sorted(inputs.items()), self.settings.epoch_s)
+        key = digest_of("layer", 3, "" if linked else parent, text, sorted(inputs.items()), self.settings.epoch_s)
         found = None if self.settings.no_cache else self._cache.find(key)
         if found is not None and found.layer is not None:
             self._append(found.layer, message, found.created)
             return Outcome(cached=True, layer=found.layer, size_bytes=int(found.record.get("size_bytes", 0)))
         place = digest_of("layer", parent, name)
+        inputs = {**inputs, **details()}
         why = self._why(place, inputs, text, self._rebuilt)
         layer, size_bytes, warnings = make()
         for warning in warnings:
             self.warn(f"{text.splitlines()[0]}: {warning}")
         created = self._now()
-        record = {"created": created, "text": text, "place": place, "inputs": dict(inputs), "size_bytes": size_bytes}
+        record = {"created": created, "text": text, "place": place, "inputs": inputs, "size_bytes": size_bytes}
         self.later(lambda: self._cache.store(key, layer, record))
         self._append(layer, message, created)
         self._rebuilt = shortened(text)

@@ -31,13 +31,15 @@ _MANY_FILES = 5000
 
 
 class LayerPlan(Struct):
-    """A layer that a step wants: words for history and cache, inputs by name, and how it is made."""
+    """A layer that a step wants: words for history and cache, inputs by name, and how it is made. `details` gives the
+    inputs in parts, which only a miss asks for, so that it can name the one that changed."""
 
     message: str
     text: str
     inputs: dict[str, str]
     make: Callable[[], tuple[LayerInfo, int, list[str]]]
     linked: bool = False
+    details: Callable[[], dict[str, str]] = dict
 
 
 def plan_transfer(step: ins.Copy | ins.Add, stage: StageBuilder, stack: ExitStack) -> LayerPlan:
@@ -75,8 +77,8 @@ class _Transfer:
                 f"{step.name} {' '.join(self._sources)}: nothing matches, so nothing was copied (line {step.line})"
             )
         words = self._words()
-        inputs = {entry["path"] or ".": selection_digest([entry]) for entry in selected}
-        inputs = _finer(selected) if len(selected) == 1 else inputs
+        single = selected[0] if len(selected) == 1 else None
+        inputs = {} if single else {entry["path"] or ".": selection_digest([entry]) for entry in selected}
         inputs |= {f"<<{doc.name}": digest_of(text) for doc, text in zip(step.contents, texts, strict=True)}
         inputs |= {"link": "true"} if step.link else {}
         lowers = [] if step.link else stage.state.layers
@@ -88,6 +90,7 @@ class _Transfer:
                 lowers, operations, later=stage.later, fds=self._fds, clamp_s=stage.settings.epoch_s
             ),
             linked=bool(step.link),
+            details=lambda: _finer(single) if single else {},
         )
 
     def _shown(self) -> str:
@@ -225,13 +228,13 @@ def destination(dest: str, workdir: str | None) -> str:
     return "/" + posixpath.normpath(full).lstrip("/") + ("/" if directory and full.strip("/.") else "")
 
 
-def _finer(selected: Sequence[dict[str, Any]]) -> dict[str, str]:
+def _finer(source: dict[str, Any]) -> dict[str, str]:
     """One input per file of a copied directory, so that a miss can name the file; the whole for very many."""
-    (source,) = selected
     base = source["path"]
     if len(source["entries"]) > _MANY_FILES:
-        return {base or ".": selection_digest(selected)}
+        return {base or ".": selection_digest([source])}
+    above = f"{base}/" if base else ""
     return {
-        posixpath.join(base, name) if name else base or ".": f"{kind}{mode:o}{digest}"
+        above + name if name else base or ".": f"{kind}{mode:o}{digest}"
         for name, kind, mode, _, _, digest in source["entries"]
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import operator
 import os
 import posixpath
 import re
@@ -21,10 +22,11 @@ from .pack import is_whiteout
 from .rootfd import Root, clamp_path, open_in_root
 
 _MAX_LINKS = 40
+_NAME = operator.attrgetter("name")
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 # path -> digest of content; `status` lets a caller remember it
-Digester = Callable[[int, bytes, bytes, os.stat_result], str]
+Digester = Callable[[int, str, str, os.stat_result], str]
 
 
 class Filter(Protocol):
@@ -105,8 +107,8 @@ def selection_digest(sources: Iterable[dict[str, Any]]) -> str:
         sha.update(f"{source['name']}\0".encode("utf-8", "surrogateescape"))
         for name, mode, *_ in source.get("parents") or ():
             sha.update(f"{name}\0{mode:o}\0".encode("utf-8", "surrogateescape"))
-        for name, kind, mode, _, _, digest in source["entries"]:
-            sha.update(f"{name}\0{kind}\0{mode:o}\0{digest}\0".encode("utf-8", "surrogateescape"))
+        text = "".join(f"{name}\0{kind}\0{mode:o}\0{digest}\0" for name, kind, mode, _, _, digest in source["entries"])
+        sha.update(text.encode("utf-8", "surrogateescape"))
     return sha.hexdigest()
 
 
@@ -123,44 +125,45 @@ class _Scan:
         real = follow(self._root, path)
         if real is None:
             return None
-        ignored, state = self._state(real)
+        text = os.fsdecode(real)
+        ignored, state = self._state(text)
         status = self._root.lstat(real)
         if status is None or is_whiteout(status):
             return None
         entries: list[list[Any]] = []
         if stat.S_ISDIR(status.st_mode):
-            if ignored and self._leave_out.can_skip(os.fsdecode(real)):
+            if ignored and self._leave_out.can_skip(text):
                 return None
             fd = self._root.open_directory(real)
             try:
-                self._directory(fd, real, b"", state, (), entries)
+                self._directory(fd, text, "", state, (), entries)
             finally:
                 os.close(fd)
             if ignored and not entries:
                 return None
-            entries.insert(0, self._entry(-1, b"", b"", real, status))
+            entries.insert(0, self._entry(-1, "", "", text, status))
         else:
             if ignored:
                 return None
             fd = self._root.open_directory(real.rpartition(b"/")[0])
             try:
-                entries.append(self._entry(fd, real.rpartition(b"/")[2], b"", real, status))
+                entries.append(self._entry(fd, text.rpartition("/")[2], "", text, status))
             finally:
                 os.close(fd)
         name = os.fsdecode(path.rpartition(b"/")[2])
-        return {"path": os.fsdecode(real), "name": name, "entries": entries}
+        return {"path": text, "name": name, "entries": entries}
 
     def leaves_out_file(self, source: dict[str, Any]) -> bool:
         """Whether `exclude` names a source that is a single file."""
         name = posixpath.basename(source["name"])
         return bool(name) and source["entries"][0][1] != "d" and self._exclude.child(name)[0]
 
-    def _state(self, path: bytes) -> tuple[bool, tuple[bool, ...]]:
+    def _state(self, path: str) -> tuple[bool, tuple[bool, ...]]:
         """What the ignore file says of `path`, and what `child` needs for the names below it."""
         ignored = False
         state: tuple[bool, ...] = ()
         if path:
-            parts = os.fsdecode(path).split("/")
+            parts = path.split("/")
             for count in range(1, len(parts) + 1):
                 ignored, state = self._leave_out.child("/".join(parts[:count]), state)
         return ignored, state
@@ -168,34 +171,37 @@ class _Scan:
     def _directory(
         self,
         fd: int,
-        path: bytes,
-        below: bytes,
+        path: str,
+        below: str,
         state: tuple[bool, ...],
         excluded: tuple[bool, ...],
         entries: list[list[Any]],
     ) -> None:
+        # What a cached build spends its time on, twice for each file: so no bytes and no calls that can be spared.
         with os.scandir(fd) as found:
-            listed = sorted((os.fsencode(entry.name), entry) for entry in found)
-        for name, entry in listed:
-            full = path + b"/" + name if path else name
-            relative = below + b"/" + name if below else name
+            listed = sorted(found, key=_NAME)
+        if not all(entry.name.isascii() for entry in listed):
+            listed.sort(key=lambda entry: os.fsencode(entry.name))
+        path, below = path and f"{path}/", below and f"{below}/"
+        for entry in listed:
+            name = entry.name
+            full, relative = path + name, below + name
             ignored, left_out = False, False
             inner, outer = state, excluded
-            if not self._takes_all:  # asked twice per file, which is what a cached build spends its time on
-                ignored, inner = self._leave_out.child(os.fsdecode(full), state)
-                left_out, outer = self._exclude.child(os.fsdecode(relative), excluded)
+            if not self._takes_all:
+                ignored, inner = self._leave_out.child(full, state)
+                left_out, outer = self._exclude.child(relative, excluded)
             directory = entry.is_dir(follow_symlinks=False)
             if (ignored or left_out) and not (
                 directory
-                and (not ignored or not self._leave_out.can_skip(os.fsdecode(full)))
-                and (not left_out or not self._exclude.can_skip(os.fsdecode(relative)))
+                and (not ignored or not self._leave_out.can_skip(full))
+                and (not left_out or not self._exclude.can_skip(relative))
             ):
                 continue
             status = entry.stat(follow_symlinks=False)
-            if is_whiteout(status) or stat.S_ISSOCK(status.st_mode):
-                continue
             if not directory:
-                entries.append(self._entry(fd, name, relative, full, status))
+                if stat.S_ISREG(status.st_mode) or not (is_whiteout(status) or stat.S_ISSOCK(status.st_mode)):
+                    entries.append(self._entry(fd, name, relative, full, status))
                 continue
             place = len(entries)
             inside = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
@@ -204,14 +210,14 @@ class _Scan:
             finally:
                 os.close(inside)
             if len(entries) > place or not (ignored or left_out):
-                entries.insert(place, self._entry(-1, b"", relative, full, status))
+                entries.insert(place, self._entry(-1, "", relative, full, status))
 
-    def _entry(self, fd: int, name: bytes, relative: bytes, full: bytes, status: os.stat_result) -> list[Any]:
+    def _entry(self, fd: int, name: str, relative: str, full: str, status: os.stat_result) -> list[Any]:
         mode = status.st_mode
         if stat.S_ISREG(mode):
             kind, digest = "f", self._digest(fd, name, full, status)
         elif stat.S_ISLNK(mode):
-            kind, digest = "l", os.fsdecode(os.readlink(name, dir_fd=fd))
+            kind, digest = "l", os.readlink(name, dir_fd=fd)
         elif stat.S_ISDIR(mode):
             kind, digest = "d", ""
         else:
@@ -219,10 +225,10 @@ class _Scan:
             digest = str(status.st_rdev)
         if self._owners:
             digest = f"{status.st_uid}:{status.st_gid}:{digest}"
-        return [os.fsdecode(relative), kind, stat.S_IMODE(mode), status.st_size, status.st_mtime_ns, digest]
+        return [relative, kind, stat.S_IMODE(mode), status.st_size, status.st_mtime_ns, digest]
 
 
-def content_digest(dir_fd: int, name: bytes, path: bytes, status: os.stat_result) -> str:
+def content_digest(dir_fd: int, name: str, path: str, status: os.stat_result) -> str:
     """sha256 of a regular file's bytes."""
     fd = os.open(name, _FLAGS, dir_fd=dir_fd)
     try:
