@@ -22,7 +22,16 @@ import pytest
 from waiting import wait_until
 
 from labkernel.engine import Engine
-from labkernel.errors import ConflictError, NoSuchImage, NoSuchNetwork, NoSuchVM, StartError, UsageError, VMError
+from labkernel.errors import (
+    ConflictError,
+    LabkernelError,
+    NoSuchImage,
+    NoSuchNetwork,
+    NoSuchVM,
+    StartError,
+    UsageError,
+    VMError,
+)
 from labkernel.metrics import Sampler
 from labkernel.qemu import guest, kernel
 from labkernel.vms import VM, VMResult
@@ -359,6 +368,25 @@ def test_a_time_limit_ends_the_machine(lab: Engine) -> None:
     with pytest.raises(VMError, match="did not end within"):
         lab.vms.run(IMAGE, "sleep 1000", mem_limit=MEMORY, timeout_s=4)
     assert others(lab) == []
+
+
+def test_who_waits_for_a_machine_that_is_removed_is_told(lab: Engine) -> None:
+    machine = lab.vms.create(IMAGE, ["sleep", "60"], cold=True, mem_limit=MEMORY)
+    told: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            machine.start()
+        except LabkernelError as err:
+            told.append(err)
+
+    waiting = threading.Thread(target=start)
+    waiting.start()
+    wait_until(lambda: lab.runtime.states([machine.id])[machine.id]["pid"], "its monitor is there")
+    lab.vms.get(machine.id).remove(force=True)
+    waiting.join(60)
+    assert [str(err).splitlines()[0] for err in told] == ["it was ended while it started"]
+    assert machine.id not in {each.id for each in lab.vms.list(all=True)}
 
 
 def test_an_interrupt_ends_the_machine(lab: Engine) -> None:

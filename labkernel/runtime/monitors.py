@@ -41,14 +41,22 @@ class Told:
     def started(self) -> None:
         """What was asked for runs now."""
         if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+            try:
+                self._sock.send(protocol.dumps({"runs": True}))
+            except OSError:
+                pass  # another supervisor has taken over
+            self._close()
 
     def failed(self, brief: str, exit_code: int) -> None:
         """It will not run."""
         if self._sock is not None:
             init.report(self._sock, brief, exit_code)
-            self.started()
+            self._close()
+
+    def _close(self) -> None:
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
 
 
 def main(sock: socket.socket, settings: dict[str, Any]) -> None:

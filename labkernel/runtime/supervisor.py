@@ -38,6 +38,7 @@ from .succession import descriptors, watch_keeper
 from .usage import usage_at_end
 
 _POOL_SIZE = 2
+_ENDED_EARLY = {"error": "it was ended while it started", "exit_code": 137}
 
 
 def freeze() -> None:
@@ -162,7 +163,8 @@ class Supervisor:
             warm = self.pool.take(profile)
             inst.cgroup = warm.cgroup
             inst.pidfd = warm.pidfd
-            inst.setup, inst.setup_error = warm, None
+            # A container runs when the socket closes at its exec; a monitor says it, else it died before.
+            inst.setup, inst.setup_error = warm, _ENDED_EARLY if profile.get("monitor") else None
             self._limit(inst)
             network = networking.attach(self, inst, warm.pid)
             shared = open_shared(inst.config)
@@ -269,7 +271,7 @@ class Supervisor:
             elif "listener" in message:
                 denials.take(self, inst, message, fds)
             else:
-                inst.setup_error = message
+                inst.setup_error = None if "runs" in message else message
             return
         moment = time.monotonic()
         self.loop.unwatch(warm.sock.fileno())
