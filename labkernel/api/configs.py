@@ -81,6 +81,18 @@ class Healthcheck(msgspec.Struct, rename="pascal", omit_defaults=True):
     start_interval: int = 0
 
 
+class WeightDevice(msgspec.Struct, rename="pascal"):
+    path: str = ""
+    weight: int = 0
+
+
+class ThrottleDevice(msgspec.Struct, rename="pascal"):
+    """`rate`: bytes or operations per second."""
+
+    path: str = ""
+    rate: int = 0
+
+
 class Resources(msgspec.Struct, rename="pascal"):
     """Limits, as ContainerUpdate has them, too."""
 
@@ -105,11 +117,11 @@ class Resources(msgspec.Struct, rename="pascal"):
     oom_kill_disable: bool | None = None
     pids_limit: Numbers = None
     ulimits: list[Ulimit] | None = None
-    blkio_weight_device: list[Any] | None = None
-    blkio_device_read_bps: list[Any] | None = None
-    blkio_device_write_bps: list[Any] | None = None
-    blkio_device_read_i_ops: list[Any] | None = msgspec.field(default=None, name="BlkioDeviceReadIOps")
-    blkio_device_write_i_ops: list[Any] | None = msgspec.field(default=None, name="BlkioDeviceWriteIOps")
+    blkio_weight_device: list[WeightDevice] | None = None
+    blkio_device_read_bps: list[ThrottleDevice] | None = None
+    blkio_device_write_bps: list[ThrottleDevice] | None = None
+    blkio_device_read_iops: list[ThrottleDevice] | None = msgspec.field(default=None, name="BlkioDeviceReadIOps")
+    blkio_device_write_iops: list[ThrottleDevice] | None = msgspec.field(default=None, name="BlkioDeviceWriteIOps")
 
 
 class Update(Resources, rename="pascal"):
@@ -212,23 +224,23 @@ _LIMITS = {
     "memory_reservation": "mem_reservation",
     "memory_swap": "memswap_limit",
     "pids_limit": "pids_limit",
+    "oom_kill_disable": "oom_kill_disable",
+}
+_DEVICE_LIMITS = {
+    "blkio_weight_device": "blkio_weight_device",
+    "blkio_device_read_bps": "device_read_bps",
+    "blkio_device_write_bps": "device_write_bps",
+    "blkio_device_read_iops": "device_read_iops",
+    "blkio_device_write_iops": "device_write_iops",
 }
 _SAME = (
     *("volumes_from", "cap_add", "cap_drop", "dns", "dns_search", "extra_hosts", "group_add", "ipc_mode", "pid_mode"),
     *("privileged", "publish_all_ports", "security_opt", "tmpfs", "uts_mode", "userns_mode", "shm_size", "sysctls"),
-    *("oom_score_adj", "auto_remove"),
+    *("oom_score_adj", "auto_remove", "device_cgroup_rules", "cgroup_parent"),
 )
 _ABSENT = {
-    "cgroup_parent": "other parents of a container's cgroup",
     "cpu_realtime_period": "real-time scheduling",
     "cpu_realtime_runtime": "real-time scheduling",
-    "device_cgroup_rules": "rules for devices",
-    "oom_kill_disable": "switching the out-of-memory killer off",
-    "blkio_weight_device": "limits of block devices",
-    "blkio_device_read_bps": "limits of block devices",
-    "blkio_device_write_bps": "limits of block devices",
-    "blkio_device_read_i_ops": "limits of block devices",
-    "blkio_device_write_i_ops": "limits of block devices",
     "storage_opt": "storage options",
 }
 _DEFAULTS = {
@@ -269,6 +281,9 @@ def limits_of(given: Update) -> dict[str, Any]:
     """What `Container.update` takes: only what is given, 0 being nothing. Raises UsageError."""
     _refuse(given)
     found = {ours: value for theirs, ours in _LIMITS.items() if (value := getattr(given, theirs)) not in (None, 0, "")}
+    found |= {
+        ours: msgspec.to_builtins(each) for theirs, ours in _DEVICE_LIMITS.items() if (each := getattr(given, theirs))
+    }
     if given.restart_policy is not None and given.restart_policy.name:
         found["restart_policy"] = _restart(given.restart_policy)
     return found

@@ -267,6 +267,30 @@ def _ulimits(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
     return found
 
 
+def _device_limits(name: str) -> Reader:
+    """A list of maps with `path` and `name`; a rate may be a size ("1mb")."""
+    reader = size if name == "rate" else whole
+
+    def read(node: Node, path: str, around: Surroundings) -> list[dict[str, Any]]:
+        if not isinstance(node.value, list):
+            raise node.error(f"{path} must be a list")
+        found = []
+        for index, item in enumerate(node.value):
+            where = f"{path}.{index}"
+            found.append(fields(item, where, around, {"path": text, name: reader}))
+            if set(found[-1]) != {"path", name}:
+                raise item.error(f"{where} needs path and {name}")
+        return found
+
+    return read
+
+
+def _blkio(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
+    rates = ("device_read_bps", "device_write_bps", "device_read_iops", "device_write_iops")
+    table = {"weight": whole, "weight_device": _device_limits("weight"), **dict.fromkeys(rates, _device_limits("rate"))}
+    return fields(node, path, around, table)
+
+
 def _logging(node: Node, path: str, around: Surroundings) -> dict[str, Any]:
     return fields(node, path, around, {"driver": text, "options": pairs})
 
@@ -373,10 +397,12 @@ _DEPLOY: dict[str, Reader] = {
 SERVICE: dict[str, Reader] = {
     "annotations": absent("annotations are", "use labels"),
     "attach": flag,
+    "blkio_config": optional(_blkio),
     "build": _build,
     "cap_add": unique,
     "cap_drop": unique,
     "cgroup": choice("host", "private"),
+    "cgroup_parent": text,
     "command": optional(command),
     "configs": _grants("configs"),
     "container_name": text,
@@ -388,6 +414,7 @@ SERVICE: dict[str, Reader] = {
     "depends_on": _depends_on,
     "deploy": optional(_deploy),
     "develop": ignored("`compose watch` is not available"),
+    "device_cgroup_rules": unique,
     "devices": unique,
     "dns": text_or_texts,
     "dns_opt": unique,
@@ -414,6 +441,7 @@ SERVICE: dict[str, Reader] = {
     "memswap_limit": _swap,
     "network_mode": text,
     "networks": _networks,
+    "oom_kill_disable": flag,
     "oom_score_adj": whole,
     "pid": text,
     "pids_limit": whole,
@@ -442,20 +470,16 @@ SERVICE: dict[str, Reader] = {
     "volumes_from": unique,
     "working_dir": text,
     # known, and not to be had
-    "blkio_config": absent("limits of block devices are"),
-    "cgroup_parent": absent("cgroups of your own are"),
     "cpu_count": absent("a number of CPUs is", "use cpus or cpuset"),
     "cpu_percent": absent("a part of the CPUs in percent is", "use cpus"),
     "cpu_rt_period": absent("real-time scheduling is"),
     "cpu_rt_runtime": absent("real-time scheduling is"),
     "credential_spec": absent("Windows credentials are"),
-    "device_cgroup_rules": absent("rules of the device cgroup are", "use devices"),
     "external_links": absent("links to containers outside the project are", "connect both to an external network"),
     "gpus": absent("devices by request are"),
     "isolation": absent("isolation technologies are"),
     "label_file": absent("files of labels are", "use labels"),
     "models": absent("models are"),
-    "oom_kill_disable": absent("switching the out-of-memory killer off is"),
     "post_start": absent("hooks are"),
     "pre_stop": absent("hooks are"),
     "provider": absent("providers are"),

@@ -29,6 +29,7 @@ _SAME = (
     *("hostname", "init", "mac_address", "mem_swappiness", "oom_score_adj", "pids_limit", "platform", "privileged"),
     *("read_only", "security_opt", "stdin_open", "stop_signal", "sysctls", "tty", "user", "userns_mode"),
     *("working_dir", "environment", "dns", "dns_opt", "dns_search"),
+    *("cgroup_parent", "device_cgroup_rules", "oom_kill_disable"),
 )
 _RENAMED = {
     "cgroup": "cgroupns",
@@ -114,6 +115,15 @@ def _ulimits(given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: (each["soft"], each["hard"]) if isinstance(each, dict) else each for key, each in given.items()}
 
 
+def _blkio(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`blkio_config` as settings: a list of devices as the API has it."""
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        setting = f"blkio_{key}" if key.startswith("weight") else key
+        found[setting] = value if key == "weight" else [{word.title(): each[word] for word in each} for each in value]
+    return found
+
+
 def image_name(project: Project, name: str) -> str:
     """The image of a service: its own name, or what a build without one is called."""
     return str(project.services[name].get("image") or f"{project.name}-{name}")
@@ -139,6 +149,7 @@ def container_settings(project: Project, name: str, find: FindContainer) -> dict
         found["volumes_from"] = [_volumes_from(word, find) for word in service["volumes_from"]]
     if "ulimits" in service:
         found["ulimits"] = _ulimits(service["ulimits"])
+    found |= _blkio(service.get("blkio_config", {}))
     if "devices" in service:
         found["devices"] = service["devices"]
     if "healthcheck" in service:

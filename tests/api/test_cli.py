@@ -268,6 +268,26 @@ def test_top_stats_and_update(docker: Cli) -> None:
     assert docker.ok("inspect", "-f", "{{.HostConfig.Memory}}", "used") == str(64 << 20)
 
 
+def test_rules_and_limits_of_single_devices(docker: Cli, needs: Callable[..., None]) -> None:
+    disk = next((str(path) for path in Path("/dev").iterdir() if path.is_block_device()), None)
+    if disk is None:
+        pytest.skip("no block device in /dev to limit")
+    limits = ("--device-read-bps", f"{disk}:1mb", "--device-write-iops", f"{disk}:7", "--oom-kill-disable")
+    docker.ok("create", "--name", "slow", *limits, "--device-cgroup-rule", "c 10:229 r", IMAGE)
+    (told,) = json.loads(docker.ok("inspect", "slow"))
+    host = told["HostConfig"]
+    assert host["BlkioDeviceReadBps"] == [{"Path": disk, "Rate": 1 << 20}]
+    assert host["BlkioDeviceWriteIOps"] == [{"Path": disk, "Rate": 7}]
+    assert (host["OomKillDisable"], host["DeviceCgroupRules"]) == (True, ["c 10:229 r"])
+    said = docker.fails("create", "--device-cgroup-rule", "c 10", IMAGE, code=125)
+    assert "invalid device cgroup format" in said
+    needs("cgroup devices")
+    line = ("sh", "-c", "mknod /dev/x c 10 229; (: < /dev/x) 2>&1; :")
+    assert "not permitted" in docker.ok("run", "--rm", IMAGE, *line)
+    # Whether there is a driver behind it is another matter.
+    assert "not permitted" not in docker.ok("run", "--rm", "--device-cgroup-rule", "c 10:229 r", IMAGE, *line)
+
+
 def test_listing_filters_and_sizes(docker: Cli) -> None:
     docker.ok("create", "--name", "first", "--label", "course=os", IMAGE)
     docker.fails("run", "--name", "second", IMAGE, "sh", "-c", "exit 3", code=3)

@@ -14,7 +14,8 @@ import yaml
 
 from labkernel.compose.document import ComposeError
 from labkernel.compose.project import Project, load
-from labkernel.compose.settings import config_hash
+from labkernel.compose.settings import config_hash, container_settings
+from labkernel.runtime.settings import normalize
 
 CASES = Path(__file__).parent.parent / "data" / "compose"
 NAMES = sorted(path.name for path in CASES.iterdir() if (path / "compose.yaml").is_file())
@@ -42,6 +43,18 @@ def test_files_mean_what_the_golden_result_says(name: str) -> None:
     if os.environ.get("LABKERNEL_WRITE_GOLDEN"):
         golden.write_text(json.dumps(found, indent=1) + "\n")
     assert found == json.loads(golden.read_text())
+
+
+def test_limits_of_devices_are_those_of_run() -> None:
+    given = container_settings(read(CASES / "limits"), "web", lambda service: service)
+    words = {
+        "blkio_weight_device": "/dev/vda:400",
+        "device_read_bps": "/dev/vda:12m",
+        "device_write_iops": "/dev/vda:30",
+    }
+    same = {"blkio_weight": 300, "oom_kill_disable": True, "device_cgroup_rules": ["c 10:229 rw"]}
+    expected = normalize({**words, **same})
+    assert {key: normalize(given)[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("name", NAMES)
