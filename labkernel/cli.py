@@ -8,6 +8,7 @@ nothing has changed (building/unchanged.py), a pull of what is there (imaging/up
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -42,6 +43,12 @@ def main() -> None:
         # The reader (`| head`) has left; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as err:
+        # What fails elsewhere names its file, or is an error of ours.
+        if err.filename is not None or err.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.write(2, f"labkernel: write /dev/stdout: {os.strerror(err.errno).lower()}\n".encode())
     _leave(code)
 
 

@@ -343,6 +343,20 @@ def test_a_reader_that_leaves_is_no_error(env: dict[str, str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--version"], ["dockerfile", "parse"], ["images"], ["save", "busybox"], ["run", "--rm", "busybox", "echo", "x"]],
+)
+def test_a_full_disk_behind_the_output_is_one_line(env: dict[str, str], words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        argv = [*COMMAND, *words]
+        done = subprocess.run(
+            argv, env=env, input="FROM x\n", stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "labkernel: write /dev/stdout: no space left on device\n"
+
+
 def test_what_is_to_be_done_at_the_end_is_done(env: dict[str, str]) -> None:
     """A command leaves without taking its interpreter down, but not before others are through."""
     program = (
