@@ -79,6 +79,17 @@ def module_engine() -> Iterator[Engine]:
     _remove(own, base)
 
 
+@pytest.fixture(scope="module")
+def vm_lab(shared_engine: Engine) -> Iterator[Engine]:
+    """The shared engine where it can have virtual machines; a module leaves none of its own behind."""
+    for capability in shared_engine.vms.probe():
+        if not capability.ok and capability.name != "vm kvm":
+            pytest.skip(f"{capability.name}: {capability.cause}")
+    yield shared_engine
+    for vm in shared_engine.vms.list(all=True):
+        vm.remove(force=True, v=True)
+
+
 @pytest.fixture
 def needs(shared_engine: Engine) -> Callable[..., None]:
     """`needs("overlay", "cgroup memory")` skips the test with the probe's own reason."""
