@@ -223,7 +223,7 @@ class LayerMaker:
         self._need_overlay()
         lowers = self.directories(layers)
         with ExitStack() as place, ExitStack() as stack:
-            id, directory = place.enter_context(self._container_directory())
+            id, directory, ended = place.enter_context(self._container_directory())
             upper = self._new_upper(directory, lowers)
             mounts = [*sandbox.host_mounts, *_bind_files(directory, files)]
             if attach is not None:
@@ -239,6 +239,7 @@ class LayerMaker:
                 self._networks.lend(str(directory))
             with running.holding(id):
                 warnings = self._carry_out(id, on_output)
+            ended()
             done = self._task(
                 "labkernel.oci.layer:diff_layer",
                 upper=str(upper),
@@ -360,23 +361,30 @@ class LayerMaker:
         return upper
 
     @contextmanager
-    def _container_directory(self) -> Iterator[tuple[str, Path]]:
-        """A container without a row: nobody lists it. Its directory is locked, which tells it from a leftover."""
+    def _container_directory(self) -> Iterator[tuple[str, Path, Callable[[], None]]]:
+        """A container without a row: nobody lists it. Its directory is locked, which tells it from a leftover. The last
+        value is to be called when it has ended."""
         id = secrets.token_hex(32)
         directory = self._layout.container_dir(id)
         directory.mkdir(mode=0o755)
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ends: list[bool] = []
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Under the lock: a directory with the mark and without the lock has lost its builder.
             (directory / OWNED_MARK).touch()
-            yield id, directory
+            yield id, directory, lambda: ends.append(True)
         finally:
             try:
-                with suppress(LabkernelError):
-                    self._runtime.remove(id, force=True)
-                if directory.exists():
+                # The supervisor would fork for it while the next step wants to start. It knows nothing more of one that
+                # has ended; but without root some files may belong to ids that only its namespace has.
+                if ends and self._driver.name != "rootless":
                     remove_tree(str(directory))
+                else:
+                    with suppress(LabkernelError):
+                        self._runtime.remove(id, force=True)
+                    if directory.exists():
+                        remove_tree(str(directory))
             finally:
                 os.close(lock)  # only now: without it somebody who looks for leftovers would remove it, too
 
