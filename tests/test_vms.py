@@ -373,7 +373,14 @@ def test_who_waits_for_a_machine_that_is_removed_is_told(lab: Engine) -> None:
 
     waiting = threading.Thread(target=start)
     waiting.start()
-    wait_until(lambda: lab.runtime.states([machine.id])[machine.id]["pid"], "its monitor is there")
+
+    def stopped() -> bool:
+        monitor = int(lab.runtime.states([machine.id])[machine.id]["pid"])
+        if monitor:
+            os.kill(monitor, signal.SIGSTOP)  # else a fast guest could be up before this test is
+        return bool(monitor)
+
+    wait_until(stopped, "its monitor")
     lab.vms.get(machine.id).remove(force=True)
     waiting.join(60)
     assert [str(err).splitlines()[0] for err in told] == ["it was ended while it started"]
