@@ -19,7 +19,6 @@ from typing import Any
 
 from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
 from ..linux import cgroups, namespaces, syscalls
-from ..linux.cgroups import Cgroup
 from . import denials, health, instances, keeper, networking, protocol, restarts, takeover
 from .entering import Entrance
 from .eventlog import EventLog
@@ -35,7 +34,7 @@ from .requests import HANDLERS
 from .rootfs import make_skeleton, open_shared
 from .streams import Follower, InputPipe
 from .succession import descriptors, watch_keeper
-from .usage import usage_at_end
+from .usage import oom_count, usage_at_end
 
 _POOL_SIZE = 2
 _ENDED_EARLY = {"error": "it was ended while it started", "exit_code": 137}
@@ -420,7 +419,7 @@ class Supervisor:
                 pass
         state = inst.state
         if inst.cgroup is not None:
-            state["oom_killed"] = _oom_count(inst.cgroup) > 0
+            state["oom_killed"] = oom_count(inst.cgroup) > 0
         state["usage"] = usage_at_end(inst.cgroup, pid, self.context.spent)
         state.update(status="exited", pid=0, exit_code=code, finished_at=time.time())
         if restarts.is_due(inst):
@@ -589,13 +588,6 @@ class Supervisor:
             protocol.send_with_fds(self.context.link, protocol.dumps(message), fds or [])
         except OSError:
             pass  # it was killed; `_hear_keeper` sees that next
-
-
-def _oom_count(cgroup: Cgroup) -> int:
-    try:
-        return cgroup.oom_count()
-    except OSError:
-        return 0
 
 
 __all__ = ["IN", "Supervisor", "freeze", "main"]

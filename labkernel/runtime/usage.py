@@ -63,3 +63,11 @@ def _read(path: str) -> bytes:
         return b""
     finally:
         os.close(fd)
+
+
+def oom_count(cgroup: Cgroup) -> int:
+    """How many of its processes the kernel killed for memory; 0 when the group is gone."""
+    try:
+        return cgroup.oom_count()
+    except OSError:
+        return 0
