@@ -53,8 +53,8 @@ def main() -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End without taking the interpreter down piece by piece: 20 ms for a process that is gone anyway. What is to
-    be done at the end (`atexit`, so weakref.finalize and temporary directories, too) is done."""
+    """End without taking the interpreter down piece by piece, some milliseconds for a process that is gone anyway. What
+    is to be done at the end (`atexit`, so weakref.finalize and temporary directories, too) is done."""
     threads = sys.modules.get("threading")
     if threads is not None and threads.active_count() > 1:
         sys.exit(code)  # waits for the others

@@ -289,6 +289,16 @@ def limits_of(given: Update) -> dict[str, Any]:
     return found
 
 
+def changes_of(given: Update) -> dict[str, Any]:
+    """As `limits_of`, for a container that is there. Raises UsageError also for what only a new one can have."""
+    for name in ("cgroup_parent", "device_cgroup_rules", "oom_kill_disable", *_DEVICE_LIMITS):
+        if getattr(given, name):
+            raise UsageError(
+                f"{name.replace('_', ' ')} cannot be changed", resolution="it is given when a container is made"
+            )
+    return limits_of(given)
+
+
 def _host_settings(config: Config, host: HostConfig) -> dict[str, Any]:
     found: dict[str, Any] = {name: value for name in _SAME if (value := getattr(host, name))}
     found.update(limits_of(host))

@@ -15,7 +15,7 @@ import msgspec
 from ..errors import LabkernelError, NoSuchContainer, NoSuchImage, NotFoundError, StartError, UsageError
 from ..measuring.stats import stats_of_ended
 from .call import Answer, Call
-from .configs import Config, Update, limits_of, settings_of
+from .configs import Config, Update, changes_of, settings_of
 from .errors import ApiError
 from .routes import Route
 
@@ -183,7 +183,7 @@ def rename(call: Call) -> Any:
 
 def update(call: Call) -> Any:
     given: Update = call.body
-    done = find(call).update(**limits_of(given))
+    done = find(call).update(**changes_of(given))
     return {"Warnings": done["Warnings"]}
 
 

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from daemons import Daemon, frames, read_all
@@ -90,6 +91,24 @@ def test_an_upload_into_nothing_is_refused_and_not_read(daemon: Daemon) -> None:
     status, _, answer = daemon.request("PUT", f"/containers/{id}/archive?path=/no/such", b"\0" * (32 << 20))
     assert (status, b"Could not find the file" in answer) == (404, True)
     assert daemon.request("PUT", f"/containers/{id}/archive?path=/tmp", b"no tar" * 1000)[0] in (400, 500)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"DeviceCgroupRules": ["c 10:229 r"]}, "device cgroup rules cannot be changed"),
+        ({"CgroupParent": "/elsewhere", "Memory": 64 << 20}, "cgroup parent cannot be changed"),
+        ({"BlkioDeviceReadBps": [{"Path": "/dev/x", "Rate": 1}]}, "blkio device read bps cannot be changed"),
+        ({"BlkioWeightDevice": [{"Path": "/dev/x", "Weight": "much"}]}, "Weight"),
+    ],
+)
+def test_updates_that_cannot_be_carried_out_change_nothing(daemon: Daemon, asked: dict[str, Any], words: str) -> None:
+    id = create(daemon)
+    before = daemon.json("GET", f"/containers/{id}/json")["HostConfig"]
+    status, _, data = daemon.request("POST", f"/containers/{id}/update", asked)
+    assert status == 400
+    assert words in json.loads(data)["message"]
+    assert daemon.json("GET", f"/containers/{id}/json")["HostConfig"] == before
 
 
 def test_an_upload_that_breaks_off_leaves_nothing_running(settled: Daemon) -> None:
