@@ -60,9 +60,11 @@ class CopyLayerMaker(LayerMaker):
 
     def _flattened(self, base: Path, number: int, operation: dict[str, Any]) -> dict[str, Any]:
         """Another image's files, which a COPY --from names by its layers, as one directory."""
-        if not isinstance(operation.get("from"), list) or len(operation["from"]) < 2:
+        layers = operation.get("from")
+        # One layer needs nothing to be merged; but where a mode binds us, too, its directories have to be opened up.
+        if not isinstance(layers, list) or (len(layers) < 2 and self._driver.name != "proot"):
             return operation
-        tree = self._link(operation["from"], base / f"source{number}")
+        tree = self._link(layers, base / f"source{number}")
         self._open_up(tree)  # the modes are those of the selection
         return {**operation, "from": [tree]}
 

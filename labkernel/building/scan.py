@@ -10,7 +10,7 @@ from typing import Any
 
 from ..dockerfile.ignorefile import IgnoreMatcher
 from ..oci.pack import raise_limits
-from ..oci.selection import select
+from ..oci.selection import select, stored_digest
 from ..oci.steps import mounted
 
 
@@ -32,6 +32,8 @@ def scan(
     left_out = IgnoreMatcher(exclude) if exclude else None
     with mounted(f"{base}/scan", lowers, userxattr=userxattr) as root:
         try:
-            return {"sources": select(root, patterns, exclude=left_out, owners=True, parents=parents)}
+            return {
+                "sources": select(root, patterns, exclude=left_out, owners=True, parents=parents, digest=stored_digest)
+            }
         except FileNotFoundError as err:
             return {"missing": err.filename}

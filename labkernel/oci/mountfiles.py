@@ -64,7 +64,7 @@ def _fill(base: str, to: str, operation: dict[str, Any], fds: Sequence[int], *, 
             source = stack.enter_context(mounted(f"{base}/source", origin, userxattr=userxattr))
         placer = Placer(target, owner=(0, 0) if isinstance(origin, int) else None)
         directory = selected[0]["entries"][0][1] == "d"
-        placer.copy(source, selected, "/" if directory else "/file")
+        placer.copy(source, selected, "/" if directory else "/file", stored=not isinstance(origin, int))
 
 
 def _make_cache(base: str, operation: dict[str, Any], fds: Sequence[int], *, userxattr: bool) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import LayerError
+from ..linux.ownfiles import close_own, open_own
 from . import ownership
 from .extract import OPAQUE, WHITEOUT
 from .rootfd import Root
@@ -128,9 +129,7 @@ class Packer:
                 self.tree(opened, path, opaque=opaque)
         finally:
             for fd in opened:
-                if fd in self._opened_up:
-                    os.fchmod(fd, self._opened_up.pop(fd))
-                os.close(fd)
+                close_own(fd, self._opened_up)
 
     def _hides_nothing(self, fd: int, path: bytes) -> bool:
         # Overlay marks every new directory opaque to save look-ups. Kept, the mark would make the same layer mean
@@ -160,7 +159,7 @@ class Packer:
                 self._write(path, b"1", status, linkname=first, owner=self._link_owners.get(inode))
                 return
         if stat.S_ISREG(mode):
-            fd = _open_own(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd)
+            fd = open_own(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd)
             try:
                 self._header(fd, path, os.fstat(fd))
             finally:
@@ -328,34 +327,13 @@ def _merge(fds: Sequence[int]) -> dict[bytes, tuple[int, os.stat_result]]:
 def _open_directory(fd: int, name: bytes, opened_up: dict[int, int]) -> int | None:
     """A descriptor; -1 when the name is not there; None when it is something else."""
     try:
-        return _open_own(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, fd, opened_up)
+        return open_own(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, fd, opened_up)
     except FileNotFoundError:
         return -1
     except OSError as err:
         if err.errno in (errno.ENOTDIR, errno.ELOOP):
             return None
         raise
-
-
-def _open_own(name: bytes, flags: int, dir_fd: int, opened_up: dict[int, int] | None = None) -> int:
-    """Open; without privileges (driver proot) also what its mode closes to its owner.
-
-    A file has its mode again when this returns; a directory, in which names are still to be opened, has an entry in
-    `opened_up` (descriptor -> mode)."""
-    flag = os.R_OK | (os.X_OK if flags & os.O_DIRECTORY else 0)
-    if os.geteuid() == 0 or os.access(name, flag, dir_fd=dir_fd, follow_symlinks=False):
-        return os.open(name, flags, dir_fd=dir_fd)
-    info = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-    mode = stat.S_IMODE(info.st_mode)
-    if stat.S_ISLNK(info.st_mode) or bool(flags & os.O_DIRECTORY) != stat.S_ISDIR(info.st_mode):
-        return os.open(name, flags, dir_fd=dir_fd)  # which names the right error
-    os.chmod(name, mode | 0o500, dir_fd=dir_fd)
-    fd = os.open(name, flags, dir_fd=dir_fd)
-    if opened_up is None:
-        os.fchmod(fd, mode)
-    else:
-        opened_up[fd] = mode
-    return fd
 
 
 def _recorded(fd: int) -> ownership.Recorded | None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LayerError
+from ..linux.ownfiles import open_own
 from . import ownership
 from .extract import Extractor
 from .rootfd import Root, clamp_path, open_in_root
@@ -48,6 +49,7 @@ class Placer:
         self.made_mode = int(chmod, 8) & 0o777 if chmod and _OCTAL.fullmatch(chmod) else None
         self._mtime_ns = mtime_ns
         self._unpack = unpack
+        self._stored = False
         self._directories: list[tuple[bytes, int]] = []
         self._modes: list[tuple[bytes, int]] = []
         self._links: dict[tuple[int, int], bytes] = {}  # what the files of a source with several names were copied to
@@ -58,9 +60,19 @@ class Placer:
         real = self.resolve(path)
         self._open_made(real)
 
-    def copy(self, source: Root, selected: Sequence[dict[str, Any]], dest: str, *, several: bool = False) -> None:
+    def copy(
+        self,
+        source: Root,
+        selected: Sequence[dict[str, Any]],
+        dest: str,
+        *,
+        several: bool = False,
+        stored: bool = False,
+    ) -> None:
         """Copy what `selection.select` found in `source` to `dest` (absolute; ends with / for a directory). `several`:
-        there are sources beside these, so a file needs a directory to go into."""
+        there are sources beside these, so a file needs a directory to go into. `stored`: they are our own store's,
+        and read whatever their mode."""
+        self._stored = stored
         target = self.resolve(dest)
         into = dest.endswith("/") or self._is_directory(target)
         files = [item for item in selected if item["entries"][0][1] != "d" and "parents" not in item]
@@ -267,7 +279,7 @@ class Placer:
         self, source_fd: int, source_name: bytes, status: os.stat_result, parent: int, name: bytes, mode: int
     ) -> None:
         """A regular file with its attributes and holes."""
-        reading = os.open(source_name, _READ, dir_fd=source_fd)
+        reading = (open_own if self._stored else os.open)(source_name, _READ, dir_fd=source_fd)
         try:
             fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent)
             try:

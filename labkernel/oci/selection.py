@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from ..errors import LayerError
+from ..linux.ownfiles import open_own
 from .pack import is_whiteout
 from .rootfd import Root, clamp_path, open_in_root
 
@@ -230,7 +231,15 @@ class _Scan:
 
 def content_digest(dir_fd: int, name: str, path: str, status: os.stat_result) -> str:
     """sha256 of a regular file's bytes."""
-    fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+    return _digest(os.open(name, _FLAGS, dir_fd=dir_fd), status)
+
+
+def stored_digest(dir_fd: int, name: str, path: str, status: os.stat_result) -> str:
+    """The same of a file of our store, whatever its mode."""
+    return _digest(open_own(name, _FLAGS, dir_fd), status)
+
+
+def _digest(fd: int, status: os.stat_result) -> str:
     try:
         if status.st_size <= 1 << 16:
             return hashlib.sha256(os.read(fd, (1 << 16) + 1)).hexdigest()

@@ -171,11 +171,12 @@ def operate(
     else:
         with ExitStack() as stack:
             origin = operation["from"]
-            if isinstance(origin, int):
+            stored = not isinstance(origin, int)
+            if not stored:
                 source = stack.enter_context(Root(os.dup(fds[origin])))
             else:
                 source = stack.enter_context(mounted(f"{base}/source", origin, userxattr=userxattr))
-            placer.copy(source, operation["selected"], operation["dest"], several=several)
+            placer.copy(source, operation["selected"], operation["dest"], several=several, stored=stored)
     return placer.warnings
 
 
