@@ -128,7 +128,7 @@ class Builds:
         program = verify(dockerfile)
         wanted = targets(chosen.platform) or [build_platform()]
         forget_failure(self.db)
-        with self.images.adding():
+        with self.images.adding(unpacks=True):
             works = [
                 _Build(self, program, dict(build_args or {}), target, on_step or (lambda step: None), chosen, platform)
                 for platform in wanted

@@ -260,11 +260,14 @@ class Images:
 
         return self.catalog.needed_blobs() | published_blobs(self.layout)
 
-    def adding(self) -> AbstractContextManager[None]:
+    def adding(self, *, unpacks: bool = False) -> AbstractContextManager[None]:
         """Hold this (`with images.adding():`) from the first `blobs.put` until `commit_layers` has returned.
 
-        It keeps `prune` from taking content that nothing names yet.
+        It keeps `prune` from taking content that nothing names yet. Who unpacks layers meanwhile says so: those that
+        another driver left here can only go before. Raises DriverError then, when containers stand on them.
         """
+        if unpacks:
+            self._claim_layers()
         return self.locks.shared("content")
 
     def commit_layers(
@@ -419,7 +422,7 @@ class Images:
         add_history(document, "", comment=message or f"Imported from {where}")
         from .oci.archive import store_layer
 
-        with self.adding():
+        with self.adding(unpacks=True):
             if isinstance(source, (str, os.PathLike)):
                 try:
                     stream: BinaryIO = open(source, "rb")  # noqa: SIM115

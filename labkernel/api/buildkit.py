@@ -120,7 +120,7 @@ def _build(call: Call, session: Session, body: Call | None, trace: Trace) -> str
         remote=call.query("remote"),
         upload=body.reader() if body is not None else None,  # type: ignore[arg-type]
     )
-    with call.engine.images.adding():
+    with call.engine.images.adding(unpacks=True):
         solved = solve(call.engine, wanted, trace)
         export(call.engine, session, solved, [Export(kind, tags)], trace)
     return solved.image if kind == "image" else None

@@ -201,7 +201,7 @@ class _Job:
     def run(self, watch: Watch) -> Pulled:
         images, wanted = self._images, self._wanted
         try:
-            with images.adding():
+            with images.adding(unpacks=self._unpack):
                 top, manifest = self._find_manifest()
                 config = self._find_config(manifest)
                 layers = self._plan(manifest, config)
