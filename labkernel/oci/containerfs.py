@@ -22,7 +22,7 @@ from ..errors import RuntimeFailure, UsageError
 from ..linux import mounts, syscalls
 from .extract import Extractor
 from .pack import Packer, is_opaque, is_whiteout, raise_limits
-from .rootfd import Root, clamp_path, clean_path
+from .rootfd import Root, clamp_path, clean_path, open_in_root
 from .tarstream import BlobStream, FdSink, TarWriter, members
 
 View = dict[str, Any]
@@ -273,7 +273,7 @@ def _opened(view: View, path: str, *, writing: bool = False) -> Iterator[tuple[R
         return
     if "places" in view:
         base, inner = _translated(view, path, writing=writing)
-        with Root.open(base) as root:
+        with Root.open(base) as root, _opened_up(root, clamp_path(os.fsencode(inner))):
             yield root, inner
         return
     with _mounted(view) as root:
@@ -294,6 +294,31 @@ def _translated(view: View, path: str, *, writing: bool) -> tuple[str, str]:
         # What the end of a name says (a directory is meant) stays.
         return place["source"], inner + ("/" if path.endswith(("/", "/.")) else "")
     return os.path.dirname(place["source"]), "/" + os.path.basename(place["source"]) + inner.rstrip("/")
+
+
+@contextmanager
+def _opened_up(root: Root, path: bytes) -> Iterator[None]:
+    """The directories on the way to `path`, and it, opened up for as long as this takes: without privileges a mode
+    binds also the owner, who in the container is root (path_resolution(7))."""
+    opened: list[tuple[int, int]] = []
+    parts = path.split(b"/") if path and os.geteuid() else []
+    try:
+        for count in range(len(parts) + 1):
+            try:
+                fd = open_in_root(root.fd, b"/".join(parts[:count]), os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                break  # who goes there says what is wrong
+            mode, name = os.fstat(fd).st_mode, f"/proc/self/fd/{fd}"
+            if stat.S_ISDIR(mode) and not os.access(name, os.R_OK | os.W_OK | os.X_OK):
+                opened.append((fd, stat.S_IMODE(mode)))
+                os.chmod(name, stat.S_IMODE(mode) | 0o700)
+            else:
+                os.close(fd)
+        yield
+    finally:
+        for fd, mode in reversed(opened):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+            os.close(fd)
 
 
 def _start_of(pid: int) -> int:

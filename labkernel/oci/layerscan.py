@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ..linux.ownfiles import close_own, open_own, own_parent
 from .pack import check_depth, is_opaque, is_whiteout, raise_limits
 
 _KINDS = {
@@ -27,16 +28,24 @@ _KINDS = {
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def kind_of(status: os.stat_result) -> str | None:
+    """A letter for what an image can hold; None for sockets."""
+    return _KINDS.get(stat.S_IFMT(status.st_mode))
+
+
 class Node:
     """A name of the merged tree. `layer` is the index of the layer it is from, `size` counts for regular files."""
 
-    __slots__ = ("attributes", "children", "kind", "layer", "size")
+    __slots__ = ("attributes", "children", "kind", "layer", "size", "stamp")
 
-    def __init__(self, kind: str, size: int, layer: int, attributes: tuple[int, int, int]) -> None:
+    def __init__(
+        self, kind: str, size: int, layer: int, attributes: tuple[int, int, int], stamp: tuple[int, int] = (0, 0)
+    ) -> None:
         self.kind = kind
         self.size = size
         self.layer = layer
         self.attributes = attributes  # mode, uid, gid
+        self.stamp = stamp  # size and time (ns) as the file system has them
         self.children: dict[str, Node] = {}
 
     def walk(self, path: str) -> Iterator[tuple[str, Node]]:
@@ -58,6 +67,7 @@ class Scan:
         self._index = -1
         self._entries: list[list[Any]] = []
         self._inodes: set[tuple[int, int]] = set()
+        self._opened_up: dict[int, int] = {}
 
     def layer(self, directory: str) -> list[list[Any]]:
         """Entries [path, "added" | "changed" | "removed", kind letter, size, size before] of one more layer."""
@@ -84,16 +94,16 @@ class Scan:
                 if name in node.children:
                     self._remove(node, name, where)
                 continue
-            kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+            kind = kind_of(status)
             if kind is None:
                 continue
             child = self._entry(node, name, where, kind, status)
             if kind == "d":
-                inside = os.open(name, _FLAGS | os.O_DIRECTORY, dir_fd=fd)
+                inside = open_own(name, _FLAGS | os.O_DIRECTORY, fd, self._opened_up)
                 try:
                     self._directory(inside, where, child)
                 finally:
-                    os.close(inside)
+                    close_own(inside, self._opened_up)
 
     def _entry(self, parent: Node, name: str, path: str, kind: str, status: os.stat_result) -> Node:
         attributes = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
@@ -108,7 +118,7 @@ class Scan:
         if before is not None and before.kind == "d":
             self._remove(parent, name, path)
             before = None
-        node = parent.children[name] = Node(kind, size, self._index, attributes)
+        node = parent.children[name] = Node(kind, size, self._index, attributes, (status.st_size, status.st_mtime_ns))
         if before is None:
             self._entries.append([path, "added", kind, size, 0])
         else:
@@ -201,11 +211,12 @@ def compare_trees(
 
 
 def _equal(path: str, kind: str, first: str, second: str) -> bool:
-    # Names come from a walk that followed no links; only the last component could be one.
-    if kind == "l":
-        return os.readlink(first + path) == os.readlink(second + path)
-    digests = []
+    found: list[str | bytes] = []
     for directory in (first, second):
-        with open(os.open(directory + path, _FLAGS), "rb", buffering=0) as file:
-            digests.append(hashlib.file_digest(file, "sha256").digest())
-    return digests[0] == digests[1]
+        with own_parent(directory, path) as (parent, name):
+            if kind == "l":
+                found.append(os.readlink(name, dir_fd=parent))
+                continue
+            with open(open_own(name, _FLAGS, parent), "rb", buffering=0) as file:
+                found.append(hashlib.file_digest(file, "sha256").digest())
+    return found[0] == found[1]

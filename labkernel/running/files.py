@@ -1,7 +1,8 @@
 """The files of a container: archives in and out, what it changed, an image or a tar made of it.
 
 What `Container.get_archive`, `put_archive`, `diff`, `export` and `commit` do; the work on the file system is done by
-tasks (`oci.containerfs`, `oci.layer`). Source: Docker SDK for Python, `Container`; Docker Engine API.
+tasks (`oci.containerfs`, `oci.layer`; without overlay `oci.compared`). Source: Docker SDK for Python, `Container`;
+Docker Engine API.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DriverError, LabkernelError, NotFoundError, UsageError
+from ..errors import LabkernelError, NotFoundError, UsageError
 from ..oci import reference
 from ..oci.config import add_history, apply_changes, timestamp
 from ..store.blobs import temporary_directory
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from .container import Container
 
 _ROOM = "labkernel.oci.containerfs:"
+_COMPARED = "labkernel.oci.compared:"
 PIPE_BYTES = 1 << 20
 GO_DIRECTORY, GO_SYMLINK = 1 << 31, 1 << 27
 
@@ -146,11 +149,14 @@ def export(container: Container, chunk_size: int) -> TaskOutput:
 
 def diff(container: Container) -> list[dict[str, Any]]:
     """See `Container.diff`."""
-    rootfs = _overlay(container, "diff")
+    rootfs = container.config()["labkernel"]["rootfs"]
     hidden = container.runtime_state().get("mount_points") or []
-    found = container._containers.runtime.task(
-        f"{_ROOM}changes", upper=rootfs["upper"], lowers=rootfs["lower"], hidden=hidden
-    )
+    task = container._containers.runtime.task
+    if rootfs["kind"] == "overlay":
+        found = task(f"{_ROOM}changes", upper=rootfs["upper"], lowers=rootfs["lower"], hidden=hidden)
+    else:
+        _need_image(container, "to compare with")
+        found = task(f"{_COMPARED}changes", tree=rootfs["path"], lowers=_layers(container), hidden=hidden)
     return [{"Path": path, "Kind": kind} for kind, path in found]
 
 
@@ -166,31 +172,17 @@ def commit(
     conf: Mapping[str, Any] | None,
 ) -> Image:
     """See `Container.commit`."""
-    if not container.image_id:
-        raise UsageError(
-            "a container of a root file system has no image to put a layer on",
-            resolution=f"`container export {container.name} | labkernel import - NAME` makes an image of all of it",
-        )
-    rootfs = _overlay(container, "commit")
+    _need_image(container, "to put a layer on")
     service = container._containers
     images = service.images
     words = changes.splitlines() if isinstance(changes, str) else list(changes or ())
     document = _document(container, message, author, words, conf)
     frozen = pause and container.status == "running"
-    with images.adding(), temporary_directory(service.layout, "commit") as base:
+    with images.adding(unpacks=True), temporary_directory(service.layout, "commit") as base:
         if frozen:
             container.pause()
         try:
-            service.runtime.task("labkernel.oci.steps:new_upper", upper=rootfs["upper"], lowers=rootfs["lower"]) if (
-                not os.path.isdir(rootfs["upper"])
-            ) else None
-            done = service.runtime.task(
-                "labkernel.oci.layer:diff_layer",
-                upper=rootfs["upper"],
-                blob_tmp=str(base / "blob"),
-                lowers=rootfs["lower"],
-                userxattr=bool(rootfs.get("userxattr")),
-            )
+            done = _pack_changes(container, base)
         finally:
             if frozen:
                 container.unpause()
@@ -233,14 +225,44 @@ def _document(
     return document
 
 
-def _overlay(container: Container, verb: str) -> dict[str, Any]:
-    rootfs: dict[str, Any] = container.config()["labkernel"]["rootfs"]
-    if rootfs["kind"] != "overlay":
-        raise DriverError(
-            f"{verb} needs overlay file systems, which this machine does not mount here",
-            resolution="`export` works without; `labkernel doctor` says why overlay does not",
+def _need_image(container: Container, what_for: str) -> None:
+    if not container.image_id:
+        raise UsageError(
+            f"a container of a root file system has no image {what_for}",
+            resolution=f"`container export {container.name} | labkernel import - NAME` makes an image of all of it",
         )
-    return rootfs
+
+
+def _layers(container: Container) -> list[str]:
+    """The directories of the image's layers, top first."""
+    return [str(path) for path in container._containers.images.layer_dirs(container.image)]
+
+
+def _pack_changes(container: Container, base: Path) -> dict[str, Any]:
+    """What the container changed, as the blob base/blob; see `layer.diff_layer`."""
+    rootfs, blob_tmp = container.config()["labkernel"]["rootfs"], str(base / "blob")
+    task = container._containers.runtime.task
+    done: dict[str, Any]
+    if rootfs["kind"] == "overlay":
+        if not os.path.isdir(rootfs["upper"]):
+            task("labkernel.oci.steps:new_upper", upper=rootfs["upper"], lowers=rootfs["lower"])
+        done = task(
+            "labkernel.oci.layer:diff_layer",
+            upper=rootfs["upper"],
+            blob_tmp=blob_tmp,
+            lowers=rootfs["lower"],
+            userxattr=bool(rootfs.get("userxattr")),
+        )
+    else:
+        done = task(
+            f"{_COMPARED}diff_layer",
+            tree=rootfs["path"],
+            lowers=_layers(container),
+            hidden=container.runtime_state().get("mount_points") or [],
+            upper=str(base / "upper"),
+            blob_tmp=blob_tmp,
+        )
+    return done
 
 
 class TaskOutput(Iterator[bytes]):
