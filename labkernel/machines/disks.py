@@ -17,7 +17,8 @@ def one_tree(runtime: Runtime, driver: Driver, layers: Sequence[Path], target: s
     """The directories of `layers`, top first, for qemu/disk.py; under a driver that copies one tree of hard links at
     `target` while this lasts: nobody writes to it."""
     lowers = [str(layer) for layer in layers]
-    if driver.overlay != "copy" or len(lowers) == 1:
+    # Under proot also a single layer: what its modes close to us has to be opened up, which a layer cannot be.
+    if driver.overlay != "copy" or (len(lowers) == 1 and driver.name != "proot"):
         yield lowers
         return
     try:

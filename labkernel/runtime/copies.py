@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 
 from ..linux import syscalls, trees
+from ..linux.ownfiles import open_own
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
@@ -25,7 +26,8 @@ def flatten(lowers: list[str], target: str, *, link: bool = False) -> dict[str, 
     show them.
 
     Owners, modes, times, extended attributes, hard links within a layer and special files are kept where allowed. With
-    `link` files are hard links to the layers' own: for whoever replaces files and never writes into one."""
+    `link` files are hard links to the layers' own: for whoever replaces files and never writes into one. What its mode
+    closes to us (driver proot) is copied then, too, so that it can be opened up in `target`."""
     count = 0
     os.makedirs(target, 0o755, exist_ok=True)
     for lower in reversed(lowers):
@@ -193,13 +195,13 @@ class _Copier:
         if known is not None:
             os.link(known, target, follow_symlinks=False)
             return
-        if self.link and not stat.S_ISDIR(info.st_mode):
+        if self.link and (not stat.S_ISREG(info.st_mode) or os.access(source, os.R_OK)):
             os.link(source, target, follow_symlinks=False)
             return
         if stat.S_ISLNK(info.st_mode):
             os.symlink(os.readlink(source), target)
         elif stat.S_ISREG(info.st_mode):
-            _copy_content(source, target, info)
+            _copy_content(source, target)
         else:
             _make_special(target, info)
         if info.st_nlink > 1:
@@ -207,19 +209,11 @@ class _Copier:
         _copy_attributes(source, target, info)
 
 
-def _copy_content(source: str, target: str, info: os.stat_result) -> None:
+def _copy_content(source: str, target: str) -> None:
     """As a reflink where the file system can (man 2 ioctl_ficlone), else by copying."""
     import fcntl
 
-    try:
-        reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except PermissionError:
-        # Its mode keeps even its owner out, and without privileges there is nobody else.
-        os.chmod(source, stat.S_IMODE(info.st_mode) | 0o400)
-        try:
-            reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        finally:
-            os.chmod(source, stat.S_IMODE(info.st_mode))
+    reading = open_own(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,6 +54,34 @@ def test_a_recorded_owner_becomes_the_owner(layer: Path, tmp_path: Path) -> None
     assert "100070" in text
     assert "33" in text
     assert "labkernel" not in text
+
+
+WITHOUT_PRIVILEGES = """
+import os
+from labkernel.qemu import disk
+os.makedirs("layer/closed/in")
+for name, mode in (("layer/closed/in/file", 0o644), ("layer/shadow", 0), ("layer/odd\\"name", 0)):
+    open(name, "w").write("kept")
+    os.chmod(name, mode)
+os.chmod("layer/closed/in", 0o1300)
+os.chmod("layer/closed", 0)
+made = disk.make_disk(lowers=["layer"], out="disk.img", owner_xattr="user.labkernel.owner")
+print(made["warnings"])
+"""
+
+
+def test_without_privileges_modes_and_owners_are_right(layer: Path, plain_user: Any) -> None:
+    """mke2fs reads only what is open to its user, and takes that user for the owner."""
+    done = plain_user.python("-c", WITHOUT_PRIVILEGES)
+    assert done.stdout == (
+        "['1 files with a quote or a line break in their names have other owners in the machine']\n"
+    ), done.stderr
+    out = plain_user.home / "disk.img"
+    for path, mode in (("/closed", "0000"), ("/closed/in", "01300"), ("/closed/in/file", "0644"), ("/shadow", "0000")):
+        said = debugfs(out, f"stat {path}")
+        assert f"Mode:  {mode} " in said, said
+        assert re.search(r"User: +0 +Group: +0 ", said), said
+    assert debugfs(out, "cat /shadow") + debugfs(out, "cat /closed/in/file") == "keptkept"
 
 
 def test_without_mke2fs_the_remedy_is_named(layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,174 @@
+"""Files under the driver proot as a plain user: closed ones, and what a container changed without any overlay.
+
+There a mode binds the owner, too, who in the container is root. Held against the same with this machine's other driver.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confined import Place, plain_place
+from waiting import wait_until
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("proot") is None or os.uname().machine != "x86_64", reason="no proot on PATH, or not x86-64"
+)
+
+CLOSED = """\
+FROM lab/busybox AS one
+RUN mkdir -p /top/c/in /top/d && echo secret > /top/c/in/file && echo zero > /top/zero && echo x > /top/d/x \\
+ && chmod 0 /top/zero && chmod 0300 /top/c/in && chmod 0 /top/c
+FROM scratch AS flat
+COPY --from=one /top /top
+FROM lab/busybox
+COPY --from=one /top /one
+COPY --from=flat /top /again
+COPY --from=flat /top/c/in/file /file
+COPY --from=flat /top/z* /z/
+RUN --mount=from=flat,target=/m cat /m/top/c/in/file /m/top/zero > /read && chmod 0 /read
+"""
+CHANGE = (
+    "rm /file; chmod 0 /z; echo n > /new; chmod 0 /new; mkdir /cl; echo q > /cl/q; chmod 0 /cl; rm -r /one/d; "
+    "echo more >> /again/c/in/file; mv /etc/passwd /etc/moved; ln -s /new /etc/group2; touch /read"
+)
+
+
+@pytest.fixture(scope="module")
+def proot() -> Iterator[Place]:
+    with plain_place() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Place]:
+    home = Path(tempfile.mkdtemp(prefix="lk-o-", dir="/tmp"))
+    env = {**os.environ, "LABKERNEL_ROOT": f"{home}/root", "LABKERNEL_RUNTIME_DIR": f"{home}/run"}
+    env.pop("LABKERNEL_DRIVER", None)
+    place = Place(home, [], env, str(home))
+    try:
+        yield place
+        place.python("lab.runtime.shutdown(force=True)")
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def build(place: Place) -> None:
+    context = place.home / "context"
+    context.mkdir(exist_ok=True)
+    (context / "Dockerfile").write_text(CLOSED)
+    place.ok("build", "-t", "closed", "-t", "flat", "--target", "flat", str(context))
+    place.ok("build", "-t", "closed", str(context))
+
+
+def listing(place: Place, *words: str) -> dict[str, str]:
+    """path -> mode, owner and size of what a command writes as a tar."""
+    archive = f"{place.home}/listing.tar"
+    done = place.run("/bin/sh", "-c", f'exec "$0" -m labkernel.cli "$@" > {archive}', sys.executable, *words)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(archive) as tar:
+        return {
+            member.name.strip("/"): f"{member.mode:o} {member.uid}:{member.gid} {member.size} {member.linkname}"
+            for member in tar
+        }
+
+
+def test_builds_read_what_is_closed(proot: Place, other: Place) -> None:
+    for place in (proot, other):
+        build(place)
+    found = listing(proot, "image", "export", "closed")
+    assert found == listing(other, "image", "export", "closed")
+    assert found["again/c"].startswith("0 0:0")
+    assert found["read"] == "0 0:0 12 "
+    assert found["one/c/in"].startswith("300 ")
+
+
+def test_what_a_container_changed(proot: Place, other: Place) -> None:
+    said = []
+    for place in (proot, other):
+        build(place)
+        place.ok("run", "--name", "box", "closed", "sh", "-c", CHANGE)
+        said.append(place.ok("diff", "box").splitlines())
+        place.ok("commit", "-m", "why", "box", "made")
+        place.ok("rm", "box")
+        assert place.ok("run", "--rm", "made", "cat", "/again/c/in/file", "/cl/q") == "secret\nmore\nq\n"
+        assert place.ok("system", "check") == "nothing inconsistent, nothing leaked\n"
+    assert said[0] == said[1]
+    assert {"D /file", "C /z", "A /new", "A /cl", "A /cl/q", "D /one/d", "D /etc/passwd", "A /etc/moved"} <= set(
+        said[0]
+    )
+    assert listing(proot, "image", "export", "made") == listing(other, "image", "export", "made")
+    assert proot.ok("image", "diff", "closed", "made") == other.ok("image", "diff", "closed", "made")
+
+
+def test_copies_through_closed_directories(proot: Place) -> None:
+    build(proot)
+    proot.ok("create", "--name", "box", "closed", "true")
+    place = Path(proot.inner_home)
+    proot.ok("cp", "box:/again/c/in/file", f"{place}/got")
+    assert (proot.home / "got").read_text() == "secret\n"
+    proot.ok("cp", f"{place}/got", "box:/again/c/in/put")
+    assert proot.ok("diff", "box").splitlines() == ["C /again", "C /again/c", "C /again/c/in", "A /again/c/in/put"]
+    found = listing(proot, "export", "box")
+    assert (found["again/c"][:2], found["again/c/in"][:4]) == ("0 ", "300 ")
+    proot.ok("rm", "box")
+
+
+def test_a_running_container_is_compared(proot: Place) -> None:
+    proot.ok("run", "-d", "--name", "box", "lab/busybox", "sh", "-c", "echo a > /a; sleep 1000")
+    proot.ok("exec", "box", "sh", "-c", "until test -s /a; do sleep 0.02; done; rm /etc/shadow")
+    assert proot.ok("diff", "box").splitlines() == ["A /a", "C /etc", "D /etc/shadow"]
+    proot.ok("commit", "box", "running")
+    assert proot.ok("ps", "--format", "{{.Status}}").startswith("Up")
+    proot.ok("rm", "-f", "box")
+    assert proot.ok("run", "--rm", "running", "sh", "-c", "cat /a; ls /etc/shadow || true") == "a\n"
+
+
+def test_a_machine_has_the_same_files(proot: Place) -> None:
+    """A virtual machine's disk is made of them without privileges, too."""
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("no qemu-system-x86_64 on PATH")
+    build(proot)
+    look = "for f in / /again/c /again/c/in /again/zero /bin/sh /read; do stat -c '%n %a %u:%g' $f; done; cat /read"
+    for verb in (("run",), ("vm", "run")):
+        assert proot.ok(*verb, "--rm", "closed", "sh", "-c", look).splitlines() == [
+            *(
+                "/ 755 0:0",
+                "/again/c 0 0:0",
+                "/again/c/in 300 0:0",
+                "/again/zero 0 0:0",
+                "/bin/sh 755 0:0",
+                "/read 0 0:0",
+            ),
+            *("secret", "zero"),
+        ]
+
+
+def test_a_store_of_another_driver_is_taken_over(proot: Place) -> None:
+    """Its unpacked layers have owners and whiteouts of another kind. What takes them away had waited for the build that
+    needed them."""
+    build(proot)
+    context = str(proot.home / "context")
+    (proot.home / "in.tar").write_bytes(bytes(10240))
+    take_leave(proot)
+    twin = Place(proot.home, proot.prefix, {**proot.env, "LABKERNEL_DRIVER": "rootless"}, proot.inner_home)
+    tried = twin.labkernel("run", "--rm", "--network", "none", "lab/busybox", "true")
+    take_leave(twin)
+    if tried.returncode != 0:
+        pytest.skip(f"the driver rootless does not work here: {tried.stderr}")
+    for place in (proot, twin):
+        place.ok("build", "--no-cache", "--network", "none", "-t", "closed", context)
+        take_leave(place)
+    proot.ok("import", str(proot.home / "in.tar"), "imported")
+
+
+def take_leave(place: Place) -> None:
+    """A container that removes itself does so after its answer."""
+    wait_until(lambda: not place.ok("ps", "-aq"))
+    place.python("lab.runtime.shutdown(force=True)")
