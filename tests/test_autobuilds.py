@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from labkernel.cli import TerminalHost, run
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, ConflictError, UsageError
 from labkernel.imaging.autobuilds import NoSuchAutobuild
+from labkernel.store.locks import Locks
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed (apt-get install git)")
 
@@ -161,6 +163,16 @@ def test_a_repository_is_asked_now_and_then(fresh_engine: Engine, work: Work) ->
         ended.set()
         thread.join(DEADLINE_S)
     assert service.watcher() is None
+
+
+def test_asking_whether_somebody_watches_keeps_nobody_from_it(
+    fresh_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher that was just being started ended at once with "another process watches", now and then."""
+    asking = ExitStack()
+    asking.enter_context(Locks(fresh_engine.layout.locks).exclusive("autobuild-watch"))
+    monkeypatch.setattr("labkernel.store.locks.time.sleep", lambda seconds: asking.close())
+    fresh_engine.autobuilds.watch()  # nothing is polled, so it ends
 
 
 def test_the_watcher_is_a_process_that_ends_with_the_last_one(

@@ -21,12 +21,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from ..building.sources import clone
-from ..errors import BuildError, ConflictError, LabkernelError, NotFoundError, UsageError
+from ..errors import BuildError, ConflictError, LabkernelError, NotFoundError, StoreError, UsageError
 from ..oci import reference
 from ..store import servers
 from ..store.blobs import temporary_directory
@@ -43,6 +44,7 @@ LEAST_POLL_S = 1.0
 _MARK = "# Written by labkernel: builds images of what is pushed. `labkernel registry autobuild rm` takes lines away."
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 _START_TIMEOUT_S = 15.0
+_ASKED_S = 2.0
 
 Echo = Callable[[str], None]
 
@@ -262,9 +264,12 @@ class Autobuilds:
         so. Raises ConflictError when another process of this store does it."""
         sleep = ended or _sleep
         due: dict[str, float] = {}
-        with self._locks.try_exclusive("autobuild-watch") as alone:
-            if not alone:
-                raise ConflictError("another process watches the repositories already")
+        with ExitStack() as stack:
+            try:
+                # Not at once: who asks whether somebody watches holds it for a moment, too, as who waits for this does.
+                stack.enter_context(self._locks.exclusive("autobuild-watch", timeout_s=_ASKED_S))
+            except StoreError:
+                raise ConflictError("another process watches the repositories already") from None
             record = self.layout.runtime_dir / "autobuild-watch.pid"
             record.write_text(str(os.getpid()))
             try:
