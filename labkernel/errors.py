@@ -216,6 +216,11 @@ class StartError(RuntimeFailure):
             self.resolution = foreign_hint(brief) or self._HINTS.get(self.exit_code)
 
 
+def file_of(err: OSError) -> str:
+    """The file an error names; "" for none, and where it is only the number of a descriptor."""
+    return os.fsdecode(err.filename) if isinstance(err.filename, str | bytes) else ""
+
+
 class TaskError(RuntimeFailure):
     """A file system task failed in the worker."""
 
@@ -224,7 +229,7 @@ class TaskError(RuntimeFailure):
         """`act` failed with `err`; a full disk becomes `DiskFull`."""
         if err.errno in (errno.ENOSPC, errno.EDQUOT):
             return DiskFull(f"{act}: no space left on device", resolution=DISK_FULL_HINT)
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        where = f": {file_of(err)}" if file_of(err) else ""
         return cls(f"{act}{where}: {err.strerror or err}")
 
 

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from .errors import ConflictError, LabkernelError, NoSuchContainer, NoSuchVM, StartError, TaskError, UsageError, VMError
 from .events import container_attributes, insert_event
 from .imaging.provision import make_mounts
+from .linux.ownfiles import OWNER_XATTR
 from .machines import plans as vmplans
 from .machines.disks import one_tree
 from .machines.results import Usage, VMResult
 from .machines.vm import VM, VMList, started_error
-from .oci.ownership import OWNER_XATTR
 from .qemu import disk, guest, kernel
 from .qemu.command import Machine
 from .qemu.machine import Machines

@@ -20,7 +20,8 @@ from labkernel.errors import LabkernelError
 
 # man 7 capabilities: VFS_CAP_REVISION_2 | effective, CAP_NET_RAW permitted
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
-TEXT = """FROM lab/busybox
+PLAIN_UID = 23456  # of the fixture plain_user: under the driver proot its number stands for root's
+TEXT = f"""FROM lab/busybox
 ENV A=1
 WORKDIR /w
 COPY --chown=33:44 --chmod=4750 file one
@@ -30,6 +31,12 @@ RUN ln one hard && ln -s one soft && mkfifo pipe && mkdir -m 2711 setgid && mkdi
  && dd if=/dev/zero of=sparse bs=1 count=1 seek=1048575 2>/dev/null && touch -d @1234567890 sparse
 RUN rm tree/gone && rm -r /home && rm -r tree/replaced && mkdir tree/replaced && echo new > tree/replaced/new
 RUN echo more >> /w/tree/kept && mv /a/moved /a/elsewhere
+RUN chown 5:6 tree/kept && chown -h 7:8 soft && chown 9:9 pipe && chown -R 11:12 tree/replaced \\
+ && chown 13 /a/elsewhere && cd sticky && chgrp 14 . && echo me > mine && chown {PLAIN_UID}:{PLAIN_UID} mine \\
+ && echo root > roots && chown 0:0 roots && mv roots ../moved && ln -s x new && chown -h 17 new \\
+ && echo closed > ../closed && chmod 0 ../closed && chown 15:16 ../closed
+RUN chmod 4755 tree/kept && chown 18 tree/kept && chown 19 tree/kept && chown :20 /w/tree/replaced/new \\
+ && cd sticky && rm mine && echo > mine
 USER 33:44
 CMD ["true"]
 """
@@ -131,7 +138,7 @@ def same(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> None:
     """The layers above the base are equal, one by one."""
     assert len(ours) == len(theirs)
     for mine, other in zip(ours[1:], theirs[1:], strict=True):
-        assert sorted(mine) == sorted(other)
+        assert {*mine} ^ {*other} == set()
         assert {name: facts for name, facts in mine.items() if facts != other[name]} == {}
 
 
@@ -144,6 +151,7 @@ def expected(shared_engine: Engine, context: Path) -> tuple[dict[str, Any], list
 def test_the_tree_is_what_the_dockerfile_says(expected: tuple[Any, list[dict[str, Any]]]) -> None:
     found = merged(expected[1])
     assert found["w/hard"][:4] == (tarfile.REGTYPE, "0o4750", 33, 44)
+    assert found["w/tree/kept"][1:4] == ("0o755", 19, 6)  # an owner's change takes the set-user-ID bit away
     assert found["w/one"][0] == tarfile.LNKTYPE
     assert found["w/one"][5] == "w/hard"
     assert found["w/soft"][5] == "one"
@@ -161,6 +169,10 @@ def test_the_tree_is_what_the_dockerfile_says(expected: tuple[Any, list[dict[str
     raw = found["a/capable"][7]["SCHILY.xattr.security.capability"].encode("utf-8", "surrogateescape")
     assert raw == CAPABILITY
     assert "a/elsewhere" in found
+    owners = {"w/soft": (7, 8), "w/pipe": (9, 9), "w/tree/replaced": (11, 12), "a/elsewhere": (13, 1002)}
+    owners |= {"w/tree/replaced/new": (11, 20), "w/sticky": (0, 14), "w/sticky/mine": (0, 0), "w/moved": (0, 0)}
+    owners |= {"w/closed": (15, 16), "w/sticky/new": (17, 0)}
+    assert {name: found[name][2:4] for name in owners} == owners
     for name in ("a/moved", "w/tree/gone", "w/tree/replaced/old", "home"):
         assert name not in found
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..dockerfile.ignorefile import IgnoreMatcher
 from ..dockerfile.instructions import Add, Copy, Run
-from ..errors import BuildError, UsageError
+from ..errors import BuildError, UsageError, file_of
 from ..oci.rootfd import Root, clamp_path
 from ..oci.selection import follow, has_wildcards, select
 from ..store.blobs import storage_error, temporary_directory
@@ -137,7 +137,7 @@ class Context:
         except FileNotFoundError as err:
             raise self._missing(step, str(err.filename)) from None
         except OSError as err:
-            name = os.fsdecode(err.filename) if err.filename else "a file"
+            name = file_of(err) or "a file"
             raise BuildError(f"{step.name} failed: cannot read {name} in the build context: {err.strerror}") from err
         self.trace.taken += [(word, [item for item in found if item["pattern"] == word]) for word in sources]
         return found

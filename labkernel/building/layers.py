@@ -23,6 +23,7 @@ from ..errors import DriverError, LabkernelError, TaskError
 from ..imaging.provision import Programs, needs_no_mknod
 from ..runtime.copies import remove_tree
 from ..runtime.driver import cgroup_parent
+from ..runtime.owners import NOTES
 from ..runtime.spec import finalize_spec, without_mknod
 from ..store.blobs import temporary_directory
 from ..store.catalog import LayerInfo
@@ -247,6 +248,7 @@ class LayerMaker:
                 lowers=lowers,
                 layers=str(self._layout.layers),
                 clamp_s=clamp_s,
+                owners=str(directory / NOTES) if self._driver.single_id else "",
             )
             return *self._finish(directory / "blob", done, place, later), warnings
 
@@ -294,6 +296,8 @@ class LayerMaker:
             cgroup_parent=cgroup_parent(self._layout),
             hidden=sandbox.host_masks,
         )
+        if self._driver.single_id:
+            spec["labkernel"]["owners"] = True
         if not any(word.startswith("HOSTNAME=") for word in (*(config.get("Env") or ()), *environment)):
             # A build's environment is what the Dockerfile says; this one would be in whatever a RUN keeps of it.
             spec["process"]["env"] = [word for word in spec["process"]["env"] if not word.startswith("HOSTNAME=")]

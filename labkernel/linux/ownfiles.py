@@ -10,6 +10,10 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+OWNER_XATTR = "user.labkernel.owner"
+"""Where the owner of a file is recorded that the disk cannot keep: "uid:gid" (oci/ownership.py)."""
+CAPABILITY_XATTR = "user.labkernel.capability"
+"""The value of security.capability, which nobody may set without CAP_SETFCAP over the file (driver proot)."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -36,6 +40,21 @@ def open_own(name: str | bytes, flags: int, dir_fd: int | None = None, opened_up
     else:
         opened_up[fd] = mode
     return fd
+
+
+def own_xattr(file: int | str, name: str) -> bytes:
+    """An extended attribute of a file (path or descriptor), whose mode guards them as it does the content."""
+    try:
+        return os.getxattr(file, name)
+    except PermissionError:
+        mode = stat.S_IMODE(os.stat(file).st_mode)
+        if os.geteuid() == 0 or mode & 0o400:
+            raise
+    os.chmod(file, mode | 0o400)
+    try:
+        return os.getxattr(file, name)
+    finally:
+        os.chmod(file, mode)
 
 
 def close_own(fd: int, opened_up: dict[int, int]) -> None:

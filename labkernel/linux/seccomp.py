@@ -174,12 +174,23 @@ def install(program: bytes) -> None:
         raise OSError(err.errno, err.strerror, "seccomp") from None
 
 
+ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+"""A filter that lets everything through."""
+
+
 def install_counted(program: bytes) -> int:
-    """`install` of the same filter, which asks where it would have refused with EPERM; returns the descriptor at which
-    it asks (man 2 seccomp_unotify). Raises OSError EBUSY when an outer filter has such a listener already."""
+    """`install` of the same filter, which asks where it would have refused with EPERM; see `install_asking`."""
+    return install_asking(_asking(program))
+
+
+def install_asking(program: bytes) -> int:
+    """`install` of a filter with SECCOMP_RET_USER_NOTIF in it; returns the descriptor at which it asks
+    (man 2 seccomp_unotify). Raises OSError EBUSY when an outer filter has such a listener already."""
     import ctypes
 
-    code = ctypes.create_string_buffer(_asking(program), len(program))
+    if not program:
+        raise OSError(errno.ENOSYS, "not for this kind of processor", "seccomp")
+    code = ctypes.create_string_buffer(program, len(program))
     fprog = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SECCOMP_NUMBERS.get(os.uname().machine)

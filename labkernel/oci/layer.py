@@ -22,6 +22,7 @@ from isal import isal_zlib  # noqa: F401 -- here, so that the worker has it befo
 from ..errors import LayerError
 from ..linux.trees import remove_tree
 from .extract import Extractor
+from .notes import read_notes
 from .pack import Fill, Packer, raise_limits
 from .rootfd import Root
 from .tarstream import BlobStream, FdSink, GrowingFile, LayerWriter, TarWriter, members
@@ -144,6 +145,7 @@ def diff_layer(
     userxattr: bool = False,
     single_id: bool = False,
     fill: Mapping[bytes, Fill] | None = None,
+    owners: str = "",
 ) -> dict[str, Any]:
     """Write what the overlay upper directory `upper` holds as a layer blob to the path `blob_tmp`.
 
@@ -152,13 +154,16 @@ def diff_layer(
     layer says so; and directories which overlay marked opaque as an optimisation, with nothing below to hide, lose
     the mark, also on disk. `stubs` are paths made as mount points; still empty, they are removed first. With `layers`
     (the store's directory of unpacked layers) `upper` is renamed to layers/<diff ID>: it becomes the layer. Directories
-    in `fill` are empty yet: they are filled while they are packed (fresh.py).
+    in `fill` are empty yet: they are filled while they are packed (fresh.py). `owners` is a path of notes about owners
+    that the disk does not have (runtime/owners.py); it need not be there.
 
     Returns {"diff_id", "digest", "media_type", "blob_bytes", "tar_bytes", "size_bytes", "members"}.
     Raises LayerError, OSError; `blob_tmp` is then gone.
     """
     raise_limits()
     _remove_stubs(upper, stubs)
+    if owners:
+        read_notes(owners, upper, lowers)
     fd = os.open(blob_tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         writer = LayerWriter(fd, compress=compress)

@@ -14,9 +14,7 @@ import os
 import stat
 from contextlib import suppress
 
-OWNER_XATTR = "user.labkernel.owner"
-CAPABILITY_XATTR = "user.labkernel.capability"
-"""The value of security.capability, which nobody may set without CAP_SETFCAP over the file (driver proot)."""
+from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR
 
 # EINVAL: the id is not mapped here; EPERM: no CAP_CHOWN over it
 _UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
@@ -66,6 +64,12 @@ def set_owner_at(dir_fd: int, name: bytes, uid: int, gid: int) -> bool:
         _unwritten[os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ino] = uid, gid
         return True
     return False
+
+
+def remember(status: os.stat_result, uid: int, gid: int) -> None:
+    """The owner that a symlink or fifo has in the layer which this task writes; of others nothing."""
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        _unwritten[status.st_ino] = uid, gid
 
 
 def owner_of(status: os.stat_result) -> Recorded | None:

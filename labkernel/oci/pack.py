@@ -18,14 +18,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..errors import LayerError
-from ..linux.ownfiles import close_own, open_own
+from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR, close_own, open_own, own_xattr
 from . import ownership
 from .extract import OPAQUE, WHITEOUT
 from .rootfd import Root
 from .tarstream import CHUNK, FdSink, Sink, TarWriter
 
 OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque")
-_PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", ownership.OWNER_XATTR, "security.selinux")
+_PRIVATE_XATTRS = ("trusted.overlay.", "user.overlay.", OWNER_XATTR, "security.selinux")
 _MOVED_XATTRS = ("redirect", "metacopy")  # the data or the name lies elsewhere: such a directory is no layer
 _KINDS = {stat.S_IFREG: b"0", stat.S_IFLNK: b"2", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFDIR: b"5"}
 _FIFO = b"6"
@@ -213,17 +213,17 @@ class Packer:
         records: dict[bytes, bytes] = {}
         owner: ownership.Recorded | None = None
         for name in os.listxattr(fd):
-            if name == ownership.OWNER_XATTR:
+            if name == OWNER_XATTR:
                 owner = _recorded(fd)
                 if status.st_nlink > 1:
                     self._link_owners[status.st_dev, status.st_ino] = owner
-            elif name == ownership.CAPABILITY_XATTR:
-                records.setdefault(b"SCHILY.xattr.security.capability", os.getxattr(fd, name))
+            elif name == CAPABILITY_XATTR:
+                records.setdefault(b"SCHILY.xattr.security.capability", own_xattr(fd, name))
             elif name.startswith(_PRIVATE_XATTRS):
                 if name.rpartition(".")[2] in _MOVED_XATTRS:
                     raise LayerError(f"{os.fsdecode(path)}: overlay keeps its content elsewhere ({name})")
             else:
-                records[b"SCHILY.xattr." + os.fsencode(name)] = os.getxattr(fd, name)
+                records[b"SCHILY.xattr." + os.fsencode(name)] = own_xattr(fd, name)
         if self._clamp_ns is not None and status.st_mtime_ns > self._clamp_ns:
             os.utime(fd, ns=(self._clamp_ns, self._clamp_ns))  # the directory becomes the layer
         if stat.S_ISDIR(status.st_mode):
@@ -338,7 +338,7 @@ def _open_directory(fd: int, name: bytes, opened_up: dict[int, int]) -> int | No
 
 def _recorded(fd: int) -> ownership.Recorded | None:
     try:
-        return ownership.Recorded(os.getxattr(fd, ownership.OWNER_XATTR))
+        return ownership.Recorded(own_xattr(fd, OWNER_XATTR))
     except ValueError:
         return None  # somebody in the container wrote nonsense there
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import LayerError
-from ..linux.ownfiles import open_own
+from ..linux.ownfiles import OWNER_XATTR, open_own, own_xattr
 from . import ownership
 from .extract import Extractor
 from .rootfd import Root, clamp_path, open_in_root
@@ -296,7 +296,7 @@ class Placer:
 
     def _attributes(self, fd: int, uid: int, gid: int, mode: int, *, directory: bytes | None = None) -> None:
         """Owner and mode of what was copied; `directory`: its path, where it is one."""
-        if self._owner is not None or ownership.OWNER_XATTR not in os.listxattr(fd):
+        if self._owner is not None or OWNER_XATTR not in os.listxattr(fd):
             # chown drops security.capability, so it is put back
             kept = _capability(fd)
             ownership.set_owner(fd, *(self._owner or (uid, gid)))
@@ -436,9 +436,9 @@ def _copy_xattrs(source: int, target: int) -> None:
         if name.startswith(("trusted.overlay.", "user.overlay.", "security.selinux")):
             continue
         try:
-            os.setxattr(target, name, os.getxattr(source, name))
+            os.setxattr(target, name, own_xattr(source, name))
         except OSError:
-            if name == ownership.OWNER_XATTR:
+            if name == OWNER_XATTR:
                 raise
 
 

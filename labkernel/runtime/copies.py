@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterator
 
 from ..linux import syscalls, trees
-from ..linux.ownfiles import open_own
+from ..linux.ownfiles import open_own, own_xattr
 
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
@@ -252,7 +252,10 @@ def _copy_attributes(source: str, target: str, info: os.stat_result) -> None:
         if name in _OPAQUE:
             continue
         try:
-            os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+            if stat.S_ISLNK(info.st_mode):
+                os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+            else:
+                os.setxattr(target, name, own_xattr(source, name), follow_symlinks=False)
         except OSError:
             pass  # security.* and trusted.* need privileges; docker's copy drops them as well
     if not stat.S_ISLNK(info.st_mode):

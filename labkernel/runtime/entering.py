@@ -17,6 +17,7 @@ import signal
 import socket
 from typing import Any, NamedTuple, NoReturn
 
+from ..errors import file_of
 from ..linux import capabilities, pty, syscalls
 from ..linux.cgroups import Cgroup
 from ..linux.namespaces import FLAGS, drop_groups
@@ -214,7 +215,7 @@ def _report(sock: socket.socket, err: BaseException) -> None:
     if isinstance(err, init.SetupError):
         init.report(sock, err.brief, err.exit_code)
     elif isinstance(err, OSError):
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        where = f": {file_of(err)}" if file_of(err) else ""
         init.report(sock, f"cannot enter the container{where}: {err.strerror or err}", 126)
     else:
         init.report(sock, f"cannot enter the container: {type(err).__name__}: {err}", 126)

@@ -18,9 +18,10 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from ..errors import FOREIGN
+from ..errors import FOREIGN, file_of
 from ..linux import capabilities, elf, mounts, netlink, pty, seccomp, syscalls
 from ..linux.files import read_file
 from ..linux.namespaces import drop_groups
@@ -108,7 +109,7 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         code = err.exit_code
         report(sock, err.brief, code)
     except OSError as err:
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        where = f": {file_of(err)}" if file_of(err) else ""
         report(sock, f"cannot set up the container{where}: {err.strerror or err}", 125)
     except BaseException as err:
         report(sock, f"cannot set up the container: {type(err).__name__}: {err}", 125)
@@ -349,8 +350,11 @@ def execute(
     except OSError:
         pass  # no keys in this kernel, or forbidden by an outer filter
     reach("privileges")
-    counted = bool(own.get("count_denials"))
-    install = (lambda code: _install_counted(sock, code)) if counted else seccomp.install
+    install = seccomp.install
+    if own.get("count_denials"):
+        install = partial(_install_counted, sock)
+    elif own.get("owners"):
+        install, program = partial(_install_recorded, sock), program or seccomp.ALLOW_ALL
     set_privileges(process, user, program, bounded=bounded, install=install)
     # Identity changes make a process dumpable again (man 2 prctl).
     prctl(PR_SET_DUMPABLE, 0)
@@ -400,6 +404,20 @@ def _install_counted(sock: socket.socket, program: bytes) -> None:
         return
     protocol.send_with_fds(sock, protocol.dumps({"listener": True}), [fd])
     os.close(fd)
+
+
+def _install_recorded(sock: socket.socket, program: bytes) -> None:
+    """The filter, and another one that asks what becomes of an owner the disk cannot keep (owners.py)."""
+    from . import owners
+
+    try:
+        fd = seccomp.install_asking(owners.program())
+    except OSError as err:
+        sock.send(protocol.dumps({"listener": False, "of": "owners", "why": err.strerror}))
+    else:
+        protocol.send_with_fds(sock, protocol.dumps({"listener": True, "of": "owners"}), [fd])
+        os.close(fd)
+    seccomp.install(program)
 
 
 def merge_environment(base: dict[str, Any], process: dict[str, Any], *, terminal: bool) -> list[str]:

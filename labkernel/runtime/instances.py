@@ -47,6 +47,7 @@ class Instance:
         self.kill_timer: Timer | None = None
         self.restart_timer: Timer | None = None
         self.denials: Any = None  # its denials.Listener, where they are counted
+        self.owners: Any = None  # its owners.Listener, where a step's owners are recorded
         self.health: Any = None  # its health.Monitor while it runs and has one
         self.asked_to_stop = False
         self.leaving = False  # its directory is being deleted, or will be in the next idle moment

@@ -21,6 +21,7 @@ import socket
 import termios
 from typing import Any
 
+from ..errors import file_of
 from ..linux import netlink, pty, syscalls
 from . import init, protocol, rootfs
 
@@ -113,7 +114,7 @@ def wires(config: dict[str, Any], network: dict[str, Any]) -> dict[str, Any]:
 
 def _report(sock: socket.socket, err: BaseException) -> None:
     if isinstance(err, OSError):
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        where = f": {file_of(err)}" if file_of(err) else ""
         init.report(sock, f"cannot set up the machine{where}: {err.strerror or err}", 125)
     else:
         init.report(sock, f"cannot set up the machine: {type(err).__name__}: {err}", 125)

@@ -11,20 +11,20 @@ back to the older ones. Source: proot(1); man 7 landlock. Standard library only:
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import resource
 import signal
 import socket
 import stat
-import struct
+from functools import partial
 from typing import Any
 
+from ..errors import file_of
 from ..linux import elf, landlock, pty, seccomp, syscalls
 from ..linux.mounts import ensure_in_root, is_directory, open_in_root
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
-from . import accounts, init, prootmonitor, protocol
+from . import accounts, init, owners, prootmonitor, protocol
 from .rootfs import DEVICES, LINKS, network_files
 
 SHIM_NAME = ".labkernel-init"
@@ -36,7 +36,6 @@ _DEVICE_NAMES = (*(name for name, _ in DEVICES), "tty")
 # statx execveat io_uring_setup clone3 openat2 faccessat2 fchmodat2 and, from 463 on, xattrs and attributes by *at:
 # not known to PRoot 5.1, which would let them pass untranslated. Numbers of x86-64.
 _UNKNOWN_CALLS = (332, 322, 425, 435, 437, 439, 452, 428, 429, 442, 463, 464, 465, 466, 467, 468, 469)
-_AUDIT_ARCH_X86_64 = 0xC000003E
 _WRITABLE = landlock.ALL
 _DEVICE = landlock.READ_FILE | landlock.WRITE_FILE | 1 << 15
 
@@ -190,7 +189,7 @@ def _report(sock: socket.socket, err: BaseException, otherwise: int = 125) -> No
     if isinstance(err, init.SetupError):
         init.report(sock, err.brief, err.exit_code)
     elif isinstance(err, OSError):
-        where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+        where = f": {file_of(err)}" if file_of(err) else ""
         init.report(sock, f"cannot set up the container{where}: {err.strerror or err}", otherwise)
     else:
         init.report(sock, f"cannot set up the container: {type(err).__name__}: {err}", otherwise)
@@ -284,6 +283,8 @@ def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_
         "PROOT_LOADER": given["loader"],
         "PROOT_LOADER_32": given["loader32"],
         "LD_LIBRARY_PATH": given.get("libraries") or "",
+        # With its own filter it would not be asked first, and what the recorder hears were the container's paths.
+        "PROOT_NO_SECCOMP" if own.get("owners") else "PROOT_UNUSED": "1",
     }
     ids = ["-0"] if user.uid == 0 and user.gid == 0 else ["-i", f"{user.uid}:{user.gid}"]
     emulation = ["-q", given["emulator"]] if given.get("emulator") else []
@@ -292,9 +293,17 @@ def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_
     rules = _rules(view, given, readonly=bool((config.get("root") or {}).get("readonly")))
     terminal = os.isatty(0)
 
+    channel, recorder = None, None
+    if own.get("owners") and user.uid:
+        owners.note_user(directory, user.uid, user.gid)
+    elif own.get("owners"):
+        channel = socket.socketpair()
+        recorder = partial(owners.Recorder, notes=f"{directory}/{owners.NOTES}", tree=view.root)
+
     def launch(status_fd: int) -> None:
         nonlocal sock
         sock = socket.socket(fileno=os.dup(sock.detach()))  # 3 is needed for the status
+        told = channel and socket.socket(fileno=os.dup(channel[1].detach()))
         if status_fd == prootmonitor.STATUS_FD:
             os.set_inheritable(status_fd, True)  # noqa: FBT003
         else:
@@ -311,10 +320,13 @@ def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         if landlock.version() >= landlock.LEAST_VERSION:
             landlock.restrict(rules)
-        seccomp.install(program_of_unknown_calls())
+        if told is None:
+            seccomp.install(owners.program(unknown=_UNKNOWN_CALLS, asked=False))
+        else:
+            socket.send_fds(told, [b"\0"], [seccomp.install_asking(owners.program(unknown=_UNKNOWN_CALLS))])
         os.execve(given["program"], argv, {**hidden, **pairs})
 
-    prootmonitor.watch(launch, lambda err: _report(sock, err))
+    prootmonitor.watch(launch, lambda err: _report(sock, err), channel and channel[0], recorder)
 
 
 def _rules(view: _View, given: dict[str, Any], *, readonly: bool) -> list[tuple[str, int]]:
@@ -324,15 +336,6 @@ def _rules(view: _View, given: dict[str, Any], *, readonly: bool) -> list[tuple[
     rules += [(path, landlock.RUN) for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")]
     rules += [(path, landlock.RUN) for path in (given.get("libraries") or "").split(":") if path]
     return rules
-
-
-def program_of_unknown_calls() -> bytes:
-    """A system call filter (struct sock_filter array): ENOSYS for `_UNKNOWN_CALLS`, all else is allowed."""
-    count = len(_UNKNOWN_CALLS)
-    lines = [(0x20, 0, 0, 4), (0x15, 0, count + 1, _AUDIT_ARCH_X86_64), (0x20, 0, 0, 0)]
-    lines += [(0x15, count - index, 0, number) for index, number in enumerate(_UNKNOWN_CALLS)]
-    lines += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050000 | errno.ENOSYS)]
-    return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
 class _View:

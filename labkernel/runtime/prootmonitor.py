@@ -13,17 +13,21 @@ its next system call: a fork bomb cannot run away. Source: man 2 ptrace. Standar
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from ..linux.syscalls import PR_SET_CHILD_SUBREAPER, close_range, prctl, set_name, set_title
 
 STATUS_FD = 3
 """Where the shim writes the command's wait status: four bytes, the machine's order."""
 
+_CHANNEL_FD = 4
 _KEPT = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGCHLD)
 _SCAN_PAUSE_S = 0.001
 _MAX_SCANS = 2000
@@ -126,10 +130,22 @@ def _maps(pid: int, rootfs: str) -> bool:
         return False
 
 
-def watch(launch: Callable[[int], None], report: Callable[[BaseException], None]) -> None:
+class Answering(Protocol):
+    """What answers the questions of a system call filter (owners.Recorder)."""
+
+    def answer(self) -> None: ...
+
+
+def watch(
+    launch: Callable[[int], None],
+    report: Callable[[BaseException], None],
+    channel: socket.socket | None = None,
+    answering: Callable[[int], Answering] | None = None,
+) -> None:
     """Fork a child that calls `launch(status_fd)`, which execs PRoot; be its monitor. Never returns.
 
-    What `launch` raises goes to `report`, in the child, which then ends with 125."""
+    What `launch` raises goes to `report`, in the child, which then ends with 125. Over `channel` it may send the
+    listener of its filter, whose questions `answering(listener)` answers then."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     status_read, status_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
@@ -141,31 +157,34 @@ def watch(launch: Callable[[int], None], report: Callable[[BaseException], None]
             report(err)
         finally:
             os._exit(125)
-    _shed(status_read)
+    _shed(status_read, channel)
     set_title(b"labkernel-init")
     set_name(b"labkernel-init")
-    code = _Monitor(pid, STATUS_FD).run()
+    code = _Monitor(pid, STATUS_FD, answering).run()
     _end_all()
     os._exit(code)
 
 
-def _shed(status_read: int) -> None:
-    """Keep only the pipe: the container's streams must end with the container, and the supervisor waits for the end of
-    its socket to see the exec."""
-    if status_read != STATUS_FD:
-        os.dup2(status_read, STATUS_FD, inheritable=False)
+def _shed(status_read: int, channel: socket.socket | None) -> None:
+    """Keep only the pipe and the channel: the container's streams must end with the container, and the supervisor waits
+    for the end of its socket to see the exec."""
+    kept = [status_read] if channel is None else [status_read, channel.detach()]
+    away = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _CHANNEL_FD + 1) for fd in kept]
+    for number, fd in enumerate(away, STATUS_FD):
+        os.dup2(fd, number, inheritable=False)
     os.set_blocking(STATUS_FD, False)
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    close_range(STATUS_FD + 1)
+    close_range(STATUS_FD + len(kept))
 
 
 class _Monitor:
     """Waits for the command's status, passes signals on to it, reaps."""
 
-    def __init__(self, proot: int, status_fd: int) -> None:
+    def __init__(self, proot: int, status_fd: int, answering: Callable[[int], Answering] | None = None) -> None:
         self.proot = proot
+        self.answering = answering
         self.status_fd = status_fd
         self.undelivered: list[int] = []
         self.code: int | None = None
@@ -181,10 +200,22 @@ class _Monitor:
         poller = select.poll()
         poller.register(wake_read, select.POLLIN)
         poller.register(self.status_fd, select.POLLIN)
+        answers: dict[int, Answering] = {}
+        if self.answering:
+            poller.register(_CHANNEL_FD, select.POLLIN)
         self._reap()  # it may have ended before the handler was there
         while self.code is None:
-            for fd, _ in poller.poll(20 if self.undelivered else None):
-                if fd == wake_read:
+            for fd, events in poller.poll(20 if self.undelivered else None):
+                if fd in answers and events & select.POLLIN:
+                    answers[fd].answer()
+                elif fd in answers:
+                    poller.unregister(fd)  # nobody is left below the filter
+                elif fd == _CHANNEL_FD and self.answering:
+                    poller.unregister(fd)
+                    for listener in self._take_listener():
+                        answers[listener] = self.answering(listener)
+                        poller.register(listener, select.POLLIN)
+                elif fd == wake_read:
                     self._take_signals(os.read(wake_read, 512))
                 elif self._take_status():
                     break
@@ -192,6 +223,11 @@ class _Monitor:
                     poller.unregister(self.status_fd)  # PRoot is about to end
             self._deliver()
         return self.code
+
+    def _take_listener(self) -> list[int]:
+        """None when what would have sent it has failed."""
+        with socket.socket(fileno=_CHANNEL_FD) as channel:
+            return socket.recv_fds(channel, 1, 1)[1]
 
     def _take_signals(self, numbers: bytes) -> None:
         if signal.SIGCHLD in numbers:

@@ -20,10 +20,10 @@ from .devicelimits import RATES
 REMEDY = "`apt install proot` (in binder/apt.txt: proot), or put a `proot` on PATH"
 
 # The first program inside: forks; the child closes descriptor 3 and execs argv[1] with argv[2:] and the environment
-# without its first three variables; the parent blocks all signals, waits, writes the wait status to descriptor 3, ends.
+# without its first four variables; the parent blocks all signals, waits, writes the wait status to descriptor 3, ends.
 # x86-64, position-independent, no data; from 60 lines of assembly (docs/proot.md).
 _SHIM_CODE = bytes.fromhex(
-    "4c8b24244c8d6c24104e8d74e428b8390000000f0585c07452787c89c34883ec1048c70424ffffffffb80e00000031ff4889e631d241ba0800"
+    "4c8b24244c8d6c24104e8d74e430b8390000000f0585c07452787c89c34883ec1048c70424ffffffffb80e00000031ff4889e631d241ba0800"
     "00000f05b83d00000089df4889e631d24531d20f0583f8fc74eab801000000bf030000004889e6ba040000000f0531ffeb31b803000000bf03"
     "0000000f05b83b000000498b7d00498d75084c89f20f05bf7e00000083f8fe7509ffc7eb05bf7d000000b8e70000000f05"
 )

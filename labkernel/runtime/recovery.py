@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import LabkernelError
 from ..linux.files import read_file
 from ..linux.waiting import readable
-from . import denials, health, instances, networking, restarts, sessions
+from . import denials, health, instances, networking, owners, restarts, sessions
 from .instances import Instance
 from .streams import InputPipe
 
@@ -97,6 +97,8 @@ def _adopt_streams(sup: Any, inst: Instance, fds: dict[str, int]) -> None:
             inst.input = InputPipe(sup.loop, fd, shared=False)
         elif name == "denials":
             inst.denials = denials.Listener(sup, inst, fd)
+        elif name == "owners":
+            inst.owners = owners.Listener(sup, inst, fd)
         elif name == "master":
             inst.master = fd
             inst.outputs[fd] = "stdout"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import file_of
 from ..linux import trees
 from .rootfs import forget_volatile
 
@@ -71,5 +72,5 @@ def _remove_all(path: str) -> str | None:
     try:
         trees.remove_tree(path)
     except OSError as err:
-        return f"{os.fsdecode(err.filename or path)}: {err.strerror}"
+        return f"{file_of(err) or os.fsdecode(path)}: {err.strerror}"
     return None

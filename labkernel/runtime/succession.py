@@ -91,7 +91,8 @@ def _shed(context: keeper.Context, last: int) -> None:
 
 def descriptors(inst: Instance) -> dict[str, int]:
     """What the keeper holds a duplicate of, by name."""
-    fds = {"denials": inst.denials.fd} if inst.denials is not None and inst.denials.fd >= 0 else {}
+    listeners = {"denials": inst.denials, "owners": inst.owners}
+    fds = {name: each.fd for name, each in listeners.items() if each is not None and each.fd >= 0}
     if inst.master >= 0:
         return {"master": inst.master, **fds}
     fds |= {stream: fd for fd, stream in inst.outputs.items()}

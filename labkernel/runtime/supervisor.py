@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError
+from ..errors import ConflictError, LabkernelError, RuntimeFailure, StartError, file_of
 from ..linux import cgroups, namespaces, syscalls
-from . import denials, health, instances, keeper, networking, protocol, restarts, takeover
+from . import denials, health, instances, keeper, networking, owners, protocol, restarts, takeover
 from .entering import Entrance
 from .eventlog import EventLog
 from .instances import Instance
@@ -124,7 +124,7 @@ class Supervisor:
         except LabkernelError as err:
             conn.finish(protocol.encode_message(err.to_dict()))
         except OSError as err:
-            failure = RuntimeFailure(f"{message.get('op')}: {err.filename or ''} {err.strerror}".replace("  ", " "))
+            failure = RuntimeFailure(f"{message.get('op')}: {file_of(err)} {err.strerror}".replace("  ", " "))
             conn.finish(protocol.encode_message(failure.to_dict()))
         except Exception as err:
             failure = RuntimeFailure(f"{message.get('op')}: {type(err).__name__}: {err}")
@@ -172,7 +172,7 @@ class Supervisor:
             self._abandon(inst)
             if isinstance(err, LabkernelError):
                 raise
-            where = f": {os.fsdecode(err.filename)}" if err.filename else ""
+            where = f": {file_of(err)}" if file_of(err) else ""
             raise StartError(f"cannot start the container{where}: {err.strerror or err}", exit_code=125) from err
         self._remember(inst, warm)
         config = f"{inst.directory}/config.json"
@@ -268,7 +268,7 @@ class Supervisor:
             elif "resolver" in message:
                 networking.take_sockets(self, inst, fds)
             elif "listener" in message:
-                denials.take(self, inst, message, fds)
+                (owners if message.get("of") == "owners" else denials).take(self, inst, message, fds)
             else:
                 inst.setup_error = None if "runs" in message else message
             return
@@ -413,6 +413,7 @@ class Supervisor:
         self.loop.unwatch(inst.pidfd)
         health.end(inst)
         denials.end(inst)
+        owners.end(inst)
         inst.kill_rest()
         for fd, stream in list(inst.outputs.items()):
             while self.pump(inst, fd, stream):

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from labkernel.errors import DISK_FULL_HINT, CorruptBlob, DiskFull, NotFoundError, StoreError
+from labkernel.errors import DISK_FULL_HINT, CorruptBlob, DiskFull, NotFoundError, StoreError, file_of
 
 from ..linux.trees import remove_tree
 from .layout import Layout
@@ -300,7 +300,7 @@ def storage_error(act: str, err: OSError) -> StoreError:
     """`act` failed with `err`: DiskFull when that is what it was."""
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"{act}: no space left on device", resolution=DISK_FULL_HINT)
-    where = f" {os.fsdecode(err.filename)}" if err.filename else ""
+    where = f" {file_of(err)}" if file_of(err) else ""
     return StoreError(f"{act}{where}: {err.strerror or err}")
 
 

@@ -474,16 +474,16 @@ def test_build_has_the_same_files_as_with_overlay(place: Place, tmp_path: Path) 
 # -- parts ---------------------------------------------------------------------------------------------------
 
 
-def test_shim_gives_status_and_hides_three_variables(tmp_path: Path) -> None:
+def test_shim_gives_status_and_hides_four_variables(tmp_path: Path) -> None:
     path = tmp_path / "shim"
     path.write_bytes(prootprogram.shim())
     path.chmod(0o755)
-    for script, expected in (("exit 7", 7), ("kill -9 $$", 137), ('test "$D$C" = 4 || exit 1', 0)):
+    for script, expected in (("exit 7", 7), ("kill -9 $$", 137), ('test "$E$D" = 5 || exit 1', 0)):
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.dup2(write, 3)
-            env = {"A": "1", "B": "2", "C": "3", "D": "4"}
+            env = {"A": "1", "B": "2", "C": "3", "D": "4", "E": "5"}
             os.execve(path, [str(path), "/bin/sh", "sh", "-c", script], env)
         os.close(write)
         status = int.from_bytes(os.read(read, 4), "little")

@@ -107,6 +107,65 @@ def test_what_a_container_changed(proot: Place, other: Place) -> None:
     assert proot.ok("image", "diff", "closed", "made") == other.ok("image", "diff", "closed", "made")
 
 
+USERS = """\
+FROM lab/busybox
+RUN echo joe:x:1234:1235::/home/joe:/bin/sh >> /etc/passwd; mkdir -p /home/joe; echo mine > /home/joe/f \\
+ && echo kept > /home/joe/kept && chown -R joe:1235 /home/joe \\
+ && mkdir -m 777 /open && echo 1 > /open/roots && chmod 666 /open/roots
+USER joe
+WORKDIR /home/joe
+RUN id -u && echo new > new && mkdir -p dir/deep && echo y > f2 && mv f2 f && echo more >> kept && chmod 0 new \\
+ && echo 2 >> /open/roots && touch /open/joes && if chown 0 kept; then exit 1; fi
+USER 33
+RUN touch /open/thirty-three
+USER root
+RUN touch /open/root && chown 5:6 /home/joe/dir
+"""
+
+
+def test_what_a_user_makes_is_the_users(proot: Place, other: Place) -> None:
+    found = []
+    for place in (proot, other):
+        context = place.home / "users"
+        context.mkdir()
+        (context / "Dockerfile").write_text(USERS)
+        place.ok("build", "-t", "users", str(context))
+        found.append(listing(place, "image", "export", "users"))
+    assert found[0] == found[1]
+    owners = {name: found[0][name].split()[1] for name in found[0] if name.startswith(("home/", "open/"))}
+    joes = ("home/joe", "home/joe/f", "home/joe/kept", "home/joe/new", "home/joe/dir/deep", "open/joes")
+    assert owners == dict.fromkeys(joes, "1234:1235") | {
+        "home/joe/dir": "5:6",
+        "open/roots": "0:0",
+        "open/root": "0:0",
+        "open/thirty-three": "33:33",
+    }
+
+
+@pytest.mark.parametrize("driver", ["proot", "rootless"])
+def test_an_owner_is_given_to_nothing_outside(proot: Place, driver: str) -> None:
+    """Who records it stands outside, and is handed paths by the container."""
+    place = Place(proot.home, proot.prefix, {**proot.env, "LABKERNEL_DRIVER": driver}, proot.inner_home)
+    place.env |= {"LABKERNEL_ROOT": f"{proot.home}/{driver}", "LABKERNEL_RUNTIME_DIR": f"{proot.home}/run-{driver}"}
+    (context := proot.home / f"outside-{driver}").mkdir()
+    marker = proot.home / f"marker-{driver}"
+    marker.touch()
+    os.chown(marker, *context.parent.stat()[4:6])
+    (context / "Dockerfile").write_text(
+        f"FROM lab/busybox\nRUN ln -s {marker} /l; ln -s ../../../../../../../..{marker} /m; "
+        f"ln -s /proc/1/root{marker} /n; "
+        "chown 5 /l && exit 1; chown 5 /m && exit 1; chown 5 /n; chown -h 5 /l && chown 6 /dev/null; "
+        "chown 7 /proc/self/fd/0; chown 8 /; chown 9 ../..; exec 7< /etc/hosts; chown 10 /proc/self/fd/7; true\n"
+    )
+    done = place.labkernel("build", "--network", "none", "-t", "outside", str(context))
+    place.python("lab.runtime.shutdown(force=True)")
+    if "DriverError" in done.stderr or "not available" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert os.listxattr(marker) == []
+    assert os.listxattr("/dev/null") == []
+
+
 def test_copies_through_closed_directories(proot: Place) -> None:
     build(proot)
     proot.ok("create", "--name", "box", "closed", "true")
