@@ -69,8 +69,8 @@ Found = list[Container]
 LEFTOVER_AGE_S = 60.0
 REATTACH_ATTEMPTS = 4
 SINGLE_ID_HINT = (
-    "this user has one id only, so containers run as root inside: use --user 0, or get id ranges "
-    "(`apt install uidmap`, `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
+    "this user has one id only, so a container has root, or the one user that it was started as: use that, or get id "
+    "ranges (`apt install uidmap`, `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
 )
 OOM_HINT = "the kernel killed it for using more memory than its limit: a higher --memory (mem_limit) helps"
 

@@ -86,6 +86,19 @@ def plain_place() -> Iterator[Place]:
 
 
 @contextlib.contextmanager
+def single_place() -> Iterator[Place]:
+    """A plain user without subordinate ids, under the driver rootless. Skips where that does not work."""
+    with plain_place() as place:
+        place.env["LABKERNEL_DRIVER"] = "rootless"
+        tried = place.labkernel("run", "--rm", "--network", "none", "lab/busybox", "cat", "/proc/self/uid_map")
+        if tried.returncode != 0:
+            pytest.skip(f"the driver rootless does not work for a plain user: {tried.stderr.strip()[-300:]}")
+        if int(tried.stdout.split()[2]) > 1:
+            pytest.skip(f"user {PLAIN_UID} has subordinate ids")
+        yield place
+
+
+@contextlib.contextmanager
 def docker_place() -> Iterator[Place]:
     with own_docker() as docker:
         base = docker.base

@@ -17,7 +17,9 @@ from .syscalls import (
     CLONE_NEWUSER,
     CLONE_NEWUTS,
     CLONE_PARENT,
+    PR_SET_DUMPABLE,
     clone,
+    prctl,
     setns,
     unshare,
 )
@@ -202,6 +204,25 @@ def _map_single(uid: int, gid: int) -> None:
         except PermissionError:
             if path == "gid_map" or (path == "uid_map" and not _mapped("uid_map")):
                 raise
+
+
+def become_alone(uid: int, gid: int) -> None:
+    """Move this process, root of a user namespace with one id, into a namespace of its own in which that id is called
+    `uid`, and `gid` its group; no other is mapped, and all files of the namespace belong to it. Raises OSError.
+
+    Its own entries in /proc are its own only while it is dumpable (man 5 proc). By then it has no right over anything
+    but the new namespace, which is nothing's."""
+    unshare(CLONE_NEWUSER)
+    prctl(PR_SET_DUMPABLE, 1)
+    try:
+        for path, id in (("uid_map", uid), ("gid_map", gid)):
+            fd = os.open(f"/proc/self/{path}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, f"{id} 0 1".encode())
+            finally:
+                os.close(fd)
+    finally:
+        prctl(PR_SET_DUMPABLE, 0)
 
 
 def _mapped(name: str) -> bool:

@@ -21,7 +21,7 @@ from ..errors import file_of
 from ..linux import capabilities, pty, syscalls
 from ..linux.cgroups import Cgroup
 from ..linux.namespaces import FLAGS, drop_groups
-from . import init, protocol
+from . import accounts, init, protocol
 from .instances import Instance
 
 # A request that does not fit a datagram comes with the fork.
@@ -91,6 +91,7 @@ def request_of(inst: Instance, process: dict[str, Any], *, terminal: bool) -> di
         "user": process.get("user") or inst.own.get("user_unresolved"),
         "process": merge(inst.config["process"], process, terminal=terminal),
         "terminal": terminal,
+        "alone": bool(inst.state.get("alone")),
     }
 
 
@@ -181,6 +182,9 @@ def _enter(request: dict[str, Any], fds: list[int]) -> bytes | None:
     if request["cgroup"]:
         Cgroup.reopen(request["cgroup"]).join(0)
     syscalls.setns(pidfd, request["flags"])
+    if request["alone"] and accounts.resolve(request["user"], request["process"].get("user") or {}).uid:
+        # Another user than root has a user namespace of its own (namespaces.become_alone).
+        syscalls.setns(pidfd, syscalls.CLONE_NEWUSER)
     return program
 
 

@@ -22,9 +22,8 @@ from functools import partial
 from typing import Any
 
 from ..errors import FOREIGN, file_of
-from ..linux import capabilities, elf, mounts, netlink, pty, seccomp, syscalls
+from ..linux import capabilities, elf, mounts, namespaces, netlink, pty, seccomp, syscalls
 from ..linux.files import read_file
-from ..linux.namespaces import drop_groups
 from ..linux.syscalls import PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, prctl
 from . import accounts, protocol, rootfs
 
@@ -93,7 +92,7 @@ def main(sock: socket.socket, settings: dict[str, Any]) -> None:
         # Afterwards this file is the machine's root's, and a plain user could not even raise the value.
         settings["oom_score"] = open_oom_score()
         prctl(PR_SET_DUMPABLE, 0)
-        drop_groups()
+        namespaces.drop_groups()
         os.setsid()
         os.umask(0)
         _prepare(settings)
@@ -215,6 +214,7 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     reach("rlimits")
     notes["warnings"] = warnings + set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
+    own["single_id"] = settings["single_id"]
     execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
 
 
@@ -349,13 +349,15 @@ def execute(
         syscalls.join_session_keyring()
     except OSError:
         pass  # no keys in this kernel, or forbidden by an outer filter
+    alone = bool(user.uid and own.get("single_id") and _become_alone(sock, user))
     reach("privileges")
     install = seccomp.install
     if own.get("count_denials"):
         install = partial(_install_counted, sock)
-    elif own.get("owners"):
+    elif own.get("owners") and not user.uid:
         install, program = partial(_install_recorded, sock), program or seccomp.ALLOW_ALL
-    set_privileges(process, user, program, bounded=bounded, install=install)
+    # A user namespace begins with a full bounding set (man 7 user_namespaces).
+    set_privileges(process, user, program, bounded=bounded and not alone, install=install)
     # Identity changes make a process dumpable again (man 2 prctl).
     prctl(PR_SET_DUMPABLE, 0)
     os.umask(0o022)
@@ -363,6 +365,17 @@ def execute(
     if own.get("init"):
         _run_as_init(sock)
     replace_program(process["args"], env)
+
+
+def _become_alone(sock: socket.socket, user: accounts.User) -> bool:
+    """With one mapped id a user other than root is that id by another name."""
+    reach("user namespace")
+    try:
+        namespaces.become_alone(user.uid, user.gid)
+    except OSError:
+        return False  # its ids cannot be taken on, which is told
+    sock.send(protocol.dumps({"alone": [user.uid, user.gid]}))
+    return True
 
 
 def _give_stdio(uid: int) -> None:

@@ -265,6 +265,10 @@ class Supervisor:
                 inst.warnings += notes.get("warnings") or []
                 for fd in fds:
                     self._adopt_master(inst, fd)
+            elif "alone" in message:
+                inst.state["alone"] = message["alone"]
+                if inst.own.get("owners"):
+                    owners.note_user(str(inst.directory), *message["alone"])
             elif "resolver" in message:
                 networking.take_sockets(self, inst, fds)
             elif "listener" in message:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from confined import Place, plain_place
+from confined import Place, plain_place, single_place
 from waiting import wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -43,6 +43,12 @@ CHANGE = (
 @pytest.fixture(scope="module")
 def proot() -> Iterator[Place]:
     with plain_place() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def single() -> Iterator[Place]:
+    with single_place() as place:
         yield place
 
 
@@ -123,15 +129,15 @@ RUN touch /open/root && chown 5:6 /home/joe/dir
 """
 
 
-def test_what_a_user_makes_is_the_users(proot: Place, other: Place) -> None:
+def test_what_a_user_makes_is_the_users(proot: Place, single: Place, other: Place) -> None:
     found = []
-    for place in (proot, other):
+    for place in (proot, single, other):
         context = place.home / "users"
         context.mkdir()
         (context / "Dockerfile").write_text(USERS)
-        place.ok("build", "-t", "users", str(context))
+        place.ok("build", "-t", "users", "--network", "none", str(context))
         found.append(listing(place, "image", "export", "users"))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     owners = {name: found[0][name].split()[1] for name in found[0] if name.startswith(("home/", "open/"))}
     joes = ("home/joe", "home/joe/f", "home/joe/kept", "home/joe/new", "home/joe/dir/deep", "open/joes")
     assert owners == dict.fromkeys(joes, "1234:1235") | {
