@@ -189,7 +189,8 @@ def leave_out_ipv6() -> None:
 
 def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[int], settings: dict[str, Any]) -> None:
     config = json.loads(read_file(request["config"]))
-    own = config.get("labkernel") or {}
+    own = config.setdefault("labkernel", {})
+    own["single_id"] = settings["single_id"]
     process = config["process"]
     program = read_program(own.get("seccomp_program"))
     if request.get("network"):
@@ -214,7 +215,6 @@ def _become_container(sock: socket.socket, request: dict[str, Any], fds: list[in
     reach("rlimits")
     notes["warnings"] = warnings + set_rlimits(process.get("rlimits") or [])
     _send_notes(sock, notes, master)
-    own["single_id"] = settings["single_id"]
     execute(sock, process, own, program, cwd_create=bool(own.get("cwd_create", True)), bounded=True)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..linux import mounts
@@ -34,6 +35,11 @@ from ..linux.mounts import (
 )
 from ..linux.syscalls import AT_RECURSIVE, mount_setattr, move_mount, open_tree, pivot_root, umount2
 
+_ONE_ID = "-one-id"
+_APT_SETTINGS = "/etc/apt/apt.conf.d"
+_APT = b"""// labkernel: one id is mapped in here, so apt cannot become its user _apt.
+APT::Sandbox::User "root";
+"""
 DEVICES = (("null", 3), ("zero", 5), ("full", 7), ("random", 8), ("urandom", 9))
 LINKS = (
     ("fd", "/proc/self/fd"),
@@ -172,23 +178,34 @@ def _freeze(fd: int, root_fd: int, path: str) -> None:
     os.close(again)
 
 
-def make_skeleton(root: str) -> str:
+def make_skeleton(root: str, *, single_id: bool) -> str:
     """ROOT/skeleton: the mount points every container needs, as a last lower directory below each image's own.
 
     Without it they would be made in the upper directory: a copy-up of /etc for every start of an image that lacks
-    /etc/hosts, and entries that are not the container's doing. What an image has itself, hides it.
+    /etc/hosts, and entries that are not the container's doing. What an image has itself, hides it. With one mapped id
+    there is a second one beside it, for images with apt, which cannot become its own user then (apt.conf(5)).
     """
     base = f"{root}/skeleton"
-    for name in ("", "/proc", "/sys", "/dev", "/etc"):
+    _make_below(base, ("/proc", "/sys", "/dev", "/etc"), dict.fromkeys(("hostname", "hosts", "resolv.conf"), b""))
+    if single_id:
+        directories = ("/etc", "/etc/apt", _APT_SETTINGS)
+        _make_below(base + _ONE_ID, directories, {"apt/apt.conf.d/99labkernel-one-id": _APT})
+    return base
+
+
+def _make_below(base: str, directories: Sequence[str], files: Mapping[str, bytes]) -> None:
+    for name in ("", *directories):
         if not os.path.isdir(base + name):
             os.mkdir(base + name)
             os.chmod(base + name, 0o755)
-    for name in ("hostname", "hosts", "resolv.conf"):
+    for name, data in files.items():
         path = f"{base}/etc/{name}"
         if not os.path.exists(path):
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-            os.chmod(path, 0o644)
-    return base
+            fd = os.open(f"{path}.{os.getpid()}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+            os.fchmod(fd, 0o644)
+            os.write(fd, data)
+            os.close(fd)
+            os.rename(f"{path}.{os.getpid()}", path)
 
 
 def open_shared(config: dict[str, Any]) -> dict[str, int]:
@@ -223,7 +240,8 @@ def assemble(
     `open_shared` gave."""
     root = f"{stage}/root"
     own = config.get("labkernel") or {}
-    _mount_root(root, own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]}, skeleton)
+    rootfs = own.get("rootfs") or {"kind": "dir", "path": config["root"]["path"]}
+    _mount_root(root, rootfs, skeleton, single_id=bool(own.get("single_id")))
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     created: list[str] = []
     entries = list(config.get("mounts") or ())
@@ -271,15 +289,18 @@ def _add_device(root_fd: int, node: dict[str, Any]) -> None:
         os.close(parent)
 
 
-def _mount_root(root: str, rootfs: dict[str, Any], skeleton: str | None) -> None:
+def _mount_root(root: str, rootfs: dict[str, Any], skeleton: str | None, *, single_id: bool) -> None:
     if rootfs["kind"] == "overlay":
         for path in (rootfs.get("upper"), rootfs.get("work")):
             if path:
                 os.makedirs(path, 0o755, exist_ok=True)
         forget_volatile(rootfs.get("work"))
+        below = [skeleton] if skeleton and os.path.isdir(skeleton) else []
+        if below and single_id and any(os.path.isdir(lower + _APT_SETTINGS) for lower in rootfs["lower"]):
+            below.append(f"{skeleton}{_ONE_ID}")
         mounts.mount_overlay(
             root,
-            [*rootfs["lower"], skeleton] if skeleton and os.path.isdir(skeleton) else rootfs["lower"],
+            [*rootfs["lower"], *below],
             rootfs.get("upper"),
             rootfs.get("work"),
             userxattr=bool(rootfs.get("userxattr")),

@@ -80,7 +80,7 @@ class Supervisor:
         stage = f"{self.runtime_dir}/stage"
         os.makedirs(stage, 0o700, exist_ok=True)
         single = self.settings["driver"] == "rootless" and namespaces.is_single_id()
-        skeleton = make_skeleton(self.root)
+        skeleton = make_skeleton(self.root, single_id=single)
         self.pool = Pool(stage, self.hierarchy, size=_POOL_SIZE, single_id=single, skeleton=skeleton)
         self.entrance = Entrance()
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)

@@ -65,6 +65,22 @@ def test_commands_join_it(place: Place, box: str) -> None:
     assert (refused.returncode, "not mapped" in refused.stderr) == (126, True)
 
 
+def test_apt_is_told(place: Place) -> None:
+    """It cannot become its own user. What says so is in no image, and only where apt is."""
+    context = place.home / "apt"
+    context.mkdir()
+    (context / "Dockerfile").write_text(
+        "FROM lab/busybox\nRUN mkdir -p /etc/apt/apt.conf.d && echo own > /etc/apt/apt.conf.d/10own\n"
+        "RUN cat /etc/apt/apt.conf.d/* > /seen; rm -r /etc/apt; ls /etc > /left\n"
+    )
+    place.ok("build", "-t", "apt", "--network", "none", str(context))
+    assert run(place, "apt", "cat", "/seen").splitlines()[::2] == ["own", 'APT::Sandbox::User "root";']
+    assert "apt" not in run(place, "apt", "cat", "/left").split()
+    assert place.labkernel("run", "--rm", "--network", "none", "lab/busybox", "ls", "/etc/apt").returncode == 1
+    changed = place.ok("image", "diff", "lab/busybox", "apt")
+    assert "apt" not in changed.replace("/seen", ""), changed
+
+
 def test_it_lives_as_others_do(place: Place, box: str) -> None:
     place.ok("stop", "-t", "1", box)
     place.ok("start", box)
