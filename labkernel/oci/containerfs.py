@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ..errors import RuntimeFailure, UsageError
@@ -273,7 +273,9 @@ def _opened(view: View, path: str, *, writing: bool = False) -> Iterator[tuple[R
         return
     if "places" in view:
         base, inner = _translated(view, path, writing=writing)
-        with Root.open(base) as root, _opened_up(root, clamp_path(os.fsencode(inner))):
+        # What is bound into it is the user's own, and stays as closed as the user left it.
+        opened = _opened_up if base == view["root"] else lambda root, path: nullcontext()
+        with Root.open(base) as root, opened(root, clamp_path(os.fsencode(inner))):
             yield root, inner
         return
     with _mounted(view) as root:
