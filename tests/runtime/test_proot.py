@@ -406,6 +406,10 @@ COPY d /app/d
 WORKDIR /app/w
 ENV WHO=world
 RUN ["/bin/sh", "-c", "echo hello $WHO >greeting; ls -d /dev/pipes /etc/hosts"]
+RUN chown 5:6 /app/d/e/f && echo joe:x:1000:1000::/home/joe:/bin/sh >> /etc/passwd && mkdir -p /home/joe \\
+ && chown joe: /home/joe && chown 0:0 greeting
+USER joe
+RUN echo his > /home/joe/his
 FROM lab/busybox
 COPY --from=one /app /copied
 COPY --chown=daemon a.txt /owned
@@ -444,6 +448,9 @@ def test_build(place: Place) -> None:
     assert files["app/a.txt"] == "640 0:0 2"
     assert files["etc/group"].startswith("600")
     assert {"etc/built", "srv/x/two", "app/d/e/f", "app/w/greeting", "closed/in"} <= set(files)
+    # In the pod 1000 is the number of its own user.
+    assert (files["app/d/e/f"], files["app/w/greeting"]) == ("644 5:6 2", "644 0:0 12")
+    assert (files["home/joe"].split()[1], files["home/joe/his"]) == ("1000:1000", "644 1000:1000 4")
     assert not {"etc/nsswitch.conf", "srv/x/one"} & set(files)
     assert not any(name.startswith(("dev/null", "proc/")) for name in files)
     second = image_listing(place, "web")
