@@ -68,10 +68,6 @@ Found = list[Container]
 
 LEFTOVER_AGE_S = 60.0
 REATTACH_ATTEMPTS = 4
-SINGLE_ID_HINT = (
-    "this user has one id only, so a container has root, or the one user that it was started as: use that, or get id "
-    "ranges (`apt install uidmap`, `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
-)
 OOM_HINT = "the kernel killed it for using more memory than its limit: a higher --memory (mem_limit) helps"
 
 
@@ -501,9 +497,7 @@ class Containers:
         """A container that removes itself leaves nothing behind when it could not even be started."""
         try:
             yield
-        except BaseException as err:
-            if isinstance(err, StartError) and self.driver.single_id and "is not mapped" in err.brief:
-                err.resolution = SINGLE_ID_HINT
+        except BaseException:
             if container.settings.get("auto_remove"):
                 with contextlib.suppress(LabkernelError):
                     self.remove(container, force=True)

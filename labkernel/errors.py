@@ -195,6 +195,12 @@ _FOREIGN_PROOT_HINT = (
 )
 
 
+_UNMAPPED_HINT = (
+    "with one id a container has root, or the one user that it was started as: use that, or get id ranges "
+    "(`apt install uidmap`, `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`)"
+)
+
+
 def foreign_hint(text: str) -> str | None:
     """What helps where a start failed with `text`; None where that is of no program of another architecture."""
     if FOREIGN not in text:
@@ -213,7 +219,8 @@ class StartError(RuntimeFailure):
     def __init__(self, brief: str, **parts: Any) -> None:
         super().__init__(brief, **parts)
         if self.resolution is None:
-            self.resolution = foreign_hint(brief) or self._HINTS.get(self.exit_code)
+            unmapped = _UNMAPPED_HINT if "is not mapped in this user namespace" in brief else None
+            self.resolution = unmapped or foreign_hint(brief) or self._HINTS.get(self.exit_code)
 
 
 def file_of(err: OSError) -> str:
