@@ -5,9 +5,10 @@ the other is not in the cloud kernel. This needs neither privileges nor devices,
 
 The guest is not trusted: whatever it asks for, every path is resolved below the shared directory without following a
 link (openat2), only regular files are opened, device nodes are not made. What it writes has the owner it names where
-this process may give files away, as with a container's bind mount. Left out: extended attributes, locks between guest
-and host, notifications of changes on the host (nothing is cached instead). Standard library only: it runs in the
-machine's monitor. Source: man 4 fuse; linux/fuse.h (protocol 7.31).
+this process may give files away, as with a container's bind mount; where it may not (driver proot), its own files are
+shown as root's, and giving them away has no effect, as in a container there. Left out: extended attributes, locks
+between guest and host, notifications of changes on the host (nothing is cached instead). Standard library only: it runs
+in the machine's monitor. Source: man 4 fuse; linux/fuse.h (protocol 7.31).
 """
 
 from __future__ import annotations
@@ -306,7 +307,7 @@ class FileServer:
         try:
             if valid & 1:
                 os.chmod(name, mode & 0o7777)
-            if valid & 6:
+            if valid & 6 and self._gives_away:
                 os.chown(name, uid if valid & 2 else -1, gid if valid & 4 else -1)
             if valid & 8:
                 self._truncate(path, handle if valid & 64 else None, size)
@@ -447,7 +448,8 @@ class FileServer:
 def _attributes(info: os.stat_result) -> bytes:
     times = (info.st_atime_ns, info.st_mtime_ns, info.st_ctime_ns)
     whole, rest = [max(0, t) // 10**9 for t in times], [t % 10**9 for t in times]
-    words = (info.st_mode, info.st_nlink, info.st_uid, info.st_gid, info.st_rdev & 0xFFFFFFFF, info.st_blksize, 0)
+    owner = (0 if info.st_uid == os.geteuid() else info.st_uid, 0 if info.st_gid == os.getegid() else info.st_gid)
+    words = (info.st_mode, info.st_nlink, *owner, info.st_rdev & 0xFFFFFFFF, info.st_blksize, 0)
     return _ATTR.pack(info.st_ino, info.st_size, info.st_blocks, *whole, *rest, *words)
 
 

@@ -215,6 +215,22 @@ def test_a_machine_has_the_same_files(proot: Place) -> None:
         ]
 
 
+def test_a_machine_shares_directories_as_a_container_does(proot: Place) -> None:
+    if not shutil.which("qemu-system-x86_64"):
+        pytest.skip("no qemu-system-x86_64 on PATH")
+    (shared := proot.home / "shared").mkdir()
+    (shared / "file").touch()
+    for path in (shared, shared / "file"):
+        os.chown(path, *proot.home.stat()[4:6])
+    look = (
+        "cd /data; chown 5:6 file; mkdir -p made; chown 7 made; touch made/new; stat -c '%n %u:%g' . file made made/new"
+    )
+    for verb in (("run",), ("vm", "run")):
+        said = proot.ok(*verb, "--rm", "-v", f"{proot.inner_home}/shared:/data", "lab/busybox", "sh", "-c", look)
+        assert said.splitlines() == [". 0:0", "file 0:0", "made 0:0", "made/new 0:0"]
+    assert (shared / "made/new").stat().st_uid == proot.home.stat().st_uid
+
+
 def test_a_store_of_another_driver_is_taken_over(proot: Place) -> None:
     """Its unpacked layers have owners and whiteouts of another kind. What takes them away had waited for the build that
     needed them."""
