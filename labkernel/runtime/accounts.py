@@ -28,7 +28,8 @@ class User:
 Opener = Callable[[str, int], int]
 
 
-def _lines(path: str, opener: Opener) -> list[list[str]]:
+def lines(path: str, opener: Opener) -> list[list[str]]:
+    """The fields of each line of an image's file; none where it is no file."""
     # The file belongs to the image: a FIFO there must not block, a huge one must not fill the memory.
     try:
         fd = opener(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -58,13 +59,13 @@ def resolve(wanted: str | None, numbers: dict[str, Any], opener: Opener = os.ope
     """
     if wanted is None:
         uid, gid = int(numbers.get("uid", 0)), int(numbers.get("gid", 0))
-        home = next((f[5] for f in _lines("/etc/passwd", opener) if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
+        home = next((f[5] for f in lines("/etc/passwd", opener) if len(f) > 5 and f[2] == str(uid)), "") or _home(uid)
         return User(uid, gid, _supplementary(gid, [int(g) for g in numbers.get("additionalGids") or ()]), home)
     name, _, group = wanted.partition(":")
     entry = _find_user(name or "0", opener)
     known = str(entry[0])
     uid, gid = int(entry[2]), int(entry[3])
-    groups = _lines("/etc/group", opener)
+    groups = lines("/etc/group", opener)
     added = [_find_group(word, groups) for word in numbers.get("groups_unresolved") or ()]
     added += [int(number) for number in numbers.get("additionalGids") or ()]
     if group:
@@ -87,7 +88,7 @@ def _home(uid: int) -> str:
 
 def _find_user(name: str, opener: Opener) -> list[str]:
     number = _number(name)
-    for fields in _lines("/etc/passwd", opener):
+    for fields in lines("/etc/passwd", opener):
         if len(fields) < 4 or _number(fields[2]) is None or _number(fields[3]) is None:
             continue
         if fields[0] == name or (number is not None and fields[2] == str(number)):

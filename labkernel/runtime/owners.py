@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..linux import syscalls
 from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR, own_xattr
+from . import accounts
 
 if TYPE_CHECKING:
     from .instances import Instance
@@ -83,6 +84,8 @@ class Recorder:
                 failed = 0
             except OSError as err:
                 failed = err.errno or errno.EIO
+            except (ValueError, LookupError, ArithmeticError):  # the container's nonsense is no reason to end
+                failed = errno.EINVAL
             fcntl.ioctl(self.fd, _SEND, _ANSWER.pack(id, 0, -failed, 0))
         except OSError as err:
             if err.errno not in (errno.ENOENT, errno.EINTR):  # it was killed while it waited for the answer
@@ -112,13 +115,15 @@ class Recorder:
         opened: list[int] = []
         try:
             if call == "fchown" or (not text and flags & _AT_EMPTY_PATH):
-                opened.append(os.open(f"/proc/{pid}/fd/{_int(args[0])}", _LOOK))
+                opened.append(os.open(_held(pid, args[0]), _LOOK))
                 inside = not self._tree or os.readlink(f"/proc/self/fd/{opened[0]}").startswith(f"{self._tree}/")
             else:
+                if not text:
+                    raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
                 opened.append(os.open(self._tree or f"/proc/{pid}/root", _LOOK | os.O_DIRECTORY))
                 if not text.startswith("/") and not self._tree:
-                    folder = _int(args[0]) if call == "fchownat" else _AT_FDCWD
-                    text = os.readlink(f"/proc/{pid}/{'cwd' if folder == _AT_FDCWD else f'fd/{folder}'}") + "/" + text
+                    folder = os.readlink(_held(pid, args[0] if call == "fchownat" else _AT_FDCWD))
+                    text = f"{folder}/{text}"
                 # PRoot has followed what was to be followed.
                 follow = not flags & _AT_SYMLINK_NOFOLLOW and not self._tree
                 inside = text.startswith(f"{self._tree}/") and not re.match("/(proc|dev|sys)/", text[len(self._tree) :])
@@ -134,18 +139,29 @@ class Recorder:
                 os.close(fd)
 
 
-def _int(word: int) -> int:
-    return struct.unpack("=i", struct.pack("=I", word & 0xFFFFFFFF))[0]  # type: ignore[no-any-return]
+def _held(pid: int, word: int) -> str:
+    """The link in /proc to what a process holds at a descriptor. Raises OSError."""
+    (number,) = struct.unpack("=i", struct.pack("=I", word & 0xFFFFFFFF))
+    path = f"/proc/{pid}/cwd" if number == _AT_FDCWD else f"/proc/{pid}/fd/{number}"
+    if not os.path.lexists(path):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return path
 
 
 def _text(pid: int, address: int) -> str:
     """The string at an address of a process. Raises OSError."""
     found = b""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        memory.seek(address)
         while b"\0" not in found and len(found) < _MAX_PATH:
-            # Up to the end of a page: the next one need not be there.
-            found += memory.read(4096 - (address + len(found)) % 4096)
+            at = address + len(found)
+            try:
+                # Up to the end of a page: the next one need not be there. Above the half is the kernel's own.
+                piece = os.pread(memory.fileno(), 4096 - at % 4096, at) if at < 1 << 63 else b""
+            except OSError:
+                piece = b""
+            if not piece:
+                raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+            found += piece
     return os.fsdecode(found.partition(b"\0")[0])
 
 
@@ -154,6 +170,8 @@ def _write(name: str, status: os.stat_result, uid: int, gid: int) -> None:
     try:
         parts = own_xattr(name, OWNER_XATTR).split(b":")
     except OSError:
+        parts = []
+    if len(parts) not in (2, 5):  # none, or nonsense that somebody in the container wrote
         parts = [b"0", b"0"]
     new = [old if word == _KEEP else b"%d" % word for old, word in zip(parts, (uid, gid), strict=False)] + parts[2:]
     mode = left = stat.S_IMODE(status.st_mode)
@@ -265,16 +283,14 @@ class _Meaning:
         return False
 
     def _lines(self, name: str) -> list[list[str]]:
+        return [each for each in accounts.lines(f"etc/{name}", self._open) if len(each) > 3]
+
+    def _open(self, path: str, flags: int) -> int:
+        root = os.open(self._root, _LOOK)
         try:
-            root = os.open(self._root, _LOOK)
-            try:
-                fd = syscalls.openat2(root, f"etc/{name}", os.O_RDONLY | os.O_NONBLOCK, resolve=_RESOLVE)
-            finally:
-                os.close(root)
-            with open(fd, encoding="utf-8", errors="surrogateescape") as file:
-                return [each for line in file.read(1 << 22).splitlines() if len(each := line.split(":")) > 2]
-        except OSError:
-            return []
+            return syscalls.openat2(root, path, flags, resolve=_RESOLVE)
+        finally:
+            os.close(root)
 
 
 def _owner_in(command: str, words: list[str]) -> tuple[str, list[str]]:
