@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def prepare(root: Path) -> dict[str, str]:
     folder = root / "proot"
     status = os.stat(program)
     mark = f"{status.st_size:x}-{status.st_mtime_ns:x}"
-    found = {"program": os.path.realpath(program), "shim": str(folder / "shim")}
+    found = {"program": os.path.realpath(program), "shim": str(folder / f"shim-{zlib.crc32(_SHIM_CODE):08x}")}
     found |= {"loader": str(folder / f"loader-{mark}"), "loader32": str(folder / f"loader32-{mark}"), "libraries": ""}
     if program.startswith(f"{folder}/"):
         found["libraries"] = ":".join(map(str, sorted(folder.glob("usr/lib/*-linux-gnu"))))

@@ -499,6 +499,14 @@ def test_shim_gives_status_and_hides_four_variables(tmp_path: Path) -> None:
         assert prootmonitor.code_of(status) == expected
 
 
+def test_a_store_gets_the_shim_of_this_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one drops another number of PRoot's variables."""
+    before = prootprogram.prepare(tmp_path)["shim"]
+    monkeypatch.setattr(prootprogram, "_SHIM_CODE", prootprogram._SHIM_CODE + b"\x90")
+    after = prootprogram.prepare(tmp_path)["shim"]
+    assert Path(before).read_bytes() != Path(after).read_bytes() == prootprogram.shim()
+
+
 def test_a_killed_tracer_is_known_while_it_is_still_going() -> None:
     """On a busy machine a command, let go, ended before its PRoot could be waited for: its status was believed."""
     read, write = os.pipe()
