@@ -59,7 +59,11 @@ def _leave(code: int) -> NoReturn:
     if threads is not None and threads.active_count() > 1:
         sys.exit(code)  # waits for the others
     atexit._run_exitfuncs()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # the disk is full behind it, or nobody reads it any more: told above
     os._exit(code)
 
 

@@ -83,6 +83,7 @@ def build(engine: Engine, line: str, **given: Any) -> tuple[BuildResult, str]:
 # -- containers --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("many_ids")
 def test_a_container_gets_what_the_description_says(engine: Engine, described: Path) -> None:
     container = engine.containers.run(
         "lab/busybox", ["sh", "-c", LOOK], devices=["vendor.test/thing=answer"], detach=True
@@ -160,6 +161,7 @@ def test_hooks_are_refused_by_name(engine: Engine, tmp_path: Path, monkeypatch: 
 # -- builds --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("many_ids")
 @pytest.mark.parametrize("allow", [["device"], ["device=vendor.test/thing=answer"], ["device=vendor.test/thing=*"]])
 def test_a_run_gets_a_device_that_is_allowed(engine: Engine, described: Path, allow: list[str]) -> None:
     result, said = build(engine, f"RUN --device=vendor.test/thing=answer {LOOK}", allow=allow)

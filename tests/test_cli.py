@@ -345,7 +345,13 @@ def test_a_reader_that_leaves_is_no_error(env: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--version"], ["dockerfile", "parse"], ["images"], ["save", "busybox"], ["run", "--rm", "busybox", "echo", "x"]],
+    [
+        ["--version"],
+        ["dockerfile", "parse"],
+        ["images"],
+        ["save", "busybox"],
+        ["run", "--rm", "--network=none", "busybox", "echo", "x"],
+    ],
 )
 def test_a_full_disk_behind_the_output_is_one_line(env: dict[str, str], words: list[str]) -> None:
     with open("/dev/full", "w") as full:
@@ -372,6 +378,7 @@ def test_what_is_to_be_done_at_the_end_is_done(env: dict[str, str]) -> None:
         ("thread", ["thread", "at exit"], ["run", "--rm", "busybox", "sh", "-c", "exit 3"], 3),
         ("alone", ["at exit"], ["rm", "nobody"], 1),
     ):
+        env.pop("PYTHONUNBUFFERED", None)  # with it nothing that is printed could be lost
         argv = [sys.executable, "-c", program, first, *words]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
         assert (done.stdout.splitlines(), done.returncode) == (lines, code), done.stderr
