@@ -81,6 +81,7 @@ def test_the_course_measures_both_and_keeps_its_pictures(
     assert kinds(again.cells()["compare"]) >= {"image/png"}
 
 
+@pytest.mark.usefixtures("extension")
 def test_the_status_bar_counts_running_containers(open_notebook: Any, lab: Any, expect: Any) -> None:
     notebook = open_notebook("status.ipynb", "'open'")
     page = notebook.page

@@ -44,6 +44,7 @@ COLOURS = """() => {
 }"""
 
 
+@pytest.mark.usefixtures("extension")
 def test_dockerfile_cells(open_notebook: Any, expect: Any) -> None:
     other = "FROM lab/busybox AS first\n"
     notebook = open_notebook("dockerfile-cells.ipynb", CELL, "FROM = 1  # Python", other, "%load_ext labkernel")

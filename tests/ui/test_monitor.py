@@ -152,6 +152,7 @@ def test_what_is_gone_offers_nothing(open_notebook: Any, lab: Any, expect: Any) 
 SAVED = "() => window.jupyterapp.commands.execute('docmanager:save')"
 
 
+@pytest.mark.usefixtures("extension")
 def test_saved_while_it_is_live_it_has_a_picture_and_lives_again(open_notebook: Any, lab: Any, expect: Any) -> None:
     code = "w = [Work('web', 600), Work('database', 600)]; m = monitor(w)\nm"
     board = "import labkernel\nlab = labkernel.connect(); lab.volumes.create('kept'); lab.dashboard(every_s=0.2)"
