@@ -7,16 +7,15 @@ not have, and what has lost its record: it was replaced.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Sequence
-from contextlib import ExitStack
 
-from ..linux.ownfiles import OWNER_XATTR, close_own, open_own
+from ..linux.ownfiles import OWNER_XATTR, close_own, open_own, own_parent
 from . import ownership
 from .pack import is_whiteout
-from .rootfd import Root, clamp_path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -30,43 +29,49 @@ def read_notes(path: str, upper: str, lowers: Sequence[str]) -> None:
             lines = [json.loads(line) for line in file]
     except FileNotFoundError:
         return
-    with ExitStack() as stack:
-        root = stack.enter_context(Root.open(upper))
-        for line in lines:
-            if isinstance(line, dict):
-                below = [stack.enter_context(Root.open(lower)) for lower in lowers]
-                _Giving(below, *line["user"]).directory(root.fd, b"")
-                continue
-            name, uid, gid = line
-            status = root.lstat(clamp_path(os.fsencode(name)))
-            if status is not None:
-                ownership.remember(status, uid, gid)
+    for line in lines:
+        if isinstance(line, dict):
+            _Giving(lowers, *line["user"]).tree(upper)
+            continue
+        name, uid, gid = line
+        found = _look(upper, name)
+        if found is not None:
+            ownership.remember(found[0], uid, gid)
 
 
-def _has_record(root: Root, path: bytes) -> bool:
-    above, _, name = path.rpartition(b"/")
-    fd = root.open_directory(above)
+def _look(directory: str, path: str) -> tuple[os.stat_result, bool] | None:
+    """(status, whether an owner is recorded) of a path below `directory`, whatever the modes on the way to it; None
+    when it is not there."""
     try:
-        return OWNER_XATTR in os.listxattr(b"/proc/self/fd/%d/%s" % (fd, name), follow_symlinks=False)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+        with own_parent(directory, path) as (parent, name):
+            status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+            return status, OWNER_XATTR in os.listxattr(f"/proc/self/fd/{parent}/{name}", follow_symlinks=False)
+    except OSError as err:
+        if err.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return None
 
 
 class _Giving:
     """Gives what is new to a user."""
 
-    def __init__(self, below: Sequence[Root], uid: int, gid: int) -> None:
-        self._below = below
+    def __init__(self, lowers: Sequence[str], uid: int, gid: int) -> None:
+        self._lowers = lowers
         self._ids = uid, gid
         self._opened_up: dict[int, int] = {}
 
-    def directory(self, fd: int, path: bytes) -> None:
+    def tree(self, upper: str) -> None:
+        fd = os.open(upper, _DIRECTORY)
+        try:
+            self._directory(fd, "")
+        finally:
+            os.close(fd)
+
+    def _directory(self, fd: int, path: str) -> None:
         """What lies in the open directory, called `path`."""
-        for name in map(os.fsencode, os.listdir(fd)):
+        for name in os.listdir(fd):
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            here = path + b"/" + name if path else name
+            here = f"{path}/{name}"
             if is_whiteout(status):
                 continue
             new = not self._was_there(here, status)
@@ -75,7 +80,7 @@ class _Giving:
                 try:
                     if new:
                         self._give(inside)
-                    self.directory(inside, here)
+                    self._directory(inside, here)
                 finally:
                     close_own(inside, self._opened_up)
             elif new and stat.S_ISREG(status.st_mode):
@@ -87,12 +92,9 @@ class _Giving:
             elif new:
                 ownership.remember(status, *self._ids)
 
-    def _was_there(self, path: bytes, status: os.stat_result) -> bool:
-        for root in self._below:
-            before = root.lstat(path)
-            if before is not None:
-                return stat.S_IFMT(before.st_mode) == stat.S_IFMT(status.st_mode) and not _has_record(root, path)
-        return False
+    def _was_there(self, path: str, status: os.stat_result) -> bool:
+        before = next((found for lower in self._lowers if (found := _look(lower, path)) is not None), None)
+        return before is not None and stat.S_IFMT(before[0].st_mode) == stat.S_IFMT(status.st_mode) and not before[1]
 
     def _give(self, fd: int) -> None:
         if OWNER_XATTR in os.listxattr(fd):

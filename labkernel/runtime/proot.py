@@ -320,13 +320,23 @@ def _launch(sock: socket.socket, config: dict[str, Any], directory: str, *, cwd_
         prctl(PR_SET_NO_NEW_PRIVS, 1)
         if landlock.version() >= landlock.LEAST_VERSION:
             landlock.restrict(rules)
-        if told is None:
+        if told is None or not _record_owners(sock, told):
             seccomp.install(owners.program(unknown=_UNKNOWN_CALLS, asked=False))
-        else:
-            socket.send_fds(told, [b"\0"], [seccomp.install_asking(owners.program(unknown=_UNKNOWN_CALLS))])
         os.execve(given["program"], argv, {**hidden, **pairs})
 
     prootmonitor.watch(launch, lambda err: _report(sock, err), channel and channel[0], recorder)
+
+
+def _record_owners(sock: socket.socket, channel: socket.socket) -> bool:
+    """Put the filter on that asks about chown; its listener goes over `channel` to the monitor. False where it cannot
+    be had (a pod whose own runtime listens already), which the step's warnings say."""
+    try:
+        listener = seccomp.install_asking(owners.program(unknown=_UNKNOWN_CALLS))
+    except OSError as err:
+        sock.send(protocol.dumps({"listener": False, "of": "owners", "why": err.strerror}))
+        return False
+    socket.send_fds(channel, [b"\0"], [listener])
+    return True
 
 
 def _rules(view: _View, given: dict[str, Any], *, readonly: bool) -> list[tuple[str, int]]:

@@ -125,7 +125,11 @@ RUN id -u && echo new > new && mkdir -p dir/deep && echo y > f2 && mv f2 f && ec
 USER 33
 RUN touch /open/thirty-three
 USER root
-RUN touch /open/root && chown 5:6 /home/joe/dir
+RUN touch /open/root && chown 5:6 /home/joe/dir && mkdir /shut && ln -s x /shut/link && chown -h 5:6 /shut/link \\
+ && chmod 0 /shut
+USER joe
+RUN mkdir own && echo 1 > own/one && chmod 0 own
+RUN chmod 700 own && echo 2 > own/two && chmod 0 own
 """
 
 
@@ -137,9 +141,11 @@ def test_what_a_user_makes_is_the_users(proot: Place, single: Place, other: Plac
         (context / "Dockerfile").write_text(USERS)
         place.ok("build", "-t", "users", "--network", "none", str(context))
         found.append(listing(place, "image", "export", "users"))
+        del found[-1]["shut/link"]  # an export is of what is unpacked, where a link's owner cannot be kept
     assert found[0] == found[1] == found[2]
     owners = {name: found[0][name].split()[1] for name in found[0] if name.startswith(("home/", "open/"))}
     joes = ("home/joe", "home/joe/f", "home/joe/kept", "home/joe/new", "home/joe/dir/deep", "open/joes")
+    joes += ("home/joe/own", "home/joe/own/one", "home/joe/own/two")
     assert owners == dict.fromkeys(joes, "1234:1235") | {
         "home/joe/dir": "5:6",
         "open/roots": "0:0",
@@ -170,6 +176,34 @@ def test_an_owner_is_given_to_nothing_outside(proot: Place, driver: str) -> None
     assert done.returncode == 0, done.stderr
     assert os.listxattr(marker) == []
     assert os.listxattr("/dev/null") == []
+
+
+LISTENED_TO = """
+import subprocess, sys
+from labkernel.linux import seccomp
+from labkernel.linux.syscalls import PR_SET_NO_NEW_PRIVS, prctl
+prctl(PR_SET_NO_NEW_PRIVS, 1)
+listener = seccomp.install_asking(seccomp.ALLOW_ALL)
+words = [sys.executable, "-m", "labkernel.cli"]
+done = subprocess.run([*words, "build", "--progress", "plain", "-t", "listened", sys.argv[1]])
+subprocess.run([*words, "run", "--rm", "listened", "cat", "/x"])
+import labkernel
+labkernel.connect().runtime.shutdown(force=True)
+sys.exit(done.returncode)
+"""
+
+
+def test_where_somebody_listens_already_it_builds_and_says_what_is_lost(proot: Place) -> None:
+    """The kernel lets one filter of a process ask; a pod's own runtime may have it (man 2 seccomp, EBUSY)."""
+    home = proot.home
+    env = {"LABKERNEL_ROOT": f"{home}/listened", "LABKERNEL_RUNTIME_DIR": f"{home}/run-listened"}
+    place = Place(home, proot.prefix, {**proot.env, **env}, proot.inner_home)
+    (context := home / "listened-context").mkdir()
+    (context / "Dockerfile").write_text("FROM lab/busybox\nRUN echo made > /x && chown 5 /x\n")
+    done = place.run(sys.executable, "-c", LISTENED_TO, str(context))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("made\n")
+    assert "owners that this step gives to files are lost: Device or resource busy" in done.stderr
 
 
 def test_copies_through_closed_directories(proot: Place) -> None:
