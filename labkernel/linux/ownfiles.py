@@ -57,6 +57,21 @@ def own_xattr(file: int | str, name: str) -> bytes:
         os.chmod(file, mode)
 
 
+@contextmanager
+def writable_own(file: int | str) -> Iterator[None]:
+    """A file or directory (path or descriptor) whose extended attributes of users can be written meanwhile: its mode
+    guards them as it does the content."""
+    mode = stat.S_IMODE(os.stat(file).st_mode)
+    closed = os.geteuid() != 0 and not mode & 0o200
+    if closed:
+        os.chmod(file, mode | 0o200)
+    try:
+        yield
+    finally:
+        if closed:
+            os.chmod(file, mode)
+
+
 def close_own(fd: int, opened_up: dict[int, int]) -> None:
     """Close a directory; it has its mode again."""
     if fd in opened_up:

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from ..linux.ownfiles import OWNER_XATTR, close_own, open_own, own_parent
+from ..linux.ownfiles import OWNER_XATTR, close_own, open_own, own_parent, writable_own
 from . import ownership
 from .pack import is_whiteout
 
@@ -99,10 +99,5 @@ class _Giving:
     def _give(self, fd: int) -> None:
         if OWNER_XATTR in os.listxattr(fd):
             return
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        closed = os.geteuid() != 0 and not mode & 0o200
-        if closed:
-            os.fchmod(fd, mode | 0o200)  # user xattrs are written like content
-        os.setxattr(fd, OWNER_XATTR, b"%d:%d" % self._ids)
-        if closed:
-            os.fchmod(fd, mode)
+        with writable_own(fd):
+            os.setxattr(fd, OWNER_XATTR, b"%d:%d" % self._ids)

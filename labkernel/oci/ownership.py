@@ -14,7 +14,7 @@ import os
 import stat
 from contextlib import suppress
 
-from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR
+from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR, writable_own
 
 # EINVAL: the id is not mapped here; EPERM: no CAP_CHOWN over it
 _UNMAPPED = (errno.EINVAL, errno.EPERM, errno.EOVERFLOW)
@@ -83,10 +83,8 @@ def set_capability(fd: int, value: bytes) -> bool:
     try:
         os.setxattr(fd, "security.capability", value)
     except PermissionError:
-        mode = stat.S_IMODE(os.fstat(fd).st_mode)
-        os.fchmod(fd, mode | 0o200)  # user xattrs are written like content
-        os.setxattr(fd, CAPABILITY_XATTR, value)
-        os.fchmod(fd, mode)
+        with writable_own(fd):
+            os.setxattr(fd, CAPABILITY_XATTR, value)
         return True
     return False
 

@@ -10,61 +10,36 @@ only.
 from __future__ import annotations
 
 import errno
-import fcntl
-import os
-import struct
 from typing import Any
 
+from . import asking
 from .instances import Instance
-from .loop import IN
 
-_RECV, _SEND = 0xC0502100, 0xC0182101
-_NOTICE = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, {nr, arch, ip, args}
-_ANSWER = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, val, error, flags
 _SAVE_S = 0.1
 
 
-class Listener:
-    """The supervisor's end of one container's filter."""
+class Listener(asking.Listener):
+    """Refuses for one container's filter, and counts."""
 
     def __init__(self, sup: Any, inst: Instance, fd: int) -> None:
-        self.sup = sup
+        super().__init__(sup, fd)
         self.inst = inst
-        self.fd = fd
         self.saving = False
         inst.state.setdefault("denied", {})
-        sup.loop.watch(fd, self._event)
 
-    def _event(self, events: int) -> None:
-        if not events & IN:
-            self.close()  # nobody is left below the filter
-            return
-        buffer = bytearray(_NOTICE.size)
-        try:
-            fcntl.ioctl(self.fd, _RECV, buffer)
-            id, _, _, number, arch, *_ = _NOTICE.unpack(buffer)
-            fcntl.ioctl(self.fd, _SEND, _ANSWER.pack(id, 0, -errno.EPERM, 0))
-        except OSError as err:
-            if err.errno in (errno.ENOENT, errno.EINTR):
-                return  # it was killed while it waited for the answer
-            raise
-        denied = self.inst.state["denied"]
+    def decide(self, question: asking.Question) -> int:
+        denied, number, arch = self.inst.state["denied"], question.number, question.architecture
         key = str(number) if arch & 0x80000000 else f"{arch:x}:{number}"  # __AUDIT_ARCH_64BIT
         denied[key] = denied.get(key, 0) + 1
         if not self.saving:
             self.saving = True
             self.sup.loop.later(_SAVE_S, self._save)
+        return errno.EPERM
 
     def _save(self) -> None:
         self.saving = False
         if not self.inst.leaving:
             self.inst.try_save()
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            self.sup.loop.unwatch(self.fd)
-            os.close(self.fd)
-            self.fd = -1
 
 
 def take(sup: Any, inst: Instance, message: dict[str, Any], fds: list[int]) -> None:

@@ -12,11 +12,9 @@ Source: man 2 seccomp_unotify, man 2 chown. Standard library and `labkernel.linu
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
-import select
 import stat
 import struct
 from collections.abc import Iterator, Sequence
@@ -24,8 +22,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..linux import syscalls
-from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR, own_xattr
-from . import accounts
+from ..linux.ownfiles import CAPABILITY_XATTR, OWNER_XATTR, own_xattr, writable_own
+from . import accounts, asking
+from .asking import Question, still_waits
 
 if TYPE_CHECKING:
     from .instances import Instance
@@ -39,9 +38,6 @@ _CALLS = {
     "aarch64": {55: "fchown", 54: "fchownat"},
 }
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
-_RECV, _SEND, _VALID = 0xC0502100, 0xC0182101, 0x40082102
-_NOTICE = struct.Struct("=QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, {nr, arch, ip, args}
-_ANSWER = struct.Struct("=QqiI")  # struct seccomp_notif_resp: id, val, error, flags
 _KEEP = 0xFFFFFFFF
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
 _LOOK = os.O_PATH | os.O_CLOEXEC
@@ -65,7 +61,7 @@ def program(*, unknown: Sequence[int] = (), asked: bool = True) -> bytes:
 
 
 class Recorder:
-    """Answers the calls of one container. `fd`: its filter's listener; `notes`: the path of the notes; `tree`: under
+    """Decides on the calls of one container. `fd`: its filter's listener; `notes`: the path of the notes; `tree`: under
     proot the directory that is its root."""
 
     def __init__(self, fd: int, notes: str, tree: str = "") -> None:
@@ -73,32 +69,25 @@ class Recorder:
         self._notes = notes
         self._tree = tree
 
-    def answer(self) -> None:
-        """Receive one call, record what it wants, let it return."""
-        buffer = bytearray(_NOTICE.size)
+    def decide(self, question: Question) -> int:
+        """Record what the call wants."""
         try:
-            fcntl.ioctl(self.fd, _RECV, buffer)
-            id, pid, _, number, _, _, *args = _NOTICE.unpack(buffer)
-            try:
-                self._record(id, pid, _CALLS[os.uname().machine][number], args)
-                failed = 0
-            except OSError as err:
-                failed = err.errno or errno.EIO
-            except (ValueError, LookupError, ArithmeticError):  # the container's nonsense is no reason to end
-                failed = errno.EINVAL
-            fcntl.ioctl(self.fd, _SEND, _ANSWER.pack(id, 0, -failed, 0))
+            self._record(question, _CALLS[os.uname().machine][question.number])
         except OSError as err:
-            if err.errno not in (errno.ENOENT, errno.EINTR):  # it was killed while it waited for the answer
-                raise
+            return err.errno or errno.EIO
+        except (ValueError, LookupError, ArithmeticError):  # the container's nonsense is no reason to end
+            return errno.EINVAL
+        return 0
 
-    def _record(self, id: int, pid: int, call: str, args: Sequence[int]) -> None:
+    def _record(self, question: Question, call: str) -> None:
+        args = question.args
         uid, gid = (word & 0xFFFFFFFF for word in (args[2:4] if call == "fchownat" else args[1:3]))
-        with self._target(id, pid, call, args) as target:
+        with self._target(question, call) as target:
             if target is None:
                 return  # nothing that could become part of a layer
             name = f"/proc/self/fd/{target}"
             path = os.readlink(name)[len(self._tree) :]
-            uid, gid = _Meaning(pid, path, self._tree).of(uid, gid)
+            uid, gid = _Meaning(question.pid, path, self._tree).of(uid, gid)
             status = os.fstat(target)
             if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
                 _write(name, status, uid, gid)
@@ -108,8 +97,9 @@ class Recorder:
                 _note(self._notes, [path, *(0 if word == _KEEP else word for word in (uid, gid))])
 
     @contextmanager
-    def _target(self, id: int, pid: int, call: str, args: Sequence[int]) -> Iterator[int | None]:
+    def _target(self, question: Question, call: str) -> Iterator[int | None]:
         """A descriptor (O_PATH) of the file that a call names."""
+        pid, args = question.pid, question.args
         flags = args[4] if call == "fchownat" else _AT_SYMLINK_NOFOLLOW if call == "lchown" else 0
         text = "" if call == "fchown" else _text(pid, args[1 if call == "fchownat" else 0])
         opened: list[int] = []
@@ -132,7 +122,7 @@ class Recorder:
                     look = _LOOK if follow else _LOOK | os.O_NOFOLLOW
                     opened.append(syscalls.openat2(opened[0], text, look, resolve=_RESOLVE))
             # Only now is it sure that `pid` was the caller, and none that came after it.
-            fcntl.ioctl(self.fd, _VALID, struct.pack("=Q", id))
+            still_waits(self.fd, question)
             yield opened[-1] if inside else None
         finally:
             for fd in opened:
@@ -177,24 +167,21 @@ def _write(name: str, status: os.stat_result, uid: int, gid: int) -> None:
     mode = left = stat.S_IMODE(status.st_mode)
     if stat.S_ISREG(status.st_mode):
         left &= ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
-    closed = os.geteuid() != 0 and not mode & 0o200
-    if closed:
-        os.chmod(name, mode | 0o200)  # user xattrs are written like content
-    try:
-        if new == [b"0", b"0"]:
-            with suppress(OSError):
-                os.removexattr(name, OWNER_XATTR)
-        else:
-            os.setxattr(name, OWNER_XATTR, b":".join(new))
-        for gone in ("security.capability", CAPABILITY_XATTR):
-            with suppress(OSError):
-                os.removexattr(name, gone)
-    except OSError as err:
-        if err.errno != errno.EOPNOTSUPP:  # a tmpfs, which is no part of a layer
-            raise
-    finally:
-        if closed or left != mode:
-            os.chmod(name, left)
+    with writable_own(name):
+        try:
+            if new == [b"0", b"0"]:
+                with suppress(OSError):
+                    os.removexattr(name, OWNER_XATTR)
+            else:
+                os.setxattr(name, OWNER_XATTR, b":".join(new))
+            for gone in ("security.capability", CAPABILITY_XATTR):
+                with suppress(OSError):
+                    os.removexattr(name, gone)
+        except OSError as err:
+            if err.errno != errno.EOPNOTSUPP:  # a tmpfs, which is no part of a layer
+                raise
+    if left != mode:
+        os.chmod(name, left)
 
 
 def _note(notes: str, line: Any) -> None:
@@ -324,23 +311,12 @@ def end(inst: Instance) -> None:
         listener.close()
 
 
-class Listener:
+class Listener(asking.Listener):
     """The supervisor's end of one step's filter."""
 
     def __init__(self, sup: Any, inst: Instance, fd: int) -> None:
-        self._sup = sup
-        self.fd = fd
+        super().__init__(sup, fd)
         self._recorder = Recorder(fd, f"{inst.directory}/{NOTES}")
-        sup.loop.watch(fd, self._event)
 
-    def _event(self, events: int) -> None:
-        if events & select.EPOLLIN:
-            self._recorder.answer()
-        else:
-            self.close()  # nobody is left below the filter
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            self._sup.loop.unwatch(self.fd)
-            os.close(self.fd)
-            self.fd = -1
+    def decide(self, question: Question) -> int:
+        return self._recorder.decide(question)

@@ -20,9 +20,9 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from ..linux.syscalls import PR_SET_CHILD_SUBREAPER, close_range, prctl, set_name, set_title
+from .asking import Answering, answer
 
 STATUS_FD = 3
 """Where the shim writes the command's wait status: four bytes, the machine's order."""
@@ -130,12 +130,6 @@ def _maps(pid: int, rootfs: str) -> bool:
         return False
 
 
-class Answering(Protocol):
-    """What answers the questions of a system call filter (owners.Recorder)."""
-
-    def answer(self) -> None: ...
-
-
 def watch(
     launch: Callable[[int], None],
     report: Callable[[BaseException], None],
@@ -207,7 +201,7 @@ class _Monitor:
         while self.code is None:
             for fd, events in poller.poll(20 if self.undelivered else None):
                 if fd in answers and events & select.POLLIN:
-                    answers[fd].answer()
+                    answer(fd, answers[fd])
                 elif fd in answers:
                     poller.unregister(fd)  # nobody is left below the filter
                 elif fd == _CHANNEL_FD and self.answering:
