@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,8 @@ from pathlib import Path
 import pytest
 from dockerd import own_docker
 from waiting import wait_until
+
+from labkernel.linux.trees import remove_tree
 
 REPO = Path(__file__).resolve().parents[1]
 PLAIN_UID = 23457
@@ -82,7 +83,7 @@ def plain_place() -> Iterator[Place]:
         yield place
         place.python("lab.runtime.shutdown(force=True)")
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        remove_tree(str(home))  # also what lies in directories closed to their owner
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from labkernel.engine import Engine
+from labkernel.linux.trees import remove_tree
 
 REPO = Path(__file__).resolve().parent.parent
 PLAIN_UID = 23456
@@ -173,8 +174,8 @@ def plain_user() -> Iterator[PlainUser]:
         pytest.skip(f"a plain user cannot read this checkout or its interpreter: {seen.stderr.strip()[-200:]}")
     yield user
     user.python("-c", "import labkernel; labkernel.connect().runtime.shutdown(force=True)")
-    # Files of subordinate ids are removed by the engine; what is left belongs to the user.
-    shutil.rmtree(home, ignore_errors=True)
+    # Files of subordinate ids are removed by the engine; what is left belongs to the user, closed directories, too.
+    remove_tree(str(home))
 
 
 @pytest.fixture(autouse=True)

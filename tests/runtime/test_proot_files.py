@@ -17,6 +17,8 @@ import pytest
 from confined import Place, plain_place, single_place
 from waiting import wait_until
 
+from labkernel.linux.trees import remove_tree
+
 pytestmark = pytest.mark.skipif(
     shutil.which("proot") is None or os.uname().machine != "x86_64", reason="no proot on PATH, or not x86-64"
 )
@@ -62,7 +64,7 @@ def other() -> Iterator[Place]:
         yield place
         place.python("lab.runtime.shutdown(force=True)")
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        remove_tree(str(home))
 
 
 def build(place: Place) -> None:
