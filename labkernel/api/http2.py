@@ -46,6 +46,8 @@ class Connection(Generic[S]):
         self.loop = asyncio.get_running_loop()
         self.streams: dict[int, S] = {}
         self.closed = False
+        self.greeted = asyncio.Event()
+        """Set once the other side's first settings are here, or nothing more will come from it."""
         self.h2 = H2Connection(H2Configuration(client_side=client_side, header_encoding="utf-8"))
         self._duplex = duplex
         self._sending = asyncio.Lock()
@@ -74,6 +76,7 @@ class Connection(Generic[S]):
             while data := await self._duplex.receive():
                 for event in self.h2.receive_data(data):
                     if type(event).__name__ in ("WindowUpdated", "RemoteSettingsChanged"):
+                        self.greeted.set()
                         for each in self.streams.values():
                             each.room.set()
                     else:
@@ -83,6 +86,7 @@ class Connection(Generic[S]):
             pass
         finally:
             self.closed = True
+            self.greeted.set()
             self.ended()
             for stream in list(self.streams.values()):
                 stream.room.set()

@@ -166,12 +166,18 @@ class Sessions:
         self._changed = asyncio.Condition()
 
     async def find(self, id: str) -> Session:
-        """Raises ApiError when it does not come."""
+        """Raises ApiError when it does not come.
+
+        Before its settings are here a client may not have begun to serve. Docker's (20.10) then does not close the
+        session when its build is refused, and waits for ever for the daemon to do so.
+        """
 
         async def wait() -> Session:
             async with self._changed:
                 await self._changed.wait_for(lambda: id in self._known)
-            return self._known[id]
+                session = self._known[id]
+            await session.greeted.wait()
+            return session
 
         try:
             return await asyncio.wait_for(wait(), ARRIVE_S)

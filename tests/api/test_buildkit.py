@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, wait_until
+from buildkit import upgraded
+from daemons import Daemon, read_all, wait_until
 
 from labkernel.api import protobuf
 from labkernel.api.filesync import TransferError, _Receiver
 from labkernel.engine import Engine
+from labkernel.linux.waiting import readable
 
 Build = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
@@ -249,6 +251,22 @@ def test_what_fails_is_said(build: Build, context: Path) -> None:
     assert b"stat none: file does not exist" in done.stderr
     assert b"unknown instruction: NOPE" in build("-", stdin=b"NOPE\n").stderr
     assert b"the output oci is not available" in build("-o", "type=oci", str(context)).stderr
+
+
+def test_a_build_is_refused_only_once_its_client_serves(daemon: Daemon) -> None:
+    # docker's client waits for ever for a session that was refused before it began to serve it
+    id = os.urandom(8).hex()
+    session = upgraded(daemon, "/session", {"X-Docker-Expose-Session-Uuid": id})
+    asked = daemon.connect()
+    outputs = "%5B%7B%22Type%22%3A%22oci%22%7D%5D"
+    asked.sendall(
+        f"POST /build?version=2&session={id}&outputs={outputs} HTTP/1.1\r\nHost: x\r\n"
+        "Connection: close\r\nContent-Length: 0\r\n\r\n".encode()
+    )
+    with session, asked:
+        assert not readable(asked.fileno(), timeout_s=0.3)
+        session.sendall(b"\0\0\0\x04\0\0\0\0\0")  # RFC 9113, 6.5: SETTINGS without any
+        assert b"the output oci is not available" in read_all(asked)
 
 
 RESULT = b"""FROM lab/busybox AS work
