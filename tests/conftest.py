@@ -237,7 +237,7 @@ def _is_ours(trace: str) -> bool:
 def nothing_left() -> Iterator[None]:
     before = _traces()
     yield
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     # Teardown after the answer is the engine's design, so it is waited for, with an end.
     while (left := {trace for trace in _traces() - before if _is_ours(trace)}) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +25,7 @@ from typing import Any
 
 import pytest
 from ports import free_port
+from waiting import wait_until
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -232,22 +232,22 @@ def docker_registry(directory: Path, *, extra: str = "") -> Iterator[str]:
         yield domain
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 def wait_for(domain: str, process: subprocess.Popen[Any]) -> None:
     """Until something listens there. Ends with the process."""
     host, _, port = domain.rpartition(":")
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+
+    def listens() -> bool:
         assert process.poll() is None, "the registry ended"
         try:
             socket.create_connection((host, int(port)), timeout=1).close()
         except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise AssertionError(f"nothing listens on {domain}")
+            return False
+        return True
+
+    wait_until(listens, f"{domain} listens")
 
 
 def make_bcrypt(password: str) -> str:

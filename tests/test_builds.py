@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import last_of
 
 from labkernel.building.result import BuildResult, BuildStep
 from labkernel.engine import Engine
@@ -41,10 +42,8 @@ def fresh(text: str) -> str:
 
 def store(engine: Engine) -> dict[str, list[str]]:
     root = engine.layout.root
-    deadline = time.monotonic() + 10
     # A container that removes itself does so after its answer.
-    while os.listdir(root / "containers") and time.monotonic() < deadline:
-        time.sleep(0.01)
+    last_of(lambda: not os.listdir(root / "containers"))
     found = {name: sorted(os.listdir(root / name)) for name in ("containers", "tmp")}
     tags = {row[0] for row in engine.db.query("SELECT name FROM tags")}
     found["tags"] = sorted(tags - {"docker.io/lab/busybox:latest"})  # made when it is first named

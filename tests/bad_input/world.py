@@ -19,7 +19,7 @@ BUSYBOX = "lab/busybox"
 USED = "lk-test/used"
 RUN = ("run", "--rm", "--network", "none")
 IS_ROOT = os.geteuid() == 0
-SETTLE_S = 10.0
+SETTLE_S = 60.0
 
 World = dict[str, Any]
 
