@@ -42,14 +42,22 @@ async def build(call: Call) -> Any:
     uploads = call.host.shared(Uploads)
     if id.startswith(f"{UPLOAD}:"):
         return await _upload(call, uploads, id.removeprefix(f"{UPLOAD}:"))
-    # A client that is refused before its session is there may wait for it for ever.
     session = await call.unless_gone(call.host.shared(Sessions).find(call.query("session")))
+    if call.query("remote") != UPLOAD:
+        return await _answer(call, session, None)
+    # Also of a build that is refused: the client waits for both its answers.
+    body, done = await call.unless_gone(uploads.waiting(id))
+    uploads.forget(id)
+    try:
+        return await _answer(call, session, body)
+    finally:
+        if not done.done():
+            done.set_result(None)
+
+
+async def _answer(call: Call, session: Session, body: Call | None) -> Any:
+    """Build and tell of it; `body` brings the context."""
     _output(call)
-    body: Call | None = None
-    done: asyncio.Future[None] | None = None
-    if call.query("remote") == UPLOAD:
-        body, done = await call.unless_gone(uploads.waiting(id))
-        uploads.forget(id)
 
     def work(emit: Emit) -> None:
         # A quiet client shows all it gets: the id has to be all.
@@ -63,11 +71,7 @@ async def build(call: Call) -> Any:
         if id is not None:
             emit({"stream": f"{id}\n"} if quiet else {"id": "moby.image.id", "aux": {"ID": id}})
 
-    try:
-        await send(call, work, failure=_failure)
-    finally:
-        if done is not None and not done.done():
-            done.set_result(None)
+    await send(call, work, failure=_failure)
     return None
 
 

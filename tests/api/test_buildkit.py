@@ -251,6 +251,10 @@ def test_what_fails_is_said(build: Build, context: Path) -> None:
     assert b"stat none: file does not exist" in done.stderr
     assert b"unknown instruction: NOPE" in build("-", stdin=b"NOPE\n").stderr
     assert b"the output oci is not available" in build("-o", "type=oci", str(context)).stderr
+    with io.BytesIO() as packed:
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            tar.add(context, ".")
+        assert b"the output oci is not available" in build("-o", "type=oci", "-", stdin=packed.getvalue()).stderr
 
 
 def test_a_build_is_refused_only_once_its_client_serves(daemon: Daemon) -> None:
