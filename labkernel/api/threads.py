@@ -182,13 +182,14 @@ class Producer(Generic[T]):
     async def take(self) -> list[T]:
         """All there is by now, at least one item; empty at the end. Raises what `work` raised."""
         while True:
+            ended = self._ended  # before the items: what is emitted after a look at them may be the last
             with self._condition:
                 items = list(self._items)
                 self._items.clear()
                 self._condition.notify()
             if items:
                 return items
-            if self._ended:
+            if ended:
                 if self._error is not None:
                     raise self._error
                 return []
