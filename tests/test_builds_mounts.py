@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import BASE, fresh, output
 from waiting import wait_until
 
 from labkernel.building.result import BuildResult
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, UsageError
 
-BASE = "FROM lab/busybox\n"
 SECRET = b"hunter2-very-secret"
 
 
 def build(engine: Engine, text: str, **more: Any) -> BuildResult:
-    return engine.builds.build(text.replace(BASE, f"{BASE}ENV FRESH={os.urandom(8).hex()}\n", 1), **more)
-
-
-def output(engine: Engine, image: Any, command: str) -> str:
-    found: bytes = engine.containers.run(image.id, ["sh", "-c", command], remove=True)
-    return found.decode()
+    return engine.builds.build(fresh(text), **more)
 
 
 @pytest.fixture

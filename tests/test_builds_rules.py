@@ -5,20 +5,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
+from building import BASE, output
 
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, DockerfileError, LabkernelError, UsageError
 from labkernel.oci.placing import change_mode
-
-BASE = "FROM lab/busybox\n"
-
-
-def output(engine: Engine, image: Any, command: str) -> str:
-    found: bytes = engine.containers.run(image.id, ["sh", "-c", command], remove=True)
-    return found.decode()
 
 
 @pytest.fixture

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from building import build, output
 from registries import serving
 
 from labkernel.building.context import Context
 from labkernel.building.remotecache import CachePlace
-from labkernel.building.result import BuildResult, BuildStep
+from labkernel.building.result import BuildStep
 from labkernel.building.sources import GitSource, is_git, parse_git
 from labkernel.engine import Engine
 from labkernel.errors import BuildError, StoreError, UsageError
@@ -30,15 +31,6 @@ from labkernel.store.locks import is_locked
 
 BASE = "FROM lab/busybox\n"
 Cli = Callable[..., subprocess.CompletedProcess[bytes]]
-
-
-def build(engine: Engine, text: str, **more: Any) -> BuildResult:
-    return engine.builds.build(text, **more)
-
-
-def output(engine: Engine, image: Any, command: str) -> str:
-    found: bytes = engine.containers.run(image.id, ["sh", "-c", command], remove=True)
-    return found.decode()
 
 
 @pytest.fixture
