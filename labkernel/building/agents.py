@@ -15,6 +15,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -130,7 +131,7 @@ def answering(agent: str, path: Path) -> Iterator[None]:
         relay.close()
 
 
-class Listener:
+class Listener(ABC):
     """Answers at the socket `path`, which only its owner may use: one thread for it, and one with `_serve` for each
     client. Raises OSError."""
 
@@ -176,8 +177,9 @@ class Listener:
         with self._lock:
             self._open.difference_update(sockets)
 
+    @abstractmethod
     def _serve(self, client: socket.socket) -> None:
-        raise NotImplementedError
+        """Talk to one client, in a thread of its own."""
 
 
 class _Relay(Listener):

@@ -11,6 +11,7 @@ import fcntl
 import os
 import select
 import struct
+from abc import ABC, abstractmethod
 from typing import Any, NamedTuple, Protocol
 
 _RECV, _SEND, _VALID = 0xC0502100, 0xC0182101, 0x40082102
@@ -53,7 +54,7 @@ def still_waits(listener: int, question: Question) -> None:
     fcntl.ioctl(listener, _VALID, struct.pack("=Q", question.id))
 
 
-class Listener:
+class Listener(ABC):
     """The supervisor's end of one container's filter; `decide` is the subclass's."""
 
     def __init__(self, sup: Any, fd: int) -> None:
@@ -61,8 +62,9 @@ class Listener:
         self.fd = fd
         sup.loop.watch(fd, self._event)
 
+    @abstractmethod
     def decide(self, question: Question) -> int:
-        raise NotImplementedError
+        """See Answering."""
 
     def _event(self, events: int) -> None:
         if events & select.EPOLLIN:
